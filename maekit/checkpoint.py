@@ -1,0 +1,72 @@
+"""Saving and loading training checkpoints in upstream's format: {model, optimizer, epoch, scaler, args}.
+
+Tensors and plain values only, so that torch.load(weights_only=True) reads them, upstream's scripts included.
+"""
+
+import pickle
+
+import torch
+
+from .errors import InputError
+from .runs import atomic_write
+
+
+def save(path, *, model, optimizer, scaler, epoch, args, **extra):
+    """Write a checkpoint atomically. args: flat dict of plain values; extra: tensors or plain values."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": epoch,
+        "scaler": scaler.state_dict(),
+        "args": args,
+        **extra,
+    }
+    with atomic_write(path) as f:
+        try:
+            torch.save(state, f)
+        except RuntimeError as error:  # torch's writer hides the system's error, a full disk say, in its own
+            f.flush()
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
+
+
+def read(path):
+    """A checkpoint's dict, on the CPU; at least `model` is in it. Raises InputError if the file is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"--resume {path}: no such file. Use auto, never, or the path of a checkpoint.") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: truncated, damaged or no checkpoint ({reason[:120]}).") from error
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise InputError(f"{path}: no checkpoint; expected a dict with the weights under 'model'.")
+    return state
+
+
+def load_model(path, state, model):
+    """Load a checkpoint's weights strictly. Raises InputError naming the first parameter that does not fit."""
+    theirs, ours = state["model"], model.state_dict()
+    for name in [*ours, *theirs]:
+        if name not in theirs:
+            raise InputError(f"{path}: belongs to another model, has no {name}. See --model, --norm, --decoder_type.")
+        if name not in ours:
+            raise InputError(f"{path}: belongs to another model, has {name}. See --model, --norm, --decoder_type.")
+        if theirs[name].numel() != ours[name].numel():  # shapes () and (1,) are one thing here
+            raise InputError(
+                f"{path}: belongs to another model, {name} is {tuple(theirs[name].shape)} there and "
+                f"{tuple(ours[name].shape)} here. See --model, --input_size, --decoder_type."
+            )
+    model.load_state_dict({name: theirs[name].reshape(ours[name].shape) for name in ours})
+
+
+def load_training(path, state, optimizer, scaler):
+    """Load optimizer and scaler, if the checkpoint has them; returns the number of finished epochs."""
+    if "optimizer" not in state or "epoch" not in state:
+        return 0
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler") and scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: its optimizer belongs to another model ({error}).") from error
+    return state["epoch"] + 1

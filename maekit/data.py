@@ -1,0 +1,208 @@
+"""From image files to batches: crops, masks and order are decided by (seed, epoch, image), by nothing else.
+
+A batch is a dict of CPU tensors: images uint8 (N, 3, S, S), labels int64 (N,) with -1 for none, noise float32 (N, L)
+that decides the masks, index int64 (N,), broken int64 (N,) with the index of a file that could not be read, else -1.
+"""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from .errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BROKEN_SHARE = 0.01  # more unreadable images than this end the run
+
+# Independent random streams; see _generator().
+_ORDER, _CROP, _VAL_MASK, _REPLACEMENT = range(4)
+
+
+def _generator(*key):
+    return np.random.default_rng(key)
+
+
+class TrainImages(Dataset):
+    """Random crop, flip and mask noise of (epoch, index): the same ones in any process, at any time."""
+
+    def __init__(self, images, input_size, patches, seed, with_labels=False):
+        self.images, self.input_size, self.patches, self.seed = images, input_size, patches, seed
+        self.labels = images.labels if with_labels else None
+
+    def __getitem__(self, key):
+        epoch, index = key
+        another = _generator(self.seed, _REPLACEMENT, epoch, index)
+        image, used, broken = _read(self.images, index, lambda: int(another.integers(len(self.images))))
+        rng = _generator(self.seed, _CROP, epoch, index)
+        top, left, height, width = random_resized_crop_box(rng, image.height, image.width)
+        flip = rng.random() < 0.5
+        size = [self.input_size, self.input_size]
+        image = TF.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC)
+        if flip:
+            image = TF.hflip(image)
+        noise = rng.random(self.patches, dtype=np.float32)
+        return _sample(image, self.labels, used, noise, broken)
+
+
+class ValImages(Dataset):
+    """Center crop and the fixed mask noise of an image, the same for every run, epoch and seed."""
+
+    def __init__(self, images, input_size, patches, with_labels=False):
+        self.images, self.input_size, self.patches = images, input_size, patches
+        self.labels = images.labels if with_labels else None
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        n = len(self.images)
+        following = iter(range(index + 1, index + n))
+        image, used, broken = _read(self.images, index, lambda: next(following) % n)
+        image = TF.resize(image, round(self.input_size * 256 / 224), InterpolationMode.BICUBIC)
+        image = TF.center_crop(image, [self.input_size, self.input_size])
+        noise = _generator(_VAL_MASK, index).random(self.patches, dtype=np.float32)
+        return _sample(image, self.labels, used, noise, broken)
+
+
+class BatchOrder:
+    """The batches of an epoch as lists of (epoch, index): a seeded shuffle, cut to whole optimizer steps.
+
+    `batch_size` images a batch, `accum_iter` batches a step; images that do not fill a step wait for another epoch.
+    Call `set_epoch` before iterating.
+    """
+
+    def __init__(self, n_images, batch_size, accum_iter, seed):
+        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
+        self.steps = n_images // (batch_size * accum_iter)
+        self.batches = self.steps * accum_iter
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.batches
+
+    def __iter__(self):
+        order = _generator(self.seed, _ORDER, self.epoch).permutation(self.n_images).tolist()
+        for start in range(0, self.batches * self.batch_size, self.batch_size):
+            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+
+
+class BrokenImages:
+    """Names every unreadable image once and counts them; raises InputError when more than 1 % of a set are broken."""
+
+    def __init__(self, say):
+        self.say = say
+        self.found = {}
+
+    def __len__(self):
+        return sum(len(indices) for indices in self.found.values())
+
+    def check(self, images, batch):
+        """Look at the `broken` column of a batch of `images`."""
+        indices = batch["broken"]
+        if (indices < 0).all():
+            return
+        found = self.found.setdefault(id(images), set())
+        for index in set(indices[indices >= 0].tolist()) - found:
+            found.add(index)
+            self.say(f"broken image {images.file(index)}: replaced by another ({len(self)} so far)")
+        if len(found) > BROKEN_SHARE * len(images):
+            names = ", ".join(images.file(i) for i in sorted(found)[:20])
+            more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+            raise InputError(
+                f"{images.root}: {len(found)} of {len(images)} images cannot be read, more than {BROKEN_SHARE:.0%}: "
+                f"{names}{more}. Restore or remove these files."
+            )
+
+
+def train_loader(images, model, optim, *, seed, workers, pin, with_labels=False):
+    """Loader of training batches; its batch_sampler is a BatchOrder."""
+    dataset = TrainImages(images, model.input_size, model.patches, seed, with_labels)
+    order = BatchOrder(len(images), optim.batch_size, optim.accum_iter, seed)
+    return _loader(dataset, workers, pin, batch_sampler=order)
+
+
+def val_loader(images, model, *, batch_size, workers, pin, with_labels=False):
+    """Loader of every validation image once, in order; the last batch may be smaller."""
+    dataset = ValImages(images, model.input_size, model.patches, with_labels)
+    return _loader(dataset, workers, pin, batch_size=batch_size)
+
+
+def _loader(dataset, workers, pin, **batching):
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # the loader's own draws stay out of the global stream
+        **batching,
+    )
+
+
+class Pixels:
+    """Between uint8 images and the normalised ones of the model, on the device. Shapes (N, 3, H, W)."""
+
+    def __init__(self, device):
+        self.device = device
+        self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def normalize(self, images):
+        """uint8 in 0..255, anywhere -> float32 on the device, ImageNet mean and deviation removed."""
+        return (images.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
+
+    def to_uint8(self, images):
+        """The inverse, rounded and clipped to 0..255, on the CPU."""
+        return ((images.float() * self.std + self.mean) * 255).round().clamp(0, 255).byte().cpu()
+
+
+def random_resized_crop_box(rng, height, width, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
+    """(top, left, height, width) of a crop: area uniform in `scale`, aspect log-uniform in `ratio`.
+
+    The distribution of torchvision's RandomResizedCrop, ten tries and the central fall-back included, drawn from a
+    numpy generator.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _read(images, index, another):
+    """RGB image at `index`, else at the next index from another(): (image, index used, index if broken else -1)."""
+    broken, used = -1, index
+    for _ in range(32):
+        try:
+            with Image.open(images.file(used)) as image:
+                return image.convert("RGB"), used, broken
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            broken = index
+        try:
+            used = another()
+        except StopIteration:
+            break
+    raise InputError(f"{images.file(index)}: cannot be read, nor can the others tried in its place.")
+
+
+def _sample(image, labels, index, noise, broken):
+    return {
+        "images": TF.pil_to_tensor(image),
+        "labels": -1 if labels is None else int(labels[index]),
+        "noise": torch.from_numpy(noise),
+        "index": index,
+        "broken": broken,
+    }

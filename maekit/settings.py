@@ -1,0 +1,317 @@
+"""The flags of a training run, their defaults, their checks, and the typed objects that the parts take. No torch."""
+
+import argparse
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+
+from .errors import InputError
+
+# Plain lists, so that flags are checked before torch is imported; the tests hold them equal to the registries.
+NORMS = {  # name: alias
+    "LayerNorm": "ln",
+    "RMSNorm": "rms",
+    "DynamicTanh": "dyt",
+    "AdaptiveDynamicTanh": "adyt",
+    "DynamicErf": "derf",
+}
+MODELS = {  # name: patch size
+    "mae_vit_demo_patch8": 8,
+    "mae_vit_tiny_patch16": 16,
+    "mae_vit_small_patch16": 16,
+    "mae_vit_base_patch16": 16,
+    "mae_vit_large_patch16": 16,
+    "mae_vit_huge_patch14": 14,
+    "vit_tiny": 16,
+    "vit_small": 16,
+    "vit_base": 16,
+    "vit_large": 16,
+    "vit_huge": 14,
+}
+DECODER_SIZES = ("tiny", "small", "base", "large")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+# Every default is here and nowhere else. None: worked out in resolve().
+DEFAULTS = {
+    "norm": "LayerNorm",
+    "dyt_alpha_init": 0.5,
+    "adyt_lambda": 0.1,
+    "adyt_smooth": 0.9,
+    "adyt_alpha_min": 0.1,
+    "adyt_alpha_max": 2.0,
+    "model": "mae_vit_base_patch16",
+    "decoder_type": None,
+    "input_size": 224,
+    "mask_ratio": 0.75,
+    "norm_pix_loss": False,
+    "epochs": 100,
+    "batch_size": 64,
+    "accum_iter": 1,
+    "lr": None,
+    "blr": 1e-3,
+    "min_lr": 0.0,
+    "warmup_epochs": None,
+    "weight_decay": 0.05,
+    "imagenet_dir": "ILSVRC",
+    "max_images": None,
+    "num_workers": None,
+    "output_dir": None,
+    "seed": 0,
+    "device": "auto",
+    "precision": "auto",
+    "resume": "auto",
+    "overwrite": False,
+}
+# What --demo changes: a model, sizes and a rate that teach something on two cores in minutes.
+DEMO = {
+    "model": "mae_vit_demo_patch8",
+    "input_size": 64,
+    "epochs": 20,
+    "batch_size": 32,
+    "lr": 2e-3,
+}
+
+
+@dataclass(frozen=True)
+class NormSettings:
+    """Registry name of the norm, and the constructor options of norms.py that the user may set for it."""
+
+    name: str
+    options: dict
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    name: str
+    input_size: int
+    mask_ratio: float
+    norm_pix_loss: bool
+    decoder_type: str | None
+
+    @property
+    def patch_size(self):
+        return MODELS[self.name]
+
+    @property
+    def patches(self):
+        """Number of patches of an image."""
+        return (self.input_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    imagenet_dir: str | None  # None: the demo
+    max_images: int | None
+    num_workers: int
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """lr is the actual peak rate; warmup_epochs may be a fraction."""
+
+    epochs: int
+    batch_size: int
+    accum_iter: int
+    lr: float
+    min_lr: float
+    warmup_epochs: float
+    weight_decay: float
+
+    @property
+    def effective_batch(self):
+        return self.batch_size * self.accum_iter
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training run, every value resolved and checked."""
+
+    norm: NormSettings
+    model: ModelSettings
+    data: DataSettings
+    optim: OptimSettings
+    seed: int
+    precision: str
+    output_dir: str
+    device: str
+    resume: str
+    overwrite: bool
+
+    def identity(self):
+        """What decides the numbers of the run, flat and by the names of the flags.
+
+        Two commands with equal identities on equal data are the same run: the second goes on where the first stopped.
+        """
+        optim, model, norm = asdict(self.optim), asdict(self.model), asdict(self.norm)
+        model["model"] = model.pop("name")
+        flags = {"norm": norm["name"]}
+        flags.update({_OPTION_FLAGS[norm["name"]][option]: value for option, value in norm["options"].items()})
+        flags.update(model)
+        flags.update(optim)
+        return {**flags, "max_images": self.data.max_images, "seed": self.seed, "precision": self.precision}
+
+
+# norm: {constructor option: flag}; a flag that is not here for a norm is nothing to it
+_OPTION_FLAGS = {
+    "LayerNorm": {},
+    "RMSNorm": {},
+    "DynamicTanh": {"alpha_init": "dyt_alpha_init"},
+    "AdaptiveDynamicTanh": {
+        "lam": "adyt_lambda",
+        "smooth": "adyt_smooth",
+        "alpha_min": "adyt_alpha_min",
+        "alpha_max": "adyt_alpha_max",
+    },
+    "DynamicErf": {},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}. See {self.prog} --help.\n")
+
+
+def build_parser(prog, description):
+    """The parser of train.py. Nothing has an argparse default: what was not typed is None until resolve()."""
+    parser = Parser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("data")
+    _flag(group, "imagenet_dir", str, "ILSVRC folder (Data/CLS-LOC/{train,val}), or one with train/ and val/", "DIR")
+    group.add_argument("--demo", action="store_true", help="train on crops of ten photographs, with a small model")
+    _flag(group, "max_images", int, "train on an even, seeded share of N images; default: all", "N")
+    _flag(group, "num_workers", int, "processes that decode images; default: 4, at most the cores there are", "N")
+
+    group = parser.add_argument_group("norm")
+    _flag(group, "norm", str, f"{', '.join(NORMS)}, or {', '.join(NORMS.values())}", "NAME")
+    _flag(group, "dyt_alpha_init", float, "DynamicTanh: initial alpha")
+    _flag(group, "adyt_lambda", float, "AdaptiveDynamicTanh: strength of the adaptation")
+    _flag(group, "adyt_smooth", float, "AdaptiveDynamicTanh: smoothing factor of the gradient norm")
+    _flag(group, "adyt_alpha_min", float, "AdaptiveDynamicTanh: least alpha")
+    _flag(group, "adyt_alpha_max", float, "AdaptiveDynamicTanh: largest alpha")
+
+    group = parser.add_argument_group("model")
+    _flag(group, "model", str, f"{', '.join(MODELS)}", "NAME")
+    _flag(group, "decoder_type", str, "linear, or {tiny,small,base,large}-<blocks>b; default: the model's", "NAME")
+    _flag(group, "input_size", int, "side of the square images in pixels")
+    _flag(group, "mask_ratio", float, "share of patches that are hidden")
+    group.add_argument("--norm_pix_loss", action="store_true", default=None, help="targets normalised patch by patch")
+
+    group = parser.add_argument_group("optimisation")
+    _flag(group, "epochs", int, "length of the run")
+    _flag(group, "batch_size", int, "images per forward pass")
+    _flag(group, "accum_iter", int, "forward passes per optimizer step")
+    _flag(group, "lr", float, "peak learning rate; default: blr x batch_size x accum_iter / 256")
+    _flag(group, "blr", float, "base learning rate")
+    _flag(group, "min_lr", float, "learning rate at the end")
+    _flag(group, "warmup_epochs", float, "linear warm-up; default: 10, at most a tenth of the run")
+    _flag(group, "weight_decay", float, "AdamW's, on parameters of two dimensions and more")
+
+    group = parser.add_argument_group("run")
+    _flag(group, "output_dir", str, "the run's folder; default: ./output_train/<norm>/seed<seed>", "DIR")
+    _flag(group, "seed", int, "decides initial weights, order, crops and masks")
+    _flag(group, "device", str, "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N, mps")
+    _flag(group, "precision", str, "auto (float32 on CPU, else bfloat16 or float16), float32, bfloat16, float16")
+    _flag(group, "resume", str, "auto (go on where the run stopped), never, or a checkpoint to start from", "WHERE")
+    group.add_argument("--overwrite", action="store_true", default=None, help="delete another run in --output_dir")
+    return parser
+
+
+def _flag(group, name, kind, text, metavar="X"):
+    default, demo = DEFAULTS[name], DEMO.get(name)
+    if default is not None:
+        text += f" (default: {default}" + (f"; demo: {demo}" if demo is not None else "") + ")"
+    elif demo is not None:
+        text += f" (demo: {demo})"
+    group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text.replace("%", "%%"))
+
+
+def resolve(typed, *, cores=None):
+    """Settings from the parsed flags: what was typed wins, then --demo, then the defaults. Raises InputError."""
+    v = {**DEFAULTS, **(DEMO if typed.demo else {})}
+    v.update({name: value for name, value in vars(typed).items() if value is not None})
+    _check(v, demo=typed.demo, typed_dir=typed.imagenet_dir)
+    lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] / 256
+    warmup = v["warmup_epochs"] if v["warmup_epochs"] is not None else min(10, v["epochs"] / 10)
+    workers = v["num_workers"] if v["num_workers"] is not None else min(4, cores or available_cores())
+    name = norm_name(v["norm"])
+    return Settings(
+        norm=NormSettings(name, {option: v[flag] for option, flag in _OPTION_FLAGS[name].items()}),
+        model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
+        data=DataSettings(None if typed.demo else v["imagenet_dir"], v["max_images"], workers),
+        optim=OptimSettings(
+            v["epochs"], v["batch_size"], v["accum_iter"], lr, v["min_lr"], warmup, v["weight_decay"]
+        ),
+        seed=v["seed"],
+        precision=v["precision"],
+        output_dir=v["output_dir"] or os.path.join("output_train", name, f"seed{v['seed']}"),
+        device=v["device"],
+        resume=v["resume"],
+        overwrite=v["overwrite"],
+    )
+
+
+def norm_name(name):
+    """Registry name of a norm or alias. Raises InputError."""
+    for full, alias in NORMS.items():
+        if name in (full, alias):
+            return full
+    raise InputError(f"--norm {name}: unknown. Choose from {', '.join(NORMS)} (or {', '.join(NORMS.values())}).")
+
+
+def available_cores():
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(v, *, demo, typed_dir):
+    """Raise InputError for the first value that cannot be used."""
+    if demo and typed_dir is not None:
+        raise InputError(f"--demo and --imagenet_dir {typed_dir}: choose one of the two.")
+    norm_name(v["norm"])
+    if v["model"] not in MODELS:
+        raise InputError(f"--model {v['model']}: unknown. Choose from {', '.join(MODELS)}.")
+    decoder = v["decoder_type"]
+    if decoder not in (None, "linear") and not re.fullmatch(rf"({'|'.join(DECODER_SIZES)})-[1-9]\d?b", decoder):
+        raise InputError(f"--decoder_type {decoder}: unknown. Use linear, or <size>-<blocks>b with "
+                         f"size one of {', '.join(DECODER_SIZES)}, such as base-8b.")  # fmt: skip
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", v["device"]):
+        raise InputError(f"--device {v['device']}: unknown. Choose from auto, cpu, cuda, cuda:N, mps.")
+    if v["precision"] not in PRECISIONS:
+        raise InputError(f"--precision {v['precision']}: unknown. Choose from {', '.join(PRECISIONS)}.")
+
+    for name in ("epochs", "batch_size", "accum_iter", "max_images", "input_size", "lr", "blr", "dyt_alpha_init"):
+        if v[name] is not None and not 0 < v[name] < math.inf:
+            raise InputError(f"--{name} {v[name]}: must be positive.")
+    for name in ("min_lr", "weight_decay", "num_workers", "warmup_epochs", "adyt_lambda", "seed"):
+        if v[name] is not None and not 0 <= v[name] < math.inf:
+            raise InputError(f"--{name} {v[name]}: must not be negative.")
+    if not 0 <= v["adyt_smooth"] < 1:
+        raise InputError(f"--adyt_smooth {v['adyt_smooth']}: must be in [0, 1); 1 would never adapt.")
+    low, high = v["adyt_alpha_min"], v["adyt_alpha_max"]
+    if not 0 <= low < high < math.inf:
+        raise InputError(f"--adyt_alpha_min {low} --adyt_alpha_max {high}: need 0 <= min < max.")
+    if v["warmup_epochs"] is not None and v["warmup_epochs"] >= v["epochs"]:
+        raise InputError(
+            f"--warmup_epochs {v['warmup_epochs']:g}: as long as the run or longer (--epochs {v['epochs']}). "
+            "Lower it, or leave it out for a tenth of the run."
+        )
+
+    patch = MODELS[v["model"]]
+    if v["input_size"] % patch:
+        lower = max(patch, v["input_size"] // patch * patch)
+        raise InputError(f"--input_size {v['input_size']}: not a multiple of the {patch}-pixel patches of "
+                         f"{v['model']}. Try {lower} or {lower + patch}.")  # fmt: skip
+    if not 0 < v["mask_ratio"] < 1:
+        raise InputError(f"--mask_ratio {v['mask_ratio']}: must be between 0 and 1, both excluded.")
+    patches = (v["input_size"] // patch) ** 2
+    kept = int(patches * (1 - v["mask_ratio"]))
+    if kept in (0, patches):
+        raise InputError(f"--mask_ratio {v['mask_ratio']}: of {patches} patches {kept} would be visible; "
+                         "at least one must be, and at least one hidden.")  # fmt: skip

@@ -1,0 +1,202 @@
+"""Finding images and their labels on disk: ILSVRC, plain class folders, the demo. No torch, so errors come at once."""
+
+import csv
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from . import demo
+from .errors import InputError
+
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+class ImageSet:
+    """The images of one split: a folder, paths below it, and a class index per image, where there are labels.
+
+    paths: bytes array (n,), so that a million names cost little and worker processes share them. `read_labels` is
+    called when labels are first asked for: for a flat validation folder that means reading 50,000 annotations.
+    """
+
+    def __init__(self, root, paths, read_labels):
+        self.root = str(root)
+        self.paths = paths
+        self._read_labels = read_labels
+
+    def __len__(self):
+        return len(self.paths)
+
+    @cached_property
+    def labels(self):
+        """Class index per image, int64 (n,), or None where the images have no labels."""
+        return self._read_labels()
+
+    def file(self, index):
+        """Path of an image."""
+        return os.path.join(self.root, os.fsdecode(self.paths[index]))
+
+    def subset(self, indices):
+        """The images at `indices`, in that order."""
+        return ImageSet(self.root, self.paths[indices], lambda: self.labels[indices])
+
+
+@dataclass
+class Source:
+    """Training and validation images of one data set; classes are the sorted names of the training folders."""
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    classes: list
+    fingerprint: str
+
+    def describe(self):
+        """What config.json keeps."""
+        return {
+            "source": self.name,
+            "root": os.path.dirname(self.train.root),
+            "fingerprint": self.fingerprint,
+            "train_images": len(self.train),
+            "val_images": len(self.val),
+            "classes": len(self.classes),
+        }
+
+
+def open_source(data, seed):
+    """The Source that DataSettings ask for, training images reduced to max_images. Raises InputError."""
+    root = Path(data.imagenet_dir) if data.imagenet_dir is not None else demo.ensure()
+    source = _open_folder(root)
+    if data.imagenet_dir is None:
+        source.name = "demo"
+    if data.max_images is not None and data.max_images < len(source.train):
+        chosen = even_subset(source.train.labels, len(source.classes), data.max_images, seed)
+        source.train = source.train.subset(chosen)
+    return source
+
+
+def even_subset(labels, n_classes, n_images, seed):
+    """Sorted indices of n_images of the labelled images, an even, seeded share of every class.
+
+    With fewer images than classes: one image each of n_images seeded classes. A class with too few images gives all
+    it has and the others fill up.
+    """
+    rng = np.random.default_rng([seed, 0xDA7A])
+    room = np.bincount(labels, minlength=n_classes)
+    share = np.zeros(n_classes, dtype=int)
+    order = rng.permutation(n_classes)  # who gets one more where it does not divide
+    while (left := n_images - share.sum()) > 0:
+        open_classes = order[share[order] < room[order]]
+        each = left // len(open_classes)
+        if each == 0:
+            share[open_classes[:left]] += 1
+        else:
+            share[open_classes] = np.minimum(share[open_classes] + each, room[open_classes])
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(room)[:-1])
+    chosen = [rng.permutation(members)[:count] for members, count in zip(by_class, share)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _open_folder(root):
+    if not root.is_dir():
+        raise InputError(
+            f"--imagenet_dir {root}: no such folder. Point it at ILSVRC (with Data/CLS-LOC/train in it), or try --demo."
+        )
+    ilsvrc = root / "Data" / "CLS-LOC"
+    base, name = (ilsvrc, "ILSVRC") if (ilsvrc / "train").is_dir() else (root, "folders")
+    if not (base / "train").is_dir():
+        raise InputError(
+            f"--imagenet_dir {root}: no Data/CLS-LOC/train and no train/ in it. Try --demo, or see README 'Data'."
+        )
+    val_folder = next((base / n for n in ("val", "validation", "test") if (base / n).is_dir()), None)
+    if val_folder is None:
+        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has no val/ beside it. See README 'Data'.")
+
+    train_paths = _list_images(base / "train")
+    train_classes = _class_names(train_paths)
+    classes = sorted(set(train_classes) - {""})
+    if not classes:
+        what = "images directly in it but no class folders" if len(train_paths) else "no images in it"
+        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has {what}. See README 'Data'.")
+    if "" in train_classes:
+        stray = train_paths[train_classes.index("")]
+        raise InputError(f"{base / 'train' / os.fsdecode(stray)}: an image outside the class folders. Move it away.")
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index[c] for c in train_classes])
+    train = ImageSet(base / "train", train_paths, lambda: labels)
+
+    val_paths = _list_images(val_folder)
+    if not len(val_paths):
+        raise InputError(f"--imagenet_dir {root}: {val_folder} has no images in it. See README 'Data'.")
+    val_classes = _class_names(val_paths)
+    unknown = sorted(set(val_classes) - {""} - set(classes))
+    if unknown:
+        raise InputError(
+            f"{val_folder / unknown[0]}: {train.root} has no class of that name (it has {_some(classes)}). "
+            "Rename the folders so that train and val agree."
+        )
+    if "" not in val_classes:
+        val = ImageSet(val_folder, val_paths, lambda: np.array([index[c] for c in val_classes]))
+    else:
+        homes = (root, root.parent.parent) if base == root else (root,)
+        val = ImageSet(val_folder, val_paths, lambda: _flat_val_labels(homes, val_paths, index))
+    return Source(name, train, val, classes, _fingerprint(train_paths, val_paths))
+
+
+def _list_images(folder):
+    """Relative paths of all images below a folder, sorted, as a bytes array."""
+    paths = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        below = os.path.relpath(parent, folder).replace(os.sep, "/")
+        prefix = "" if below == "." else below + "/"
+        paths += [prefix + f for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
+    return np.array(sorted(os.fsencode(p) for p in paths), dtype=bytes)
+
+
+def _class_names(paths):
+    """First folder of every path; "" for an image that is in none."""
+    return [os.fsdecode(p.split(b"/")[0]) if b"/" in p else "" for p in paths]
+
+
+def _flat_val_labels(homes, paths, index):
+    """Labels of flat validation images by LOC_val_solution.csv, else by the XML annotations, else None."""
+    stems = [os.path.splitext(os.path.basename(os.fsdecode(p)))[0] for p in paths]
+    for home in homes:
+        table, folder = home / "LOC_val_solution.csv", home / "Annotations" / "CLS-LOC" / "val"
+        if table.is_file():
+            with open(table, newline="", encoding="utf-8") as f:
+                wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(f)}
+            return _lookup(stems, wnids.get, index, table)
+        if folder.is_dir():
+            return _lookup(stems, lambda stem: _annotated_class(folder / f"{stem}.xml"), index, folder)
+    return None
+
+
+def _annotated_class(file):
+    return ElementTree.parse(file).findtext("object/name") if file.is_file() else None
+
+
+def _lookup(stems, wnid_of, index, where):
+    labels = []
+    for stem in stems:
+        wnid = wnid_of(stem)
+        if wnid not in index:
+            raise InputError(f"{where}: {stem} has class {wnid}, which is no training folder ({_some(list(index))}).")
+        labels.append(index[wnid])
+    return np.array(labels)
+
+
+def _some(names):
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _fingerprint(*lists):
+    digest = hashlib.sha256()
+    for paths in lists:
+        digest.update(b"\n".join(paths.tolist()) + b"\0")
+    return digest.hexdigest()[:16]

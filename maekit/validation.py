@@ -1,0 +1,120 @@
+"""What the model makes of images it was not trained on: loss, trivial baselines of the loss, reconstructions."""
+
+import os
+
+import numpy as np
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch.utils.data import default_collate
+
+from .model import patch_statistics, patchify, unpatchify
+
+N_DRAWN = 8  # validation images kept as pictures
+N_QUALITY = 64  # validation images that PSNR and SSIM are means over
+
+
+@torch.inference_mode()
+def validate(model, batches, device, pixels, mask_ratio):
+    """Mean loss over all hidden patches of all batches, every image once; a float in the loss's own space."""
+    model.eval()
+    total, n = torch.zeros((), device=device.torch), 0
+    for batch in batches:
+        with device.autocast():
+            loss, _, _ = model(pixels.normalize(batch["images"]), mask_ratio, batch["noise"].to(device.torch))
+        total += loss.float() * len(batch["images"])
+        n += len(batch["images"])
+    return total.item() / n
+
+
+@torch.inference_mode()
+def baselines(batches, pixels, mask_ratio, patch_size, norm_pix_loss):
+    """Losses of two predictions that take no learning, over the same images and masks as `validate`.
+
+    flat_colour: the mean colour of an image's visible patches. smooth_colour: the visible pixels blurred, a Gaussian of
+    one patch as deviation. With norm_pix_loss a flat patch is 0 in the space of the loss, and smooth_colour is None.
+    """
+    sums, n = torch.zeros(2, device=pixels.device), 0
+    for batch in batches:
+        images = pixels.normalize(batch["images"])
+        mask = hidden_patches(batch["noise"].to(images.device), mask_ratio)
+        target = patchify(images, patch_size)
+        if norm_pix_loss:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+            predictions = [torch.zeros_like(target)]
+        else:
+            predictions = [patchify(p, patch_size) for p in (flat_colour(images, mask), smooth_colour(images, mask))]
+        for i, prediction in enumerate(predictions):
+            error = ((prediction - target) ** 2).mean(-1)
+            sums[i] += (error * mask).sum() / mask.sum() * len(images)
+        n += len(images)
+    flat, smooth = (sums / n).tolist()
+    return {"flat_colour": flat, "smooth_colour": None if norm_pix_loss else smooth}
+
+
+def hidden_patches(noise, mask_ratio):
+    """Mask (N, L), 1 where hidden, of mask noise (N, L), by the rule of MaskedAutoencoder.random_masking."""
+    rank = noise.argsort(dim=1).argsort(dim=1)
+    return (rank >= int(noise.shape[1] * (1 - mask_ratio))).float()
+
+
+def flat_colour(images, mask):
+    """Every pixel the mean colour of the visible ones: (N, 3, H, W), (N, L) -> (N, 3, H, W)."""
+    visible = _visible_pixels(images, mask)
+    mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)
+    return mean.expand_as(images)
+
+
+def smooth_colour(images, mask):
+    """Every pixel the Gaussian-weighted mean of the visible ones around it, deviation one patch."""
+    visible = _visible_pixels(images, mask)
+    side = images.shape[-1]
+    patch = side / mask.shape[1] ** 0.5
+    place = torch.arange(side, device=images.device)
+    blur = torch.exp(-((place[:, None] - place) ** 2) / (2 * patch**2))
+    weight = blur @ visible @ blur + 1e-6 * patch**2
+    return (blur @ (images * visible) @ blur + 1e-6 * patch**2 * flat_colour(images, mask)) / weight
+
+
+def _visible_pixels(images, mask):
+    patch = images.shape[-1] // round(mask.shape[1] ** 0.5)
+    return 1 - unpatchify(mask[:, :, None].expand(-1, -1, patch**2), patch)  # (N, 1, H, W)
+
+
+@torch.inference_mode()
+def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16):
+    """Draw what the model makes of a fixed, even choice of validation images.
+
+    Returns (pictures, quality): pictures has uint8 arrays image, masked, reconstruction (n, H, W, 3), hidden pixels of
+    `masked` grey, mask bool (n, L), and names; quality has psnr (dB) and ssim, means over up to 64 images of the
+    composite: visible patches as they are, hidden ones as predicted.
+    """
+    model.eval()
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(N_QUALITY, len(dataset))).round().astype(int))
+    drawn = set(np.linspace(0, len(chosen) - 1, min(N_DRAWN, len(chosen))).round().astype(int).tolist())
+    pictures = {"image": [], "masked": [], "reconstruction": [], "mask": [], "name": []}
+    psnr, ssim = [], []
+    for start in range(0, len(chosen), batch_size):
+        batch = default_collate([dataset[int(i)] for i in chosen[start : start + batch_size]])
+        images = pixels.normalize(batch["images"])
+        with device.autocast():
+            _, pred, mask = model(images, mask_ratio, batch["noise"].to(device.torch))
+        rebuilt = _channels_last(pixels.to_uint8(model.reconstruct(images, pred.float())))
+        visible = _visible_pixels(images, mask).cpu().numpy().transpose(0, 2, 3, 1).astype(bool)
+        originals = _channels_last(batch["images"])
+        composites = np.where(visible, originals, rebuilt)
+        for i, (original, composite) in enumerate(zip(originals, composites)):
+            psnr.append(peak_signal_noise_ratio(original, composite, data_range=255))
+            ssim.append(structural_similarity(original, composite, channel_axis=2, data_range=255))
+            if start + i in drawn:
+                pictures["image"].append(original)
+                pictures["masked"].append(np.where(visible[i], original, 128).astype(np.uint8))
+                pictures["reconstruction"].append(rebuilt[i])
+                pictures["mask"].append(mask[i].bool().cpu().numpy())
+                pictures["name"].append(os.path.basename(dataset.images.file(int(batch["index"][i]))))
+    quality = {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim)), "quality_images": len(chosen)}
+    return {name: np.stack(arrays) for name, arrays in pictures.items()}, quality
+
+
+def _channels_last(images):
+    return images.numpy().transpose(0, 2, 3, 1)

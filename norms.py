@@ -1,0 +1,231 @@
+"""Normalisation layers for transformers, their registry, and conversion of a model from LayerNorm to any of them.
+
+    model = convert_norms(model, "DynamicTanh")                 # every nn.LayerNorm replaced
+    model = convert_norms(model, "adyt", lam=0.1, smooth=0.9)   # aliases work
+    ...
+    loss.backward(); update_adaptive(model); optimizer.step()   # AdaptiveDynamicTanh: one line per optimizer step
+
+This file needs torch only and nothing of the kit around it: copy it into your project.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class _AffineNorm(nn.Module):
+    """What the layers below share: per-channel weight and bias, and where the channels are.
+
+    normalized_shape: int or tuple, as nn.LayerNorm. `channels_first`: the input is (N, C, H, W) and C has the weight
+    (timm's LayerNorm2d), else channels are the last dimensions. `affine`, `bias`: as nn.LayerNorm's.
+    """
+
+    def __init__(self, normalized_shape, *, affine=True, bias=True, channels_first=False):
+        super().__init__()
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape = shape
+        self.channels_first = channels_first
+        self.weight = nn.Parameter(torch.ones(shape)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(shape)) if affine and bias else None
+
+    def affine(self, x):
+        weight, bias = self.weight, self.bias
+        if self.channels_first:  # (C,) -> (C, 1, 1)
+            weight, bias = (p if p is None else p[:, None, None] for p in (weight, bias))
+        if weight is not None:
+            x = x * weight
+        return x if bias is None else x + bias
+
+    def extra_repr(self):
+        return f"{self.normalized_shape}, channels_first={self.channels_first}"
+
+
+class RMSNorm(_AffineNorm):
+    """x / rms(x) * weight, rms over the channels. arXiv 1910.07467."""
+
+    def __init__(self, normalized_shape, *, eps=1e-6, affine=True, bias=False, channels_first=False):
+        super().__init__(normalized_shape, affine=affine, bias=False, channels_first=channels_first)
+        self.eps = eps
+
+    def forward(self, x):
+        if not self.channels_first:
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        x = x.permute(0, 2, 3, 1)
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps).permute(0, 3, 1, 2)
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, eps={self.eps}"
+
+
+class DynamicTanh(_AffineNorm):
+    """tanh(alpha x) * weight + bias with one learned scalar alpha. arXiv 2503.10622; state-dict names are the paper's."""
+
+    def __init__(self, normalized_shape, *, alpha_init=0.5, affine=True, bias=True, channels_first=False):
+        super().__init__(normalized_shape, affine=affine, bias=bias, channels_first=channels_first)
+        self.alpha_init = alpha_init
+        self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
+
+    def forward(self, x):
+        return self.affine(torch.tanh(self.alpha * x))
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, alpha_init={self.alpha_init}"
+
+
+class DynamicErf(_AffineNorm):
+    """erf(alpha x + shift) * weight + bias with learned scalars alpha and shift. arXiv 2512.10938."""
+
+    def __init__(
+        self, normalized_shape, *, alpha_init=0.5, shift_init=0.0, affine=True, bias=True, channels_first=False
+    ):
+        super().__init__(normalized_shape, affine=affine, bias=bias, channels_first=channels_first)
+        self.alpha_init, self.shift_init = alpha_init, shift_init
+        self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
+        self.shift = nn.Parameter(torch.full((1,), float(shift_init)))
+
+    def forward(self, x):
+        return self.affine(torch.erf(self.alpha * x + self.shift))
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, alpha_init={self.alpha_init}, shift_init={self.shift_init}"
+
+
+class AdaptiveDynamicTanh(_AffineNorm):
+    """DynamicTanh whose scalar grows where this layer's gradients are small.
+
+    tanh(a(t) x) * weight + bias,  a(t) = clip(alpha_base (1 + lam / (eps + G)), alpha_min, alpha_max),
+    G = smooth G + (1 - smooth) |gradient of alpha_base, weight and bias|_2, G = 1 at the start.
+
+    G is a buffer and moves only when `update_adaptive` is called, once per optimizer step, so training, evaluation and
+    a reloaded checkpoint compute the same function. While a(t) is clipped, alpha_base gets no gradient.
+    State-dict names are those of the original scripts: alpha_base, weight, bias, grad_norm_smoothed.
+    """
+
+    def __init__(
+        self,
+        normalized_shape,
+        *,
+        alpha_init=0.5,
+        lam=0.1,
+        smooth=0.9,
+        alpha_min=0.1,
+        alpha_max=2.0,
+        eps=1e-6,
+        affine=True,
+        bias=True,
+        channels_first=False,
+    ):
+        super().__init__(normalized_shape, affine=affine, bias=bias, channels_first=channels_first)
+        self.alpha_init, self.lam, self.smooth, self.eps = alpha_init, lam, smooth, eps
+        self.alpha_min, self.alpha_max = alpha_min, alpha_max
+        self.alpha_base = nn.Parameter(torch.full((1,), float(alpha_init)))
+        self.register_buffer("grad_norm_smoothed", torch.ones(1))
+
+    @property
+    def alpha(self):
+        """a(t), shape (1,)."""
+        unclipped = self.alpha_base * (1 + self.lam / (self.eps + self.grad_norm_smoothed))
+        return unclipped.clamp(self.alpha_min, self.alpha_max)
+
+    def forward(self, x):
+        return self.affine(torch.tanh(self.alpha * x))
+
+    def extra_repr(self):
+        return (
+            f"{super().extra_repr()}, alpha_init={self.alpha_init}, lam={self.lam}, smooth={self.smooth}, "
+            f"range=({self.alpha_min}, {self.alpha_max})"
+        )
+
+
+NORMS = {
+    "LayerNorm": nn.LayerNorm,
+    "RMSNorm": RMSNorm,
+    "DynamicTanh": DynamicTanh,
+    "AdaptiveDynamicTanh": AdaptiveDynamicTanh,
+    "DynamicErf": DynamicErf,
+}
+ALIASES = {
+    "ln": "LayerNorm",
+    "rms": "RMSNorm",
+    "dyt": "DynamicTanh",
+    "adyt": "AdaptiveDynamicTanh",
+    "derf": "DynamicErf",
+}
+
+
+def convert_norms(model, name, **options):
+    """Replace every nn.LayerNorm of `model`, subclasses too, by a fresh layer of the norm `name`; returns the model.
+
+    `options` go to the layer's constructor (alpha_init, lam, ...). Device, dtype, training mode, affine or not, and
+    channels-first layers (timm's and torchvision's LayerNorm2d) are kept; no random number is drawn. "LayerNorm"
+    leaves the model as it is. Raises KeyError for an unknown name, TypeError for an option the layer does not have.
+    """
+    layer_class = NORMS[ALIASES.get(name, name)]
+    if layer_class is nn.LayerNorm:
+        if options:
+            raise TypeError(f"LayerNorm takes no options, got {', '.join(options)}")
+        return model
+    if isinstance(model, nn.LayerNorm):
+        return _like(model, layer_class, options)
+    for parent in list(model.modules()):
+        for child_name, child in parent.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(parent, child_name, _like(child, layer_class, options))
+    return model
+
+
+def _like(norm, layer_class, options):
+    """A layer of `layer_class` for the place of the LayerNorm `norm`."""
+    new = layer_class(
+        norm.normalized_shape,
+        affine=norm.weight is not None,
+        bias=norm.bias is not None,
+        # a name, since this file knows neither timm nor torchvision, whose classes both end so
+        channels_first="2d" in type(norm).__name__,
+        **options,
+    )
+    if norm.weight is not None:
+        new.to(device=norm.weight.device, dtype=norm.weight.dtype)
+    return new.train(norm.training)
+
+
+@torch.no_grad()
+def update_adaptive(model):
+    """Move G of every AdaptiveDynamicTanh in `model` by the gradients it has now; nothing to do without such layers.
+
+    Call once per optimizer step, with gradients accumulated, reduced over processes and unscaled, before clipping.
+    If any of these gradients is not finite, as in a step that a GradScaler is about to skip, no layer moves.
+    Runs on the device without synchronising.
+    """
+    layers = [m for m in model.modules() if isinstance(m, AdaptiveDynamicTanh)]
+    if all(p.grad is None for m in layers for p in m.parameters(recurse=False)):
+        return
+    buffers = [m.grad_norm_smoothed for m in layers]
+    zero = buffers[0].new_zeros(1)
+    gradients = [
+        zero if p is None or p.grad is None else p.grad for m in layers for p in (m.alpha_base, m.weight, m.bias)
+    ]
+    norms = torch.stack(torch._foreach_norm(gradients)).view(len(layers), 3).norm(dim=1)
+    moved = torch._foreach_mul(buffers, [m.smooth for m in layers])
+    torch._foreach_add_(moved, torch._foreach_mul(list(norms.split(1)), [1 - m.smooth for m in layers]))
+    moved = torch.where(norms.isfinite().all(), torch.cat(moved), torch.cat(buffers))
+    torch._foreach_copy_(buffers, list(moved.split(1)))
+
+
+@torch.no_grad()
+def norm_alphas(model):
+    """The scalar in front of x of every layer that has one, as the next forward pass uses it.
+
+    Returns a list of (module name, alpha, saturated) in the order of `model.modules()`; `saturated` tells that an
+    AdaptiveDynamicTanh sits at a bound of its range and is None for layers without a range.
+    """
+    named = [(n, m) for n, m in model.named_modules() if isinstance(m, (DynamicTanh, DynamicErf, AdaptiveDynamicTanh))]
+    if not named:
+        return []
+    values = torch.cat([m.alpha.float() for _, m in named]).tolist()  # one transfer for all layers
+    rows = []
+    for (name, m), value in zip(named, values):
+        bounds = (m.alpha_min, m.alpha_max) if isinstance(m, AdaptiveDynamicTanh) else None
+        saturated = None if bounds is None else not (bounds[0] * (1 + 1e-6) < value < bounds[1] * (1 - 1e-6))
+        rows.append((name, value, saturated))
+    return rows
