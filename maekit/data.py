@@ -122,28 +122,41 @@ class BrokenImages:
             )
 
 
-def train_loader(images, model, optim, *, seed, workers, pin, with_labels=False):
-    """Loader of training batches; its batch_sampler is a BatchOrder."""
+class Batches:
+    """Iterable of the batches of a data set, each looked at for broken images; `order` is its BatchOrder, if any."""
+
+    def __init__(self, dataset, broken, workers, pin, **batching):
+        self.dataset, self.broken = dataset, broken
+        self.order = batching.get("batch_sampler")
+        self.loader = DataLoader(
+            dataset,
+            num_workers=workers,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # the loader's own draws stay out of the global stream
+            **batching,
+        )
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for batch in self.loader:
+            self.broken.check(self.dataset.images, batch)
+            yield batch
+
+
+def train_batches(images, model, optim, *, seed, broken, workers, pin=False, with_labels=False):
+    """Training batches in the order of a BatchOrder. model, optim: ModelSettings, OptimSettings."""
     dataset = TrainImages(images, model.input_size, model.patches, seed, with_labels)
     order = BatchOrder(len(images), optim.batch_size, optim.accum_iter, seed)
-    return _loader(dataset, workers, pin, batch_sampler=order)
+    return Batches(dataset, broken, workers, pin, batch_sampler=order)
 
 
-def val_loader(images, model, *, batch_size, workers, pin, with_labels=False):
-    """Loader of every validation image once, in order; the last batch may be smaller."""
+def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_labels=False):
+    """Every validation image once, in order; the last batch may be smaller."""
     dataset = ValImages(images, model.input_size, model.patches, with_labels)
-    return _loader(dataset, workers, pin, batch_size=batch_size)
-
-
-def _loader(dataset, workers, pin, **batching):
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        pin_memory=pin,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # the loader's own draws stay out of the global stream
-        **batching,
-    )
+    return Batches(dataset, broken, workers, pin, batch_size=batch_size)
 
 
 class Pixels:

@@ -89,7 +89,9 @@ def photograph(name):
     """Path of a photograph inside the installed scikit-image package."""
     package = importlib.util.find_spec("skimage")
     if package is None:
-        raise InputError("--demo: scikit-image is not installed, its photographs are the data. pip install scikit-image")
+        raise InputError(
+            "--demo: scikit-image is not installed, its photographs are the data. pip install scikit-image"
+        )
     file = Path(package.submodule_search_locations[0]) / "data" / name
     if not file.is_file():
         raise InputError(f"--demo: {file} is missing; reinstall scikit-image 0.24 or newer.")

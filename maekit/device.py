@@ -53,7 +53,9 @@ def _choose(name):
     kind, _, number = name.partition(":")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise InputError(f"--device {name}: torch {torch.__version__} sees no CUDA device. Use --device auto or cpu.")
+            raise InputError(
+                f"--device {name}: torch {torch.__version__} sees no CUDA device. Use --device auto or cpu."
+            )
         if number and int(number) >= torch.cuda.device_count():
             raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
     if kind == "mps" and not torch.backends.mps.is_available():

@@ -42,8 +42,8 @@ LOOK = {  # norm: (colour, line style)
     "DynamicErf": ("#009E73", (0, (1, 1))),
 }
 BASELINES = {  # column of a summary: (label, line style)
-    "flat_colour": ("flat colour of the visible patches", (0, (4, 2))),
-    "smooth_colour": ("smoothed colour of the visible patches", (0, (1, 1.5))),
+    "flat_colour": ("flat colour", (0, (4, 2))),
+    "smooth_colour": ("smoothed colour", (0, (1, 1.5))),
 }
 GREY = "#767676"
 
@@ -235,7 +235,7 @@ def _draw_baselines(ax, summary):
     handles = []
     for column, (label, style) in BASELINES.items():
         value = summary.get(column)
-        if value is not None and value == value:
+        if value is not None and np.isfinite(value):
             handles.append(ax.axhline(value, color=GREY, linestyle=style, linewidth=1, label=f"{label}: {value:.3f}"))
     return handles
 

@@ -88,8 +88,7 @@ class MaskedAutoencoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, encoder.width), requires_grad=False)
         self.blocks = nn.ModuleList(
-            Block(encoder.width, encoder.heads, mlp_ratio, qkv_bias=True, norm_layer=norm)
-            for _ in range(encoder.depth)
+            Block(encoder.width, encoder.heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(encoder.depth)
         )
         self.norm = norm(encoder.width)
 

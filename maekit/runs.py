@@ -1,13 +1,13 @@
 """The run folder: what is in it, how it is written so that nothing is ever half there, and how it is read. No torch.
 
-    config.json            settings, data, versions, hardware
-    log.csv                a row per epoch
-    norm_alpha.csv         a row per epoch and layer, for norms that have an alpha
-    trajectory.json        (mse, ...) per epoch, in the format of the original gap scripts
-    summary.json           the run in one line, once it has ended
-    checkpoint.pth         weights, optimizer, epoch
-    reconstructions.npz    pictures
-    loss_curve.png .pdf, tensorboard/
+config.json            settings, data, versions, hardware
+log.csv                a row per epoch
+norm_alpha.csv         a row per epoch and layer, for norms that have an alpha
+trajectory.json        (mse, ...) per epoch, in the format of the original gap scripts
+summary.json           the run in one line, once it has ended
+checkpoint.pth         weights, optimizer, epoch
+reconstructions.npz    pictures
+loss_curve.png .pdf, tensorboard/
 """
 
 import csv
@@ -91,23 +91,51 @@ class RunFolder:
             file.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
 
-    def write_config(self, config):
-        write_json(self.config, config)
 
-    def write_log(self, rows):
-        """rows: one dict per epoch, keys among LOG_COLUMNS."""
-        write_csv(self.log, LOG_COLUMNS, rows)
+class Record:
+    """What a run has measured so far, epoch by epoch, and the files that hold it.
 
-    def read_log(self, before_epoch):
-        """Rows of finished epochs with a smaller number than before_epoch, as write_log took them."""
-        return [row for row in read_csv(self.log) if row["epoch"] < before_epoch]
+    folder: RunFolder. head: the run's entry in trajectory.json (alpha, lr, model, decoder, norm, seed). Epochs before
+    `first_epoch` are read back from the folder, later ones, of a run killed before its checkpoint, are dropped.
+    """
 
-    def write_norm_alpha(self, rows):
-        """rows: one dict per epoch and layer, keys ALPHA_COLUMNS."""
-        write_csv(self.norm_alpha, ALPHA_COLUMNS, rows)
+    def __init__(self, folder, head, first_epoch=0):
+        self.folder, self.head = folder, head
+        self.log = [row for row in read_csv(folder.log) if row["epoch"] < first_epoch]
+        self.alphas = [row for row in read_csv(folder.norm_alpha) if row["epoch"] < first_epoch]
 
-    def read_norm_alpha(self, before_epoch):
-        return [row for row in read_csv(self.norm_alpha) if row["epoch"] < before_epoch]
+    def add(self, row, layers, status):
+        """Append an epoch and write log.csv, norm_alpha.csv and trajectory.json.
+
+        row: values of LOG_COLUMNS but the norms' alphas; layers: (name, alpha, saturated or None) of each norm layer.
+        """
+        self.log.append({**row, **_alpha_columns(layers)})
+        self.alphas += [dict(zip(ALPHA_COLUMNS, (row["epoch"], *layer))) for layer in layers]
+        write_csv(self.folder.log, LOG_COLUMNS, self.log)
+        write_csv(self.folder.norm_alpha, ALPHA_COLUMNS, self.alphas)
+        self.write_trajectory(status)
+
+    def write_trajectory(self, status):
+        """Write trajectory.json, in the format of the original gap scripts."""
+        points = [
+            {"epoch": row["epoch"], "mse": row["val_mse"], "alpha": self.head["alpha"], "lr": self.head["lr"]}
+            for row in self.log
+        ]
+        write_json(self.folder.trajectory, {**self.head, "status": status, "trajectory": points})
+
+
+def _alpha_columns(layers):
+    """The log's columns on the norms' alphas: over layers, mean, min, max and the share that sits at a bound."""
+    if not layers:
+        return {}
+    values = [alpha for _, alpha, _ in layers]
+    bounded = [saturated for _, _, saturated in layers if saturated is not None]
+    return {
+        "norm_alpha_mean": sum(values) / len(values),
+        "norm_alpha_min": min(values),
+        "norm_alpha_max": max(values),
+        "norm_alpha_saturated": sum(bounded) / len(bounded) if bounded else None,
+    }
 
 
 def first_difference(stored, identity):
@@ -122,6 +150,23 @@ def _spell(name, value):
     if name == "data":
         return f"data {value}"
     return f"no --{name}" if value in (None, False) else f"--{name}" if value is True else f"--{name} {value}"
+
+
+def summarize_log(log):
+    """What the rows of a log say of a run as a whole; losses are the training loss unless they say val."""
+    if not log:
+        return {"total_epochs": 0}
+    best = min(log, key=lambda row: row["train_loss"])
+    return {
+        "total_epochs": len(log),
+        "avg_epoch_time": sum(row["epoch_time_s"] for row in log) / len(log),
+        "final_loss": log[-1]["train_loss"],
+        "min_loss": best["train_loss"],
+        "min_loss_epoch": best["epoch"],
+        "val_mse": log[-1]["val_mse"],
+        "images_per_s": sum(row["images_per_s"] for row in log) / len(log),
+        "peak_memory_mb": max((row["peak_memory_mb"] for row in log if row["peak_memory_mb"]), default=None),
+    }
 
 
 def load_runs(root):
@@ -184,6 +229,14 @@ def write_csv(path, columns, rows):
         f.write(text.getvalue().encode())
 
 
+def write_arrays(path, arrays):
+    """Write a compressed .npz."""
+    import numpy as np
+
+    with atomic_write(path) as f:
+        np.savez_compressed(f, **arrays)
+
+
 def read_csv(path):
     """Rows of a file of write_csv with numbers as numbers; an empty list if there is no file."""
     if not Path(path).exists():
@@ -229,7 +282,7 @@ def git_commit():
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10,
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -146,14 +146,14 @@ class Settings:
         optim, model, norm = asdict(self.optim), asdict(self.model), asdict(self.norm)
         model["model"] = model.pop("name")
         flags = {"norm": norm["name"]}
-        flags.update({_OPTION_FLAGS[norm["name"]][option]: value for option, value in norm["options"].items()})
+        flags.update({OPTION_FLAGS[norm["name"]][option]: value for option, value in norm["options"].items()})
         flags.update(model)
         flags.update(optim)
         return {**flags, "max_images": self.data.max_images, "seed": self.seed, "precision": self.precision}
 
 
-# norm: {constructor option: flag}; a flag that is not here for a norm is nothing to it
-_OPTION_FLAGS = {
+# norm: {constructor option of norms.py: flag}; a flag that is not here for a norm is nothing to it
+OPTION_FLAGS = {
     "LayerNorm": {},
     "RMSNorm": {},
     "DynamicTanh": {"alpha_init": "dyt_alpha_init"},
@@ -242,12 +242,10 @@ def resolve(typed, *, cores=None):
     workers = v["num_workers"] if v["num_workers"] is not None else min(4, cores or available_cores())
     name = norm_name(v["norm"])
     return Settings(
-        norm=NormSettings(name, {option: v[flag] for option, flag in _OPTION_FLAGS[name].items()}),
+        norm=NormSettings(name, {option: v[flag] for option, flag in OPTION_FLAGS[name].items()}),
         model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
         data=DataSettings(None if typed.demo else v["imagenet_dir"], v["max_images"], workers),
-        optim=OptimSettings(
-            v["epochs"], v["batch_size"], v["accum_iter"], lr, v["min_lr"], warmup, v["weight_decay"]
-        ),
+        optim=OptimSettings(v["epochs"], v["batch_size"], v["accum_iter"], lr, v["min_lr"], warmup, v["weight_decay"]),
         seed=v["seed"],
         precision=v["precision"],
         output_dir=v["output_dir"] or os.path.join("output_train", name, f"seed{v['seed']}"),

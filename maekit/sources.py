@@ -171,9 +171,10 @@ def _flat_val_labels(homes, paths, index):
         if table.is_file():
             with open(table, newline="", encoding="utf-8") as f:
                 wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(f)}
-            return _lookup(stems, wnids.get, index, table)
+            return _lookup(stems, wnids, index, table)
         if folder.is_dir():
-            return _lookup(stems, lambda stem: _annotated_class(folder / f"{stem}.xml"), index, folder)
+            wnids = {stem: _annotated_class(folder / f"{stem}.xml") for stem in stems}
+            return _lookup(stems, wnids, index, folder)
     return None
 
 
@@ -181,10 +182,10 @@ def _annotated_class(file):
     return ElementTree.parse(file).findtext("object/name") if file.is_file() else None
 
 
-def _lookup(stems, wnid_of, index, where):
+def _lookup(stems, wnids, index, where):
     labels = []
     for stem in stems:
-        wnid = wnid_of(stem)
+        wnid = wnids.get(stem)
         if wnid not in index:
             raise InputError(f"{where}: {stem} has class {wnid}, which is no training folder ({_some(list(index))}).")
         labels.append(index[wnid])

@@ -7,7 +7,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.utils.data import default_collate
 
-from .model import patch_statistics, patchify, unpatchify
+from .model import patch_statistics, unpatchify
 
 N_DRAWN = 8  # validation images kept as pictures
 N_QUALITY = 64  # validation images that PSNR and SSIM are means over
@@ -27,7 +27,7 @@ def validate(model, batches, device, pixels, mask_ratio):
 
 
 @torch.inference_mode()
-def baselines(batches, pixels, mask_ratio, patch_size, norm_pix_loss):
+def baselines(batches, pixels, model, mask_ratio):
     """Losses of two predictions that take no learning, over the same images and masks as `validate`.
 
     flat_colour: the mean colour of an image's visible patches. smooth_colour: the visible pixels blurred, a Gaussian of
@@ -37,19 +37,19 @@ def baselines(batches, pixels, mask_ratio, patch_size, norm_pix_loss):
     for batch in batches:
         images = pixels.normalize(batch["images"])
         mask = hidden_patches(batch["noise"].to(images.device), mask_ratio)
-        target = patchify(images, patch_size)
-        if norm_pix_loss:
+        target = model.patchify(images)
+        if model.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
             predictions = [torch.zeros_like(target)]
         else:
-            predictions = [patchify(p, patch_size) for p in (flat_colour(images, mask), smooth_colour(images, mask))]
+            predictions = [model.patchify(p) for p in (flat_colour(images, mask), smooth_colour(images, mask))]
         for i, prediction in enumerate(predictions):
             error = ((prediction - target) ** 2).mean(-1)
             sums[i] += (error * mask).sum() / mask.sum() * len(images)
         n += len(images)
     flat, smooth = (sums / n).tolist()
-    return {"flat_colour": flat, "smooth_colour": None if norm_pix_loss else smooth}
+    return {"flat_colour": flat, "smooth_colour": None if model.norm_pix_loss else smooth}
 
 
 def hidden_patches(noise, mask_ratio):

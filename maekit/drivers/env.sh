@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# The Python that a driver runs on. Source this file with KIT set to the kit's folder, then call one of
+#
+#   use_environment   PYTHON becomes a Python that has all packages: the one in PYTHON, else the active one if it
+#                     imports them, else .venv beside the scripts, made once from requirements-frozen.txt; with CI set made
+#                     afresh, so that a missing pin shows
+#   use_any_python    PYTHON becomes any Python new enough for --help and --dry_run, which need no packages
+
+use_environment() {
+    if [ -n "${PYTHON:-}" ]; then
+        "$PYTHON" "$KIT/maekit/drivers/check_environment.py" ||
+            fail "PYTHON=$PYTHON cannot run the kit (see above). Install requirements.txt there, or unset PYTHON."
+    elif [ -z "${CI:-}" ] && active_python_suffices; then
+        PYTHON=$(command -v python || command -v python3)
+    else
+        make_venv
+        PYTHON=$(venv_python)
+    fi
+    export PYTHON
+}
+
+use_any_python() {
+    PYTHON=$(first_new_python ${PYTHON:+"$PYTHON"} "$(venv_python)" python python3 python3.13 python3.12 python3.11)
+    export PYTHON
+}
+
+# One line on stderr, exit code 2.
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+first_new_python() {
+    local candidate
+    for candidate in "$@"; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer found. Install one, or set PYTHON to its path."
+}
+
+active_python_suffices() {
+    local active
+    active=$(command -v python || command -v python3) &&
+        "$active" "$KIT/maekit/drivers/check_environment.py" 2>/dev/null
+}
+
+venv_python() {
+    echo "$KIT/.venv/bin/python"
+}
+
+# The checksum of what .venv was made from is written last, so an interrupted installation is made anew.
+venv_is_whole() {
+    [ "$(cat "$KIT/.venv/made-from" 2>/dev/null)" = "$(cksum <"$KIT/requirements-frozen.txt")" ]
+}
+
+make_venv() (
+    if [ -z "${CI:-}" ] && venv_is_whole; then
+        return
+    fi
+    lock=$KIT/.venv.lock
+    waiting=
+    until mkdir "$lock" 2>/dev/null; do
+        owner=$(cat "$lock/pid" 2>/dev/null || true)
+        if [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; then
+            rm -rf "$lock" # its maker was killed
+            continue
+        fi
+        [ -n "$waiting" ] || echo "waiting for process ${owner:-?}, which installs $KIT/.venv" >&2
+        waiting=1
+        sleep 1
+    done
+    trap 'rm -rf "$lock"' EXIT
+    trap 'exit 130' INT TERM
+    echo $$ >"$lock/pid"
+    if [ -n "$waiting" ] && venv_is_whole; then
+        return
+    fi
+
+    base=$(first_new_python python python3 python3.13 python3.12 python3.11)
+    echo "making $KIT/.venv with $("$base" --version); torch is large, this takes some minutes" >&2
+    "$base" -m venv --clear "$KIT/.venv" ||
+        fail "$base -m venv failed. On Debian and Ubuntu: apt install python3-venv. Or set PYTHON."
+    "$(venv_python)" -m pip install --disable-pip-version-check -r "$KIT/requirements-frozen.txt" >&2 ||
+        fail "installing requirements-frozen.txt failed (see above); the same command tries again."
+    "$(venv_python)" "$KIT/maekit/drivers/check_environment.py" || fail "$KIT/.venv is not usable (see above)."
+    cksum <"$KIT/requirements-frozen.txt" >"$KIT/.venv/made-from"
+)
