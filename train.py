@@ -13,13 +13,15 @@ import sys
 import time
 from dataclasses import asdict
 
-from maekit import errors, runs, settings, sources
+from maekit import errors, runs, settings
 from maekit.errors import InputError
 
 
 def main(argv=None):
     """Check everything that can be checked at once, then train. Returns the exit code."""
     run = settings.resolve(settings.build_parser("train.py", __doc__).parse_args(argv))
+    from maekit import sources  # numpy and PIL, which --help does not need
+
     folder = runs.RunFolder(run.output_dir)
     source = sources.open_source(run.data, run.seed)
     check_batches(run.optim, source)

@@ -26,6 +26,11 @@ def exit_code(main):
             f"{where}: {error.strerror}; files written before are whole. Make room or allow writing, "
             "then run the same command again, or choose another --output_dir."
         )
+    except ModuleNotFoundError as error:
+        return _complain(
+            f"package {error.name} is not installed for {sys.executable}. Start through run_comparison.sh, which sees "
+            "to that, or pip install -r requirements.txt."
+        )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last finished epoch.", file=sys.stderr)
         return 130
