@@ -108,7 +108,7 @@ def tabulate(found):
     columns = dict.fromkeys(["model", "seed", "status", *MEASURES, *(name for row in rows for name in row)])
     table = pd.DataFrame(rows, columns=list(columns))
     table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)
-    return table
+    return table.astype({"total_epochs": "Int64", "min_loss_epoch": "Int64"})  # integers, though some are missing
 
 
 def add_means(table):
@@ -121,7 +121,7 @@ def add_means(table):
             for statistic in ("mean", "std"):
                 values = getattr(rows[list(MEASURES)], statistic)()
                 extra.append({"model": method, "seed": statistic, "status": f"n = {len(rows)}", **values})
-    return pd.concat([table, pd.DataFrame(extra)]) if extra else table
+    return pd.concat([table.astype(object), pd.DataFrame(extra, dtype=object)]) if extra else table
 
 
 def stack(found, part):

@@ -35,8 +35,8 @@ while [ $# -gt 0 ]; do
     case $flag in
     --methods | --norms | --norm | --seeds | --seed | --output_dir)
         if [ "$flag" = "$1" ]; then
-            [ $# -gt 1 ] || fail "$flag: needs a value. See $0 --help."
-            value=$2
+            value=${2---}
+            [ "${value#--}" = "$value" ] || fail "$flag: needs a value. See $0 --help."
             shift
         else
             value=${1#*=}

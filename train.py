@@ -54,7 +54,7 @@ def train(run, source, folder, identity):
     from tqdm import tqdm
 
     import norms
-    from maekit import data, validation
+    from maekit import checkpoint, data, figures, validation
     from maekit.device import Device
 
     started = time.monotonic()
@@ -72,65 +72,52 @@ def train(run, source, folder, identity):
     first_epoch, elapsed, baselines = resume(run, folder, model, optimizer, device.scaler)
     record = runs.Record(folder, trajectory_head(run), first_epoch)
     runs.write_json(folder.config, describe(run, source, identity, model, device))
-    board = SummaryWriter(folder.tensorboard, purge_step=first_epoch)
     if baselines is None:
         baselines = validation.baselines(val_batches, pixels, model, run.model.mask_ratio)
 
-    images_per_epoch = len(batches) * run.optim.batch_size
-    bar = tqdm(desc=run.norm.name, unit="img", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10,
-               total=run.optim.epochs * images_per_epoch, initial=first_epoch * images_per_epoch)  # fmt: skip
     status = runs.FINISHED
-    for epoch in range(first_epoch, run.optim.epochs):
-        epoch_started = time.monotonic()
-        train_loss, lr = train_one_epoch(model, batches, optimizer, device, pixels, run, epoch, bar)
-        epoch_time = time.monotonic() - epoch_started
-        val_mse = math.nan
-        if math.isfinite(train_loss):
-            val_mse = validation.validate(model, val_batches, device, pixels, run.model.mask_ratio)
-        if not math.isfinite(val_mse):
-            status = runs.DIVERGED
-            tqdm.write(f"epoch {epoch}: the loss is not finite, the run has diverged; its finite epochs are kept.")
-            break
-
-        row = {
-            "epoch": epoch,
-            "train_loss": train_loss,
-            "val_mse": val_mse,
-            "lr": lr,
-            "epoch_time_s": epoch_time,
-            "images_per_s": images_per_epoch / epoch_time,
-            "peak_memory_mb": device.peak_memory_mb(),
-        }
-        record.add(row, norms.norm_alphas(model), runs.RUNNING)
-        checkpoint_now(folder, model, optimizer, device.scaler, epoch, identity,
-                       elapsed_s=elapsed + time.monotonic() - started, baselines=baselines)  # fmt: skip
-        for name, value in record.log[-1].items():
-            if name != "epoch" and value is not None:
-                board.add_scalar(name, value, epoch)
-        tqdm.write(f"epoch {epoch + 1}/{run.optim.epochs}: training loss {train_loss:.4f}, "
-                   f"validation {val_mse:.4f}, {epoch_time:.1f} s")  # fmt: skip
-    bar.close()
-    board.close()
+    images = len(batches) * run.optim.batch_size
+    with (
+        SummaryWriter(folder.tensorboard, purge_step=first_epoch) as board,
+        tqdm(desc=run.norm.name, unit="img", total=run.optim.epochs * images, initial=first_epoch * images,
+             mininterval=0.5 if sys.stderr.isatty() else 60, dynamic_ncols=True) as bar,
+    ):  # fmt: skip
+        for epoch in range(first_epoch, run.optim.epochs):
+            row = measure_epoch(model, batches, val_batches, optimizer, device, pixels, run, epoch, bar)
+            if row is None:
+                status = runs.DIVERGED
+                bar.write(f"epoch {epoch}: the loss is not finite, the run has diverged; its finite epochs are kept.")
+                break
+            record.add(row, norms.norm_alphas(model), runs.RUNNING)
+            elapsed_s = elapsed + time.monotonic() - started
+            checkpoint.save(
+                folder.checkpoint, model=model, optimizer=optimizer, scaler=device.scaler, epoch=epoch, args=identity,
+                elapsed_s=elapsed_s, baselines=baselines,
+            )  # fmt: skip
+            for name, value in record.log[-1].items():
+                if name != "epoch" and value is not None:
+                    board.add_scalar(name, value, epoch)
+            bar.write(f"epoch {epoch + 1}/{run.optim.epochs}: training loss {row['train_loss']:.4f}, "
+                      f"validation {row['val_mse']:.4f}, {row['epoch_time_s']:.1f} s")  # fmt: skip
 
     quality = {}
     if status == runs.FINISHED:
         pictures, quality = validation.reconstruct(model, val_batches.dataset, device, pixels, run.model.mask_ratio)
         runs.write_arrays(folder.reconstructions, pictures)
+    summary = {
+        "model": run.norm.name,
+        "seed": run.seed,
+        "status": status,
+        "total_time": elapsed + time.monotonic() - started,
+        **runs.summarize_log(record.log),
+        **quality,
+        **baselines,
+        "broken_images": len(broken),
+    }
     record.write_trajectory(status)
-    leave_summary(
-        folder,
-        record,
-        {
-            "model": run.norm.name,
-            "seed": run.seed,
-            "status": status,
-            "total_time": elapsed + time.monotonic() - started,
-            **runs.summarize_log(record.log),
-            **quality,
-            **baselines,
-            "broken_images": len(broken),
-        },
-    )
+    if record.log:
+        figures.save(figures.loss_curve(record.log, summary), folder.loss_curve)
+    runs.write_json(folder.summary, summary)  # last: its presence says that the run has ended
     print(f"{folder.path}: {status} after {len(record.log)} epochs.")
 
 
@@ -169,22 +156,27 @@ def resume(run, folder, model, optimizer, scaler):
     return first_epoch, state["elapsed_s"] if own else 0.0, state["baselines"] if own else None
 
 
-def checkpoint_now(folder, model, optimizer, scaler, epoch, identity, **extra):
-    """Write the run's checkpoint; `args` are the settings that decide its numbers."""
-    from maekit import checkpoint
+def measure_epoch(model, batches, val_batches, optimizer, device, pixels, run, epoch, bar):
+    """Train one epoch and validate: the epoch's row of the log, or None if a loss is not finite."""
+    from maekit import validation
 
-    checkpoint.save(
-        folder.checkpoint, model=model, optimizer=optimizer, scaler=scaler, epoch=epoch, args=identity, **extra
-    )
-
-
-def leave_summary(folder, record, summary):
-    """Draw the loss curve and write summary.json, last: its presence says that the run has ended."""
-    from maekit import figures
-
-    if record.log:
-        figures.save(figures.loss_curve(record.log, summary), folder.loss_curve)
-    runs.write_json(folder.summary, summary)
+    started = time.monotonic()
+    train_loss, lr = train_one_epoch(model, batches, optimizer, device, pixels, run, epoch, bar)
+    epoch_time = time.monotonic() - started
+    if not math.isfinite(train_loss):
+        return None
+    val_mse = validation.validate(model, val_batches, device, pixels, run.model.mask_ratio)
+    if not math.isfinite(val_mse):
+        return None
+    return {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "val_mse": val_mse,
+        "lr": lr,
+        "epoch_time_s": epoch_time,
+        "images_per_s": len(batches) * run.optim.batch_size / epoch_time,
+        "peak_memory_mb": device.peak_memory_mb(),
+    }
 
 
 def train_one_epoch(model, batches, optimizer, device, pixels, run, epoch, bar):

@@ -1,5 +1,7 @@
 """Real parts for the tests: the demo tree, an ILSVRC tree of full-size photographs, and processes to run them in."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +13,8 @@ from PIL import Image
 KIT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(KIT))
 
-from maekit import demo  # noqa: E402
+import train as train_module
+from maekit import demo, errors
 
 WNIDS = ("n01440764", "n02123045", "n03804744")  # tench, tabby cat, nail: the class that int(folder name) broke on
 
@@ -35,6 +38,16 @@ def run(*command, cwd=KIT, check=None, env=None, timeout=300):
 def train(*flags, **options):
     """Run train.py in a process of its own."""
     return run(sys.executable, KIT / "train.py", *flags, **options)
+
+
+def train_here(*flags, check=None):
+    """Run train.py's main in this process, which has torch already; the result looks like a process's."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = errors.exit_code(lambda: train_module.main([str(flag) for flag in flags]))
+    if check is not None:
+        assert code == check, err.getvalue()
+    return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Exit 0 if this Python has and can import what requirements.txt asks for, else 1 and a line per problem on stderr."""
+"""Exit 0 if this Python has what requirements.txt asks for, else 1 and a line per problem on stderr.
+
+With --import it must also be able to import it all, which takes seconds.
+"""
 
 import importlib
 import re
@@ -11,13 +14,15 @@ OLDEST_PYTHON = (3, 11)
 IMPORT_NAMES = {"scikit-image": "skimage", "pillow": "PIL"}
 
 
-def problems():
+def problems(try_imports):
     """What is wrong, cheapest check first: Python, then versions, then real imports."""
     if sys.version_info < OLDEST_PYTHON:
         return [f"Python {sys.version.split()[0]} is older than {'.'.join(map(str, OLDEST_PYTHON))}"]
     needs = [need for line in REQUIREMENTS.read_text().splitlines() if (need := _parse(line))]
     found = [problem for name, bounds in needs if (problem := _version_problem(name, bounds))]
-    return found or [problem for name, _ in needs if (problem := _import_problem(name))]
+    if try_imports and not found:
+        found = [problem for name, _ in needs if (problem := _import_problem(name))]
+    return found
 
 
 def _parse(line):
@@ -51,7 +56,7 @@ def _import_problem(name):
 
 
 if __name__ == "__main__":
-    found = problems()
+    found = problems(try_imports="--import" in sys.argv)
     for problem in found:
         print(problem, file=sys.stderr)
     sys.exit(1 if found else 0)

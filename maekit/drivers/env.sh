@@ -44,7 +44,7 @@ first_new_python() {
 active_python_suffices() {
     local active
     active=$(command -v python || command -v python3) &&
-        "$active" "$KIT/maekit/drivers/check_environment.py" 2>/dev/null
+        "$active" "$KIT/maekit/drivers/check_environment.py" --import 2>/dev/null
 }
 
 venv_python() {
@@ -85,6 +85,6 @@ make_venv() (
         fail "$base -m venv failed. On Debian and Ubuntu: apt install python3-venv. Or set PYTHON."
     "$(venv_python)" -m pip install --disable-pip-version-check -r "$KIT/requirements-frozen.txt" >&2 ||
         fail "installing requirements-frozen.txt failed (see above); the same command tries again."
-    "$(venv_python)" "$KIT/maekit/drivers/check_environment.py" || fail "$KIT/.venv is not usable (see above)."
+    "$(venv_python)" "$KIT/maekit/drivers/check_environment.py" --import || fail "$KIT/.venv is not usable (see above)."
     cksum <"$KIT/requirements-frozen.txt" >"$KIT/.venv/made-from"
 )

@@ -1,0 +1,140 @@
+"""Tables and figures of a comparison, from real runs."""
+
+import csv
+import json
+import shutil
+import statistics
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import analysis
+from maekit import figures, runs
+
+from .conftest import KIT, run, train_here
+
+QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--num_workers", "0")
+METHODS = ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh")
+FIGURES = ("loss_comparison", "timing_comparison", "reconstruction_comparison", "alpha_dynamics")
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """A comparison of three methods by two seeds, without its analysis."""
+    root = tmp_path_factory.mktemp("comparison")
+    for method in METHODS:
+        for seed in (0, 1):
+            folder = root / method / f"seed{seed}"
+            train_here(*QUICK, "--norm", method, "--seed", seed, "--output_dir", folder, check=0)
+    return root
+
+
+@pytest.fixture
+def copy(comparison, tmp_path):
+    return shutil.copytree(comparison, tmp_path / "runs")
+
+
+def analyse(root, check=0):
+    return run(sys.executable, KIT / "analysis.py", "comparison", "--output_dir", root, check=check)
+
+
+def test_the_table_says_what_the_logs_say(copy):
+    """Recomputed from log.csv with the csv module and plain Python."""
+    analyse(copy)
+    with open(copy / "comparison_table.csv", newline="") as f:
+        table = {(row["model"], row["seed"]): row for row in csv.DictReader(f)}
+    assert list(table) == [
+        (m, s) for m in METHODS for s in ("0", "1")
+    ] + [(m, s) for m in METHODS for s in ("mean", "std")]  # fmt: skip
+    for method in METHODS:
+        finals, times = [], []
+        for seed in "01":
+            with open(copy / method / f"seed{seed}" / "log.csv", newline="") as f:
+                log = list(csv.DictReader(f))
+            row, losses = table[method, seed], [float(r["train_loss"]) for r in log]
+            assert float(row["final_loss"]) == losses[-1] and float(row["min_loss"]) == min(losses)
+            assert int(row["min_loss_epoch"]) == losses.index(min(losses)) and int(row["total_epochs"]) == 2
+            assert float(row["val_mse"]) == float(log[-1]["val_mse"])
+            mean_time = sum(float(r["epoch_time_s"]) for r in log) / 2
+            assert float(row["avg_epoch_time"]) == pytest.approx(mean_time, rel=1e-12)
+            assert 0 < float(row["smooth_colour"]) < float(row["flat_colour"])
+            assert 5 < float(row["psnr"]) < 40 and 0 < float(row["ssim"]) < 1
+            finals.append(float(log[-1]["val_mse"]))
+            times.append(float(row["total_time"]))
+        assert float(table[method, "mean"]["val_mse"]) == pytest.approx(statistics.mean(finals), rel=1e-12)
+        assert float(table[method, "std"]["val_mse"]) == pytest.approx(statistics.stdev(finals), rel=1e-9)
+        assert float(table[method, "mean"]["total_time"]) == pytest.approx(statistics.mean(times), rel=1e-12)
+
+
+def test_every_figure_is_there_as_png_and_pdf_and_shows_something(copy):
+    result = analyse(copy)
+    for name in FIGURES:
+        pixels = np.asarray(Image.open(copy / f"{name}.png").convert("RGB"))
+        assert pixels.shape[1] >= 900 and pixels.std() > 10, name
+        assert (copy / f"{name}.pdf").read_bytes().startswith(b"%PDF") and name in result.stdout
+    assert (copy / "LayerNorm/seed0/loss_curve.png").exists()
+
+
+def test_the_printed_table_has_methods_spread_and_baselines(copy):
+    out = analyse(copy).stdout
+    assert all(method in out for method in METHODS) and " ± " in out
+    assert "flat colour" in out and "smoothed colour" in out
+
+
+def test_unfinished_and_diverged_runs_are_shown_and_named(copy):
+    killed, diverged = copy / "DynamicTanh/seed1", copy / "AdaptiveDynamicTanh/seed1"
+    for name in ("summary.json", "reconstructions.npz"):
+        (killed / name).unlink()
+    summary = json.loads((diverged / "summary.json").read_text())
+    runs.write_json(diverged / "summary.json", {**summary, "status": "diverged"})
+    out = analyse(copy).stdout
+    assert f"{killed}: unfinished after 2 epochs" in out and f"{diverged}: diverged after 2 epochs" in out
+    with open(copy / "comparison_table.csv", newline="") as f:
+        rows = {(row["model"], row["seed"]): row for row in csv.DictReader(f)}
+    assert rows["DynamicTanh", "1"]["status"] == "unfinished" and rows["DynamicTanh", "1"]["val_mse"]
+    assert ("DynamicTanh", "mean") not in rows and ("LayerNorm", "mean") in rows
+
+
+def test_a_run_that_diverged_before_its_first_epoch_is_named(copy):
+    train_here(
+        *QUICK, "--norm", "rms", "--lr", "1e18", "--batch_size", "16", "--output_dir", copy / "RMSNorm/seed0", check=0
+    )
+    out = analyse(copy).stdout
+    assert "RMSNorm" in out and "diverged after 0 epochs" in out
+
+
+def test_runs_of_unequal_settings_are_called_no_fair_comparison(copy):
+    train_here(*QUICK, "--norm", "derf", "--lr", "1e-3", "--output_dir", copy / "DynamicErf/seed0", check=0)
+    out = analyse(copy).stdout
+    assert "differ in lr (0.001, " in out and "no fair comparison" in out
+    assert "differ in adyt" not in out and "differ in norm" not in out
+
+
+def test_one_run_alone_can_be_analysed(comparison, tmp_path):
+    shutil.copytree(comparison / "LayerNorm/seed0", tmp_path / "alone")
+    out = analyse(tmp_path).stdout
+    assert "LayerNorm" in out and "±" not in out and not (tmp_path / "alpha_dynamics.png").exists()
+
+
+def test_a_folder_without_runs_is_one_line_and_exit_code_2(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        error = analyse(folder, check=2).stderr
+        assert len(error.strip().splitlines()) == 1 and str(folder) in error and "run_comparison.sh" in error
+
+
+def test_every_norm_has_a_look_of_its_own():
+    from maekit import settings
+
+    assert set(figures.LOOK) == set(settings.NORMS)
+    assert len({str(look) for look in figures.LOOK.values()}) == len(figures.LOOK)
+
+
+def test_pictures_of_other_images_are_left_out(comparison, copy):
+    file = copy / "DynamicTanh/seed0/reconstructions.npz"
+    arrays = dict(np.load(file))
+    runs.write_arrays(file, {**arrays, "image": arrays["image"][::-1]})
+    (copy / "DynamicTanh/seed1/reconstructions.npz").unlink()
+    found = sorted(runs.load_runs(copy), key=analysis.by_method_and_seed)
+    assert list(analysis.load_pictures(found)) == ["LayerNorm", "AdaptiveDynamicTanh"]

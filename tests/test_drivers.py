@@ -1,0 +1,225 @@
+"""run_comparison.sh and the environment it runs in, as a user types them."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from maekit import runs, settings
+
+from .conftest import KIT, run
+
+DRIVER = KIT / "run_comparison.sh"
+QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--num_workers", "0")
+
+
+def grid(*flags):
+    """Commands of a dry run, split as a shell splits them."""
+    lines = run(DRIVER, *flags, "--dry_run", check=0).stdout.strip().splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def value(command, flag):
+    return command[command.index(flag) + 1]
+
+
+def test_a_dry_run_lists_the_originals_three_methods_and_needs_no_data(tmp_path):
+    commands = grid("--imagenet_dir", "/no/where")
+    assert [value(c, "--norm") for c in commands] == ["LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh"]
+    assert [value(c, "--output_dir") for c in commands] == [
+        f"./output_comparison/{m}/seed0" for m in ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh")
+    ]
+    assert all(value(c, "--imagenet_dir") == "/no/where" for c in commands)
+
+
+def test_methods_seeds_and_paths_with_spaces_reach_every_command():
+    commands = grid("--norms", "ln derf ln", "--seeds=0 7", "--output_dir", "a b/c'd", "--imagenet_dir", "x $y")
+    assert [(value(c, "--seed"), value(c, "--norm")) for c in commands] == [
+        ("0", "LayerNorm"), ("0", "DynamicErf"), ("7", "LayerNorm"), ("7", "DynamicErf")
+    ]  # fmt: skip
+    assert value(commands[3], "--output_dir") == "a b/c'd/DynamicErf/seed7"
+    assert all(value(c, "--imagenet_dir") == "x $y" for c in commands)
+
+
+def test_the_demo_has_an_output_folder_of_its_own():
+    assert all(value(c, "--output_dir").startswith("./output_demo/") for c in grid("--demo"))
+    assert all(value(c, "--output_dir").startswith("mine/") for c in grid("--demo", "--output_dir", "mine"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--methods", "batchnorm"), "batchnorm: unknown"),
+        (("--methods", ""), "--methods: is empty"),
+        (("--seeds", " "), "--seeds: is empty"),
+        (("--seeds",), "--seeds: needs a value"),
+    ],
+)
+def test_bad_values_of_the_driver_are_one_line_and_exit_code_2(flags, says):
+    error = run(DRIVER, *flags, "--dry_run", check=2).stderr
+    assert says in error and len(error.strip().splitlines()) == 1
+
+
+def test_bad_input_stops_before_the_second_method(tmp_path):
+    for flags in (("--imagenet_dir", tmp_path / "none"), ("--no_such_flag",), ("--demo", "--lr", "-1")):
+        result = run(DRIVER, *flags, "--output_dir", tmp_path / "out", check=2)
+        assert result.stderr.count("error:") == 1 and "[2/3]" not in result.stdout
+
+
+def test_help_shows_the_drivers_and_the_runs_options():
+    out = run(DRIVER, "--help", check=0).stdout
+    assert "--methods" in out and "--imagenet_dir" in out and "--adyt_lambda" in out
+
+
+def test_one_failed_method_does_not_stop_the_others_and_is_listed_last(tmp_path):
+    blocked = tmp_path / "DynamicTanh"
+    blocked.mkdir()
+    (blocked / "seed0").write_text("in the way")
+    result = run(DRIVER, *QUICK, "--output_dir", tmp_path, check=1)
+    for method in ("LayerNorm", "AdaptiveDynamicTanh"):
+        assert json.loads((tmp_path / method / "seed0/summary.json").read_text())["status"] == "finished"
+    assert (tmp_path / "loss_comparison.png").exists()
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("exit code 2:") and "--norm DynamicTanh" in last
+
+    (blocked / "seed0").unlink()  # out of the way: the same command trains what is missing, and only that
+    result = run(DRIVER, *QUICK, "--output_dir", tmp_path, check=0)
+    assert result.stdout.count("finished already") == 2 and result.stdout.count("finished after") == 1
+    started = time.monotonic()
+    result = run(DRIVER, *QUICK, "--output_dir", tmp_path, check=0)
+    assert result.stdout.count("finished already") == 3 and time.monotonic() - started < 30
+
+
+def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
+    """Wnid folders, flat val, LOC_val_solution.csv, photographs at full size; the README's second command, shortened."""
+    run(DRIVER, "--imagenet_dir", ilsvrc, "--epochs", "1", "--max_images", "64", "--batch_size", "16", "--model",
+        "mae_vit_tiny_patch16", "--output_dir", tmp_path, check=0)  # fmt: skip
+    for method in ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh"):
+        config = json.loads((tmp_path / method / "seed0/config.json").read_text())
+        assert config["data"]["source"] == "ILSVRC" and config["data"]["classes"] == 3
+        (row,) = runs.read_csv(tmp_path / method / "seed0/log.csv")
+        assert 0 < row["val_mse"] < 10
+    assert (tmp_path / "reconstruction_comparison.pdf").exists()
+
+
+def test_ctrl_c_stops_the_driver_and_its_run(tmp_path):
+    command = [
+        DRIVER,
+        "--demo",
+        "--epochs",
+        "200",
+        "--max_images",
+        "64",
+        "--num_workers",
+        "1",
+        "--output_dir",
+        tmp_path,
+    ]
+    with subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True, env={**os.environ, "PYTHON": sys.executable},
+    ) as driver:  # fmt: skip
+        while not (tmp_path / "LayerNorm/seed0/checkpoint.pth").exists():
+            assert driver.poll() is None
+            time.sleep(0.05)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+        out = driver.communicate(timeout=60)[0].decode()
+    assert driver.returncode == 130 and "the same command goes on from there" in out
+    assert not (tmp_path / "DynamicTanh").exists()
+    for _ in range(50):
+        left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
+
+
+class TestEnvironment:
+    """Real virtual environments, of one small package in place of torch and its friends."""
+
+    USE = 'set -eu; KIT=$1; . "$KIT/maekit/drivers/env.sh"; use_environment; echo "python: $PYTHON"'
+
+    @pytest.fixture
+    def kit(self, tmp_path):
+        kit = tmp_path / "a kit"
+        shutil.copytree(KIT / "maekit", kit / "maekit", ignore=shutil.ignore_patterns("__pycache__"))
+        (kit / "requirements.txt").write_text("toolz >= 0.12\nsomething-else  # optional\n")
+        (kit / "requirements-frozen.txt").write_text("toolz==1.0.0\n")
+        return kit
+
+    def use(self, kit, **env):
+        without = {**os.environ, **env}
+        for name in {"PYTHON", "CI", "PYTHONPATH"} - set(env):
+            without.pop(name, None)
+        return subprocess.run(
+            ["bash", "-c", self.USE, "-", kit], env=without, capture_output=True, text=True, check=False
+        )
+
+    def test_it_is_made_once_and_again_when_the_pins_change(self, kit):
+        first = self.use(kit)
+        assert first.returncode == 0 and "making" in first.stderr and "toolz" in first.stderr, first.stderr
+        assert f"python: {kit}/.venv/bin/python" in first.stdout
+        again = self.use(kit)
+        assert again.returncode == 0 and "making" not in again.stderr and again.stdout == first.stdout
+        (kit / "requirements-frozen.txt").write_text("toolz==0.12.1\n")
+        assert "toolz-0.12.1" in self.use(kit).stderr
+        assert "making" in self.use(kit, CI="true").stderr  # always fresh there
+
+    def test_killed_in_the_middle_it_is_made_anew(self, kit):
+        env = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "CI", "PYTHONPATH")}
+        with subprocess.Popen(
+            ["bash", "-c", self.USE, "-", kit], env=env, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ) as making:  # fmt: skip
+            while not (kit / ".venv/bin/python").exists():
+                time.sleep(0.01)
+            os.killpg(making.pid, signal.SIGKILL)
+        assert not (kit / ".venv/made-from").exists()
+        assert self.use(kit).returncode == 0 and (kit / ".venv/made-from").exists()
+
+    def test_two_drivers_at_once_make_one(self, kit):
+        env = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "CI", "PYTHONPATH")}
+        both = [
+            subprocess.Popen(["bash", "-c", self.USE, "-", kit], env=env, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        errors = [process.communicate(timeout=120)[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], errors
+        assert sum("making" in error for error in errors) == 1
+        assert not (kit / ".venv.lock").exists()
+
+    def test_an_interpreter_named_by_hand_must_have_the_packages(self, kit):
+        result = self.use(kit, PYTHON=sys.executable)
+        assert result.returncode == 2 and "toolz is not installed" in result.stderr
+        assert f"PYTHON={sys.executable} cannot run the kit" in result.stderr
+        (kit / "requirements.txt").write_text("pillow >= 1\n")
+        assert self.use(kit, PYTHON=sys.executable).stdout == f"python: {sys.executable}\n"
+
+    def test_versions_out_of_range_do_not_suffice(self, kit):
+        (kit / "requirements.txt").write_text("pillow >= 999\n")
+        assert "is not >= 999" in self.use(kit, PYTHON=sys.executable).stderr
+
+    def test_a_frozen_file_that_cannot_be_installed_is_said(self, kit):
+        (kit / "requirements-frozen.txt").write_text("toolz==999\n")
+        result = self.use(kit)
+        assert result.returncode == 2 and "error: installing requirements-frozen.txt failed" in result.stderr
+        assert not (kit / ".venv.lock").exists()
+
+
+def test_the_frozen_file_pins_every_package_of_the_ranges_for_all_systems():
+    frozen = (KIT / "requirements-frozen.txt").read_text()
+    for line in (KIT / "requirements.txt").read_text().splitlines():
+        name = line.split()[0] if line and not line.startswith("#") else None
+        assert name is None or f"\n{name}==" in frozen, name
+    assert "nvidia-cublas" in frozen and "sys_platform == 'linux'" in frozen and "torch==2.13" not in frozen
+
+
+def test_the_lists_of_methods_in_the_banner_are_the_registry():
+    banner = DRIVER.read_text().partition("set -euo")[0]
+    assert all(f"{name} ({alias})" in banner for name, alias in settings.NORMS.items())

@@ -1,0 +1,233 @@
+"""The run folder: what is never half there, and what cannot be used."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from maekit import runs
+from maekit.errors import InputError
+
+from .conftest import run, train, train_here
+
+QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--num_workers", "0")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of a finished run of one epoch."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(*QUICK, "--output_dir", folder, check=0)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def complaint(*flags):
+    """The one line that a command with bad input prints."""
+    result = train_here(*flags, check=2)
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ") and "Traceback" not in result.stderr
+    return lines[-1]
+
+
+def test_a_run_leaves_all_files_of_the_design_and_no_stray_ones(finished):
+    files = {"config.json", "log.csv", "norm_alpha.csv", "trajectory.json", "summary.json", "checkpoint.pth",
+             "reconstructions.npz", "loss_curve.png", "loss_curve.pdf", "tensorboard"}  # fmt: skip
+    assert {f.name for f in finished.iterdir()} == files
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["model"] == "LayerNorm"
+    for name in ("total_epochs", "total_time", "avg_epoch_time", "final_loss", "min_loss", "min_loss_epoch", "val_mse"):
+        assert summary[name] is not None
+    config = json.loads((finished / "config.json").read_text())
+    assert config["data"]["train_images"] == 32 and config["data"]["val_images"] == 200
+    assert config["versions"]["torch"] == torch.__version__.partition("+")[0] and config["precision"] == "float32"
+    trajectory = json.loads((finished / "trajectory.json").read_text())
+    assert trajectory["status"] == "finished" and trajectory["alpha"] == 0 and len(trajectory["trajectory"]) == 1
+
+
+def test_the_checkpoint_has_upstreams_keys_and_only_plain_values(finished):
+    state = torch.load(finished / "checkpoint.pth", weights_only=True)
+    assert {"model", "optimizer", "epoch", "scaler", "args"} <= set(state)
+    assert state["epoch"] == 0 and state["args"]["norm"] == "LayerNorm"
+
+
+def test_tensorboard_holds_what_the_log_holds(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    (row,) = runs.read_csv(finished / "log.csv")
+    for name in ("train_loss", "val_mse", "lr", "images_per_s"):
+        (event,) = events.Scalars(name)
+        assert event.step == 0 and event.value == pytest.approx(row[name], rel=1e-6)
+
+
+def test_the_same_command_again_trains_nothing_and_does_not_import_torch(copy):
+    before = {f: f.stat().st_mtime_ns for f in copy.rglob("*") if f.is_file()}
+    result = train(*QUICK, "--output_dir", copy, check=0, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert "finished already" in result.stdout and "| torch" not in result.stderr
+    assert {f: f.stat().st_mtime_ns for f in copy.rglob("*") if f.is_file()} == before
+
+
+def test_a_folder_of_another_run_names_the_first_setting_that_differs(copy):
+    line = complaint(*QUICK, "--output_dir", copy, "--epochs", "2")
+    assert str(copy) in line and "--epochs 1" in line and "--epochs 2" in line and "--overwrite" in line
+    assert "--norm DynamicTanh" in complaint(*QUICK, "--output_dir", copy, "--norm", "dyt")
+    assert "no --max_images" in complaint("--demo", "--epochs", "1", "--output_dir", copy)
+
+
+def test_settings_that_do_not_matter_to_the_run_do_not_make_another_of_it(copy):
+    train_here(
+        *QUICK, "--output_dir", copy, "--adyt_lambda", "0.7", "--dyt_alpha_init", "3", "--device", "cpu", check=0
+    )
+
+
+def test_other_images_make_another_run(copy, demo_dir, tmp_path):
+    other = shutil.copytree(demo_dir, tmp_path / "data")
+    next((other / "Data/CLS-LOC/val").glob("*.JPEG")).unlink()
+    flags = ["--model", "mae_vit_demo_patch8", "--input_size", "64"]
+    settings = json.loads((copy / "config.json").read_text())["identity"]
+    for name in ("epochs", "batch_size", "lr", "max_images"):
+        flags += [f"--{name}", settings[name]]
+    line = complaint(*flags, "--imagenet_dir", other, "--output_dir", copy)
+    assert "holds a run with data" in line
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(copy):
+    (copy / "notes.txt").write_text("mine")
+    train_here(*QUICK, "--output_dir", copy, "--norm", "dyt", "--overwrite", check=0)
+    assert json.loads((copy / "summary.json").read_text())["model"] == "DynamicTanh"
+    assert (copy / "notes.txt").read_text() == "mine"
+
+
+def test_resume_never_does_not_delete_a_run_unasked(copy):
+    assert "--overwrite" in complaint(*QUICK, "--output_dir", copy, "--resume", "never")
+    assert (copy / "summary.json").exists()
+
+
+def test_an_output_folder_that_is_a_file_or_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in complaint(*QUICK, "--output_dir", tmp_path / "file")
+    assert "cannot be written" in complaint(*QUICK, "--output_dir", tmp_path / "file" / "below")
+    assert "cannot be written" in complaint(*QUICK, "--output_dir", "/proc/nowhere")
+
+
+def test_a_damaged_config_is_named(copy):
+    (copy / "config.json").write_text('{"identity": {')
+    assert "config.json: is damaged" in complaint(*QUICK, "--output_dir", copy)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "list", "missing", "other_model", "other_norm"])
+def test_a_checkpoint_named_by_hand_that_cannot_be_used(damage, finished, tmp_path):
+    named, flags = tmp_path / "named.pth", []
+    whole = (finished / "checkpoint.pth").read_bytes()
+    if damage == "truncated":
+        named.write_bytes(whole[: len(whole) // 2])
+    elif damage == "text":
+        named.write_text("not a checkpoint")
+    elif damage == "empty":
+        named.write_bytes(b"")
+    elif damage == "list":
+        torch.save([1, 2], named)
+    elif damage == "other_model":
+        named.write_bytes(whole)
+        flags = ["--model", "mae_vit_tiny_patch16"]
+    elif damage == "other_norm":
+        named.write_bytes(whole)
+        flags = ["--norm", "adyt"]
+    line = complaint(*QUICK, *flags, "--output_dir", tmp_path / "run", "--resume", named)
+    says = {"missing": "no such file", "other_model": "belongs to another model", "other_norm": "alpha_base"}
+    assert str(named) in line and says.get(damage, "no checkpoint") in line
+    assert not (tmp_path / "run" / "checkpoint.pth").exists()
+
+
+def test_a_checkpoint_named_by_hand_starts_a_longer_run(finished, tmp_path):
+    flags = ("--demo", "--max_images", "32", "--num_workers", "0", "--epochs", "2", "--output_dir", tmp_path / "run")
+    result = train_here(*flags, "--resume", finished / "checkpoint.pth", check=0)
+    assert "goes on with epoch 1 of 2" in result.stdout
+    assert [row["epoch"] for row in runs.read_csv(tmp_path / "run" / "log.csv")] == [1]
+    line = complaint(*QUICK, "--output_dir", tmp_path / "short", "--resume", finished / "checkpoint.pth")
+    assert "has 1 epochs already" in line
+
+
+def test_official_style_weights_alone_start_a_run_at_epoch_0(finished, tmp_path):
+    weights = torch.load(finished / "checkpoint.pth", weights_only=True)["model"]
+    torch.save({"model": weights}, tmp_path / "mae_visualize.pth")
+    result = train_here(*QUICK, "--output_dir", tmp_path / "run", "--resume", tmp_path / "mae_visualize.pth", check=0)
+    assert "goes on with epoch 0 of 1" in result.stdout
+
+
+def test_a_file_is_whole_or_the_one_before_it(tmp_path):
+    path = tmp_path / "file"
+    runs.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), runs.atomic_write(path) as f:
+        f.write(b"half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["file"]
+
+
+def test_numbers_survive_the_log_to_the_last_digit(tmp_path):
+    rows = [{"epoch": 3, "train_loss": 0.1 + 0.2, "val_mse": 1e-300, "peak_memory_mb": None}]
+    runs.write_csv(tmp_path / "log.csv", ("epoch", "train_loss", "val_mse", "peak_memory_mb"), rows)
+    assert runs.read_csv(tmp_path / "log.csv") == rows
+
+
+def test_json_never_holds_a_nan(tmp_path):
+    runs.write_json(tmp_path / "x.json", {"a": [float("nan"), float("inf"), 1.5]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, None, 1.5]}
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_files_before_whole(copy, tmp_path):
+    """A real file system of 14 MB where it can be mounted; else a limit on the size of files."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", small], check=False).returncode == 0
+    flags = ["--demo", "--max_images", "32", "--num_workers", "0", "--epochs", "2", "--output_dir", small / "run"]
+    try:
+        if mounted:  # room for one checkpoint of 11 MB, not for two
+            result = train(*flags, check=2)
+        else:
+            limited = f"ulimit -f 8000; exec {sys.executable} train.py {' '.join(map(str, flags))}"
+            result = run("bash", "-c", limited, check=2)
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: ") and "Make room" in last and "Traceback" not in result.stderr
+        left = {f.name for f in (small / "run").iterdir()}
+        assert not [name for name in left if name.endswith(".tmp")]
+        assert json.loads((small / "run" / "config.json").read_text())
+        if mounted:
+            state = torch.load(small / "run" / "checkpoint.pth", weights_only=True)
+            assert state["epoch"] == 0, "the checkpoint before survives"
+    finally:
+        if mounted:
+            subprocess.run(["umount", small], check=True)
+
+
+def test_only_errors_of_storage_become_one_line():
+    from maekit.errors import exit_code
+
+    def fails(number):
+        def main():
+            raise OSError(number, os.strerror(number), "somewhere")
+
+        return main
+
+    assert exit_code(fails(errno.ENOSPC)) == 2
+    with pytest.raises(OSError):
+        exit_code(fails(errno.ECONNRESET))
+
+
+def test_claim_takes_the_settings_of_an_older_kit_as_equal_where_they_were_unknown(tmp_path):
+    folder = runs.RunFolder(tmp_path)
+    assert folder.claim({"lr": 1}) is None
+    runs.write_json(folder.config, {"identity": {"lr": 1}})
+    assert folder.claim({"lr": 1, "alpha": 0}) is None
+    with pytest.raises(InputError, match="--lr 1.*--lr 2"):
+        folder.claim({"lr": 2, "alpha": 0})

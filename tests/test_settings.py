@@ -1,0 +1,126 @@
+"""Flags: defaults, precedence, bad values."""
+
+import sys
+
+import pytest
+
+from maekit import settings
+from maekit.errors import InputError
+
+from .conftest import run, train
+
+
+def resolved(*flags):
+    return settings.resolve(settings.build_parser("train.py", "").parse_args(list(flags)), cores=8)
+
+
+def test_defaults_are_those_of_the_original_scripts():
+    settled = resolved()
+    assert (settled.model.name, settled.model.input_size, settled.model.mask_ratio) == (
+        "mae_vit_base_patch16",
+        224,
+        0.75,
+    )
+    assert (settled.optim.epochs, settled.optim.batch_size) == (100, 64)
+    assert (settled.optim.weight_decay, settled.optim.min_lr) == (0.05, 0)
+    assert settled.optim.lr == 1e-3 * 64 / 256 and settled.optim.warmup_epochs == 10 and settled.data.num_workers == 4
+    assert settled.data.imagenet_dir == "ILSVRC" and settled.seed == 0 and settled.norm.name == "LayerNorm"
+    adaptive = resolved("--norm", "adyt").norm
+    assert adaptive.options == {"lam": 0.1, "smooth": 0.9, "alpha_min": 0.1, "alpha_max": 2.0}
+    assert resolved("--norm", "dyt").norm.options == {"alpha_init": 0.5}
+
+
+def test_the_rate_follows_the_effective_batch_unless_typed():
+    assert resolved("--batch_size", "128", "--accum_iter", "4").optim.lr == pytest.approx(1e-3 * 512 / 256)
+    assert resolved("--blr", "2e-3").optim.lr == pytest.approx(2e-3 * 64 / 256)
+    assert resolved("--lr", "0.5", "--blr", "2e-3").optim.lr == 0.5
+
+
+def test_warm_up_is_at_most_a_tenth_of_the_run():
+    assert resolved("--epochs", "1").optim.warmup_epochs == pytest.approx(0.1)
+    assert resolved("--epochs", "800").optim.warmup_epochs == 10
+    assert resolved("--epochs", "20", "--warmup_epochs", "5").optim.warmup_epochs == 5
+
+
+def test_what_is_typed_wins_over_the_demo():
+    settled = resolved("--demo", "--epochs", "3")
+    assert settled.optim.epochs == 3
+    assert settled.model.name == settings.DEMO["model"] and settled.optim.batch_size == settings.DEMO["batch_size"]
+    assert settled.data.imagenet_dir is None
+
+
+def test_only_settings_that_matter_to_the_norm_make_its_identity():
+    assert resolved("--adyt_lambda", "0.3").identity() == resolved().identity()
+    ours, theirs = (resolved("--norm", "adyt", "--adyt_lambda", x).identity() for x in ("0.3", "0.1"))
+    assert ours["adyt_lambda"] == 0.3 and ours != theirs
+    same = resolved("--num_workers", "1", "--output_dir", "elsewhere", "--device", "cpu").identity()
+    assert same == resolved().identity()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--norm", "batchnorm"], "--norm batchnorm: unknown"),
+        (["--model", "resnet50"], "--model resnet50: unknown"),
+        (["--decoder_type", "giant-8b"], "--decoder_type giant-8b: unknown"),
+        (["--decoder_type", "base-0b"], "--decoder_type base-0b: unknown"),
+        (["--device", "tpu"], "--device tpu: unknown"),
+        (["--precision", "int8"], "--precision int8: unknown"),
+        (["--input_size", "225"], "--input_size 225: not a multiple of the 16-pixel patches"),
+        (["--model", "mae_vit_huge_patch14", "--input_size", "256"], "not a multiple of the 14-pixel patches"),
+        (["--mask_ratio", "0"], "--mask_ratio 0.0: must be between"),
+        (["--mask_ratio", "1"], "--mask_ratio 1.0: must be between"),
+        (["--mask_ratio", "1.5"], "--mask_ratio 1.5: must be between"),
+        (["--mask_ratio", "nan"], "--mask_ratio nan: must be between"),
+        (["--mask_ratio", "0.999"], "of 196 patches 0 would be visible"),
+        (["--epochs", "0"], "--epochs 0: must be positive"),
+        (["--epochs", "-3"], "--epochs -3: must be positive"),
+        (["--lr", "0"], "--lr 0.0: must be positive"),
+        (["--lr", "nan"], "--lr nan: must be positive"),
+        (["--lr", "inf"], "--lr inf: must be positive"),
+        (["--blr", "-1"], "--blr -1.0: must be positive"),
+        (["--batch_size", "0"], "--batch_size 0: must be positive"),
+        (["--accum_iter", "0"], "--accum_iter 0: must be positive"),
+        (["--max_images", "0"], "--max_images 0: must be positive"),
+        (["--num_workers", "-1"], "--num_workers -1: must not be negative"),
+        (["--seed", "-1"], "--seed -1: must not be negative"),
+        (["--weight_decay", "-0.1"], "--weight_decay -0.1: must not be negative"),
+        (["--min_lr", "-0.1"], "--min_lr -0.1: must not be negative"),
+        (["--epochs", "10", "--warmup_epochs", "10"], "--warmup_epochs 10: as long as the run"),
+        (["--adyt_alpha_min", "2", "--adyt_alpha_max", "1"], "need 0 <= min < max"),
+        (["--adyt_lambda", "-0.1"], "--adyt_lambda -0.1: must not be negative"),
+        (["--adyt_lambda", "nan"], "--adyt_lambda nan: must not be negative"),
+        (["--adyt_smooth", "1"], "--adyt_smooth 1.0: must be in [0, 1)"),
+        (["--adyt_smooth", "-0.1"], "--adyt_smooth -0.1: must be in [0, 1)"),
+        (["--dyt_alpha_init", "0"], "--dyt_alpha_init 0.0: must be positive"),
+        (["--demo", "--imagenet_dir", "x"], "choose one of the two"),
+    ],
+    ids=" ".join,
+)
+def test_a_value_that_cannot_be_used_is_named(flags, says):
+    with pytest.raises(InputError) as caught:
+        resolved(*flags)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "ten"], ["--no_such_flag"], ["--lr"]], ids=" ".join)
+def test_what_argparse_refuses_is_one_line_and_exit_code_2(flags):
+    result = train(*flags, check=2)
+    assert len(result.stderr.strip().splitlines()) == 1 and flags[0] in result.stderr
+
+
+def test_bad_values_are_said_before_torch_is_imported():
+    result = train("--norm", "x", check=2, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert "error: --norm x" in result.stderr and "torch" not in result.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "analysis.py"])
+def test_help_needs_no_package(script):
+    code = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys(["numpy", "PIL", "torch", "pandas", "matplotlib"]))
+sys.argv = ["{script}", "--help"]
+sys.path.insert(0, "")
+runpy.run_path("{script}", run_name="__main__")
+"""
+    assert "usage" in run(sys.executable, "-c", code, check=0).stdout
