@@ -56,10 +56,10 @@ def comparison(typed):
     """Table and figures of a norm comparison, written into its folder."""
     root = Path(typed.output_dir)
     if not root.is_dir():
-        raise InputError(f"--output_dir {root}: no such folder. Run ./run_comparison.sh first.")
+        raise InputError(f"--output_dir {root}: no such folder. Run the comparison first.")
     found = sorted(runs.load_runs(root), key=by_method_and_seed)
     if not any(run["log"] or run["summary"] for run in found):
-        raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run ./run_comparison.sh first.")
+        raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
     from maekit import figures
 

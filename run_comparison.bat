@@ -52,8 +52,9 @@ set train_flags=%train_flags% %1
 goto word_read
 :take_value
 if defined value goto store_value
-if [%2]==[] set "problem=%flag%: needs a value. See run_comparison.bat --help." & goto fail
 set "value=%~2"
+if [%2]==[] set "value=--"
+if "%value:~0,2%"=="--" set "problem=%flag%: needs a value. See run_comparison.bat --help." & goto fail
 shift /1
 :store_value
 set "%option%=%value%"
@@ -72,27 +73,28 @@ rem PYTHON: the one given, else the active one if it has all packages, else .ven
 if defined PYTHON set "PYTHON=%PYTHON:"=%"
 if defined PYTHON goto given_python
 set "active="
-for %%c in (python.exe py.exe) do if not defined active (set "candidate=%%~$PATH:c" & call :try_python)
+for %%c in (python.exe py.exe) do if not defined active call :try_python "%%~$PATH:c"
 if not defined active set "problem=no Python 3.11 or newer found. Install one, or set PYTHON to its path." & goto fail
 set "PYTHON=%active%"
 if defined help goto have_python
 if defined dry_run goto have_python
 rem py.exe chooses a Python for each script anew, so it only makes .venv.
 if /i "%active:~-7%"=="\py.exe" goto use_venv
-"%PYTHON%" "%KIT%maekit\drivers\check_environment.py" 2>nul
+"%PYTHON%" "%KIT%maekit\drivers\check_environment.py" --import 2>nul
 if not errorlevel 1 goto have_python
 
 :use_venv
 rem The list .venv was made from is copied into it last, so an interrupted installation is made anew.
 set "PYTHON=%KIT%.venv\Scripts\python.exe"
-fc /b "%KIT%requirements-frozen.txt" "%KIT%.venv\made-from.txt" >nul 2>nul
+set "same=import filecmp, sys; sys.exit(not filecmp.cmp(*sys.argv[1:], shallow=False))"
+"%PYTHON%" -c "%same%" "%KIT%requirements-frozen.txt" "%KIT%.venv\made-from.txt" 2>nul
 if not errorlevel 1 goto have_python
 echo making %KIT%.venv; torch is large, this takes some minutes
 "%active%" -m venv --clear "%KIT%.venv"
 if errorlevel 1 set "problem=%active% -m venv failed (see above). Or set PYTHON." & goto fail
 "%PYTHON%" -m pip install --disable-pip-version-check -r "%KIT%requirements-frozen.txt"
 if errorlevel 1 set "problem=installing requirements-frozen.txt failed; the same command tries again." & goto fail
-"%PYTHON%" "%KIT%maekit\drivers\check_environment.py"
+"%PYTHON%" "%KIT%maekit\drivers\check_environment.py" --import
 if errorlevel 1 set "problem=%KIT%.venv is not usable (see above)." & goto fail
 copy /y "%KIT%requirements-frozen.txt" "%KIT%.venv\made-from.txt" >nul
 goto have_python
@@ -113,6 +115,9 @@ set /a number=0, total=0
 for %%s in (%seeds%) do for %%m in (%names%) do set /a total+=1
 if %total%==0 set "problem=--seeds: is empty. Try --seeds 0, or --seeds "0 1 2"." & goto fail
 if defined dry_run goto each_run
+rem What is wrong with the flags or the data is wrong for every run: said once, before the first.
+"%PYTHON%" "%KIT%train.py" --dry_run%train_flags%
+if errorlevel 1 exit /b %ERRORLEVEL%
 mkdir "%output_dir%" 2>nul
 if not exist "%output_dir%\" set "problem=--output_dir %output_dir%: cannot be made. Choose another." & goto fail
 
@@ -130,16 +135,16 @@ for /f "tokens=1* delims==" %%f in ('set failed_run_') do echo %%g>&2
 exit /b 1
 
 :try_python
-if not defined candidate exit /b 0
-"%candidate%" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>nul
-if not errorlevel 1 set "active=%candidate%"
+if "%~1"=="" exit /b 0
+"%~1" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>nul
+if not errorlevel 1 set "active=%~1"
 exit /b 0
 
 :add_name
 set "names=%names% %1"
 exit /b 0
 
-rem A failed run does not stop the rest. Bad input in the first one (exit code 2) would be bad in all.
+rem A failed run does not stop the rest, an interrupt does.
 :run_one
 set /a number+=1
 set words="%KIT%train.py" --norm %1 --seed %2 --output_dir "%output_dir%\%1\seed%2"%train_flags%
@@ -153,7 +158,6 @@ if %code%==0 exit /b 0
 rem What Python and Windows call an interrupt.
 for %%c in (130 -1073741510) do if %code%==%%c set "stop=130"
 if defined stop echo stopped in %number% of %total%; the same command goes on from there.>&2
-if "%code% %number%"=="2 1" set "stop=2"
 set "failed=1"
 set failed_run_%number%=exit code %code%: "%PYTHON%" %words%
 exit /b 0

@@ -83,12 +83,17 @@ if [ -n "$dry_run" ]; then
     exit
 fi
 
-mkdir -p "$output_dir" || fail "--output_dir $output_dir: cannot be made. Choose another."
+# What is wrong with the flags or the data is wrong for every run: said once, before the first.
+"$PYTHON" "$KIT/train.py" --dry_run ${train_flags[@]+"${train_flags[@]}"}
+
 grid=$output_dir/commands.txt
-print_grid >"$grid"
+{ mkdir -p "$output_dir" && print_grid >"$grid"; } 2>/dev/null ||
+    fail "--output_dir $output_dir: cannot be written. Choose another --output_dir."
 run_grid "$grid"
-"$PYTHON" "$KIT/analysis.py" comparison --output_dir "$output_dir"
+code=0
+"$PYTHON" "$KIT/analysis.py" comparison --output_dir "$output_dir" || code=$?
 if [ -n "$FAILURES" ]; then
     printf '\nfailed; the same command tries again:\n%s' "$FAILURES" >&2
     exit 1
 fi
+exit "$code"

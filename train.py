@@ -25,6 +25,12 @@ def main(argv=None):
     folder = runs.RunFolder(run.output_dir)
     source = sources.open_source(run.data, run.seed)
     check_batches(run.optim, source)
+    if run.dry_run:
+        print(
+            f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
+            f"{len(source.train) // run.optim.effective_batch} steps of {run.optim.effective_batch} images an epoch."
+        )
+        return 0
     if run.resume == "never" and not run.overwrite and folder.checkpoint.exists():
         raise InputError(f"--resume never: {folder.path} holds a run. Choose another --output_dir, or --overwrite.")
     identity = {**run.identity(), "data": source.fingerprint}
@@ -59,6 +65,7 @@ def train(run, source, folder, identity):
 
     started = time.monotonic()
     device = Device(run.device, run.precision)
+    identity = with_precision(identity, folder, device)
     pixels = data.Pixels(device.torch)
     broken = data.BrokenImages(tqdm.write)
     loading = {"broken": broken, "workers": run.data.num_workers, "pin": device.torch.type == "cuda"}
@@ -119,6 +126,18 @@ def train(run, source, folder, identity):
         figures.save(figures.loss_curve(record.log, summary), folder.loss_curve)
     runs.write_json(folder.summary, summary)  # last: its presence says that the run has ended
     print(f"{folder.path}: {status} after {len(record.log)} epochs.")
+
+
+def with_precision(identity, folder, device):
+    """The identity with the precision that `auto` came to. Raises InputError if the run so far had another."""
+    stored = runs.read_json(folder.config)["identity"] if folder.config.exists() else {}
+    before = stored.get("precision", device.precision)
+    if before != device.precision:
+        raise InputError(
+            f"{folder.path}: was computed in {before} so far, this would go on in {device.precision}. Add --precision "
+            f"{before} to go on, or choose another --output_dir."
+        )
+    return {**identity, "precision": device.precision}
 
 
 def build_model(run):
@@ -206,7 +225,7 @@ def train_one_epoch(model, batches, optimizer, device, pixels, run, epoch, bar):
             device.scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
-        loss_sum = loss_sum + loss.detach()
+        loss_sum = loss_sum + loss.detach().to(device.sum_dtype)
         bar.update(len(noise))
         if time.monotonic() - drawn > bar.mininterval:
             drawn, mean = time.monotonic(), float(loss_sum) / (i + 1)
@@ -231,7 +250,6 @@ def describe(run, source, identity, model, device):
         "settings": asdict(run),
         "command": sys.argv,
         "effective_batch": run.optim.effective_batch,
-        "precision": device.precision,
         "device": str(device.torch),
         "hardware": device.describe(),
         "model_source": "builtin",

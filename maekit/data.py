@@ -141,9 +141,12 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self):
-        for batch in self.loader:
-            self.broken.check(self.dataset.images, batch)
-            yield batch
+        try:
+            for batch in self.loader:
+                self.broken.check(self.dataset.images, batch)
+                yield batch
+        except InputError as error:  # from a worker it comes with the worker's traceback before its line
+            raise InputError(str(error).strip().splitlines()[-1].removeprefix("maekit.errors.InputError: ")) from None
 
 
 def train_batches(images, model, optim, *, seed, broken, workers, pin=False, with_labels=False):

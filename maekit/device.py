@@ -23,6 +23,7 @@ class Device:
         if precision == "auto":
             precision = "float32" if kind != "cuda" else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         self.precision = precision
+        self.sum_dtype = torch.float32 if kind == "mps" else torch.float64  # of sums over thousands of losses
         self.scaler = torch.amp.GradScaler(kind, enabled=precision == "float16")
 
     def autocast(self):

@@ -86,7 +86,7 @@ def loss_curve(log, summary):
     ax.set_title(f"{summary['model']}, seed {summary['seed']}" + _diverged_note(summary), loc="left")
     _epoch_axis(ax)
     ax.set_ylabel("loss (MSE, hidden patches)")
-    ax.legend()
+    ax.legend(loc="upper right")
     return figure
 
 

@@ -62,6 +62,7 @@ DEFAULTS = {
     "precision": "auto",
     "resume": "auto",
     "overwrite": False,
+    "dry_run": False,
 }
 # What --demo changes: a model, sizes and a rate that teach something on two cores in minutes.
 DEMO = {
@@ -137,11 +138,13 @@ class Settings:
     device: str
     resume: str
     overwrite: bool
+    dry_run: bool
 
     def identity(self):
         """What decides the numbers of the run, flat and by the names of the flags.
 
         Two commands with equal identities on equal data are the same run: the second goes on where the first stopped.
+        A precision left to the device is not in it yet.
         """
         optim, model, norm = asdict(self.optim), asdict(self.model), asdict(self.norm)
         model["model"] = model.pop("name")
@@ -149,7 +152,8 @@ class Settings:
         flags.update({OPTION_FLAGS[norm["name"]][option]: value for option, value in norm["options"].items()})
         flags.update(model)
         flags.update(optim)
-        return {**flags, "max_images": self.data.max_images, "seed": self.seed, "precision": self.precision}
+        flags.update(max_images=self.data.max_images, seed=self.seed)
+        return flags if self.precision == "auto" else {**flags, "precision": self.precision}
 
 
 # norm: {constructor option of norms.py: flag}; a flag that is not here for a norm is nothing to it
@@ -220,6 +224,7 @@ def build_parser(prog, description):
     _flag(group, "precision", str, "auto (float32 on CPU, else bfloat16 or float16), float32, bfloat16, float16")
     _flag(group, "resume", str, "auto (go on where the run stopped), never, or a checkpoint to start from", "WHERE")
     group.add_argument("--overwrite", action="store_true", default=None, help="delete another run in --output_dir")
+    group.add_argument("--dry_run", action="store_true", default=None, help="check flags and data, train nothing")
     return parser
 
 
@@ -252,6 +257,7 @@ def resolve(typed, *, cores=None):
         device=v["device"],
         resume=v["resume"],
         overwrite=v["overwrite"],
+        dry_run=v["dry_run"],
     )
 
 

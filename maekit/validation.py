@@ -17,13 +17,13 @@ N_QUALITY = 64  # validation images that PSNR and SSIM are means over
 def validate(model, batches, device, pixels, mask_ratio):
     """Mean loss over all hidden patches of all batches, every image once; a float in the loss's own space."""
     model.eval()
-    total, n = torch.zeros((), device=device.torch), 0
+    total, n = 0.0, 0
     for batch in batches:
         with device.autocast():
             loss, _, _ = model(pixels.normalize(batch["images"]), mask_ratio, batch["noise"].to(device.torch))
-        total += loss.float() * len(batch["images"])
+        total += loss.to(device.sum_dtype) * len(batch["images"])
         n += len(batch["images"])
-    return total.item() / n
+    return float(total) / n
 
 
 @torch.inference_mode()

@@ -121,7 +121,7 @@ def test_one_run_alone_can_be_analysed(comparison, tmp_path):
 def test_a_folder_without_runs_is_one_line_and_exit_code_2(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         error = analyse(folder, check=2).stderr
-        assert len(error.strip().splitlines()) == 1 and str(folder) in error and "run_comparison.sh" in error
+        assert len(error.strip().splitlines()) == 1 and str(folder) in error and "Run the comparison first" in error
 
 
 def test_every_norm_has_a_look_of_its_own():

@@ -49,7 +49,10 @@ def test_a_run_leaves_all_files_of_the_design_and_no_stray_ones(finished):
         assert summary[name] is not None
     config = json.loads((finished / "config.json").read_text())
     assert config["data"]["train_images"] == 32 and config["data"]["val_images"] == 200
-    assert config["versions"]["torch"] == torch.__version__.partition("+")[0] and config["precision"] == "float32"
+    assert (
+        config["versions"]["torch"] == torch.__version__.partition("+")[0]
+        and config["identity"]["precision"] == "float32"
+    )
     trajectory = json.loads((finished / "trajectory.json").read_text())
     assert trajectory["status"] == "finished" and trajectory["alpha"] == 0 and len(trajectory["trajectory"]) == 1
 
@@ -88,6 +91,17 @@ def test_settings_that_do_not_matter_to_the_run_do_not_make_another_of_it(copy):
     train_here(
         *QUICK, "--output_dir", copy, "--adyt_lambda", "0.7", "--dyt_alpha_init", "3", "--device", "cpu", check=0
     )
+
+
+def test_a_run_does_not_go_on_in_another_precision(copy):
+    (copy / "summary.json").unlink()  # as if it had not ended
+    config = json.loads((copy / "config.json").read_text())
+    config["identity"]["precision"] = "bfloat16"
+    (copy / "config.json").write_text(json.dumps(config))
+    line = complaint(*QUICK, "--output_dir", copy)
+    assert "was computed in bfloat16" in line and "--precision bfloat16" in line
+    assert "holds a run with --precision bfloat16" in complaint(*QUICK, "--output_dir", copy, "--precision", "float16")
+    train_here(*QUICK, "--output_dir", copy, "--precision", "bfloat16", check=0)
 
 
 def test_other_images_make_another_run(copy, demo_dir, tmp_path):

@@ -249,7 +249,7 @@ def test_pictures_and_quality_take_an_even_fixed_choice(mae, demo_dir, monkeypat
     monkeypatch.setattr(validation, "N_QUALITY", 11)
     monkeypatch.setattr(validation, "N_DRAWN", 3)
     whole = sources.open_source(DataSettings(str(demo_dir), None, 0), 0).val.subset(slice(0, 101))
-    pictures, quality = validation.reconstruct(mae, batches(whole).dataset, CPU, PIXELS, RATIO)
+    pictures, quality = validation.reconstruct(mae, batches(whole).dataset, CPU, PIXELS, RATIO, batch_size=4)
     assert quality["quality_images"] == 11  # images 0, 10, ..., 100; drawn: the first, middle and last of them
     assert pictures["name"].tolist() == [f"ILSVRC2012_val_{n:08d}.JPEG" for n in (1, 51, 101)]
     file = demo_dir / "Data" / "CLS-LOC" / "val" / "ILSVRC2012_val_00000051.JPEG"
