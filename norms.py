@@ -165,17 +165,21 @@ def convert_norms(model, name, **options):
         if options:
             raise TypeError(f"LayerNorm takes no options, got {', '.join(options)}")
         return model
+    around = next((p for p in model.parameters() if p.is_floating_point()), None)
     if isinstance(model, nn.LayerNorm):
-        return _like(model, layer_class, options)
+        return _like(model, layer_class, options, around)
+    new = {}  # a layer that is used in several places stays one layer
     for parent in list(model.modules()):
-        for child_name, child in parent.named_children():
+        for child_name, child in parent._modules.items():  # named_children() would name a shared layer once
             if isinstance(child, nn.LayerNorm):
-                setattr(parent, child_name, _like(child, layer_class, options))
+                if child not in new:
+                    new[child] = _like(child, layer_class, options, around)
+                setattr(parent, child_name, new[child])
     return model
 
 
-def _like(norm, layer_class, options):
-    """A layer of `layer_class` for the place of the LayerNorm `norm`."""
+def _like(norm, layer_class, options, around):
+    """A layer of `layer_class` for the place of the LayerNorm `norm`; `around`: a parameter of the model, or None."""
     new = layer_class(
         norm.normalized_shape,
         affine=norm.weight is not None,
@@ -184,8 +188,9 @@ def _like(norm, layer_class, options):
         channels_first="2d" in type(norm).__name__,
         **options,
     )
-    if norm.weight is not None:
-        new.to(device=norm.weight.device, dtype=norm.weight.dtype)
+    like = around if norm.weight is None else norm.weight
+    if like is not None:
+        new.to(device=like.device, dtype=like.dtype)
     return new.train(norm.training)
 
 

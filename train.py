@@ -74,7 +74,7 @@ def train(run, source, folder, identity):
 
     model = build_model(run).to(device.torch)
     groups = param_groups_weight_decay(model, run.optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=(0.9, 0.95), fused=device.torch.type != "mps")
 
     first_epoch, elapsed, baselines = resume(run, folder, model, optimizer, device.scaler)
     record = runs.Record(folder, trajectory_head(run), first_epoch)

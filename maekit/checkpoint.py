@@ -10,6 +10,9 @@ import torch
 from .errors import InputError
 from .runs import atomic_write
 
+# What torch.load raises for bytes that are no checkpoint, or none any more.
+UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
+
 
 def save(path, *, model, optimizer, scaler, epoch, args, **extra):
     """Write a checkpoint atomically. args: flat dict of plain values; extra: tensors or plain values."""
@@ -35,9 +38,11 @@ def read(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"--resume {path}: no such file. Use auto, never, or the path of a checkpoint.") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: truncated, damaged or no checkpoint ({reason[:120]}).") from error
+    except UNREADABLE as error:
+        raise InputError(
+            f"{path}: truncated, damaged or no checkpoint; torch.load(weights_only=True) cannot read it "
+            f"({type(error).__name__})."
+        ) from error
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise InputError(f"{path}: no checkpoint; expected a dict with the weights under 'model'.")
     return state
@@ -51,7 +56,7 @@ def load_model(path, state, model):
             raise InputError(f"{path}: belongs to another model, has no {name}. See --model, --norm, --decoder_type.")
         if name not in ours:
             raise InputError(f"{path}: belongs to another model, has {name}. See --model, --norm, --decoder_type.")
-        if theirs[name].numel() != ours[name].numel():  # shapes () and (1,) are one thing here
+        if theirs[name].shape != ours[name].shape and not theirs[name].numel() == ours[name].numel() == 1:
             raise InputError(
                 f"{path}: belongs to another model, {name} is {tuple(theirs[name].shape)} there and "
                 f"{tuple(ours[name].shape)} here. See --model, --input_size, --decoder_type."

@@ -19,12 +19,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BROKEN_SHARE = 0.01  # more unreadable images than this end the run
 
-# Independent random streams; see _generator().
-_ORDER, _CROP, _VAL_MASK, _REPLACEMENT = range(4)
+# Independent random streams; the tag comes first, because numpy fills short keys up with zeros.
+_ORDER, _CROP, _VAL_MASK, _REPLACEMENT = range(1, 5)
 
 
-def _generator(*key):
-    return np.random.default_rng(key)
+def _generator(stream, *key):
+    return np.random.default_rng((stream, *key))
 
 
 class TrainImages(Dataset):
@@ -36,9 +36,9 @@ class TrainImages(Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
-        another = _generator(self.seed, _REPLACEMENT, epoch, index)
+        another = _generator(_REPLACEMENT, self.seed, epoch, index)
         image, used, broken = _read(self.images, index, lambda: int(another.integers(len(self.images))))
-        rng = _generator(self.seed, _CROP, epoch, index)
+        rng = _generator(_CROP, self.seed, epoch, index)
         top, left, height, width = random_resized_crop_box(rng, image.height, image.width)
         flip = rng.random() < 0.5
         size = [self.input_size, self.input_size]
@@ -89,7 +89,7 @@ class BatchOrder:
         return self.batches
 
     def __iter__(self):
-        order = _generator(self.seed, _ORDER, self.epoch).permutation(self.n_images).tolist()
+        order = _generator(_ORDER, self.seed, self.epoch).permutation(self.n_images).tolist()
         for start in range(0, self.batches * self.batch_size, self.batch_size):
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
 

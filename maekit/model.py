@@ -27,7 +27,7 @@ UPSTREAM_DECODER = Transformer(512, 8, 16)
 
 # name: (patch size, encoder, decoder)
 MODELS = {
-    "mae_vit_demo_patch8": (8, Transformer(128, 4, 4), Transformer(64, 2, 2)),
+    "mae_vit_demo_patch8": (8, Transformer(96, 4, 3), Transformer(64, 2, 2)),
     "mae_vit_tiny_patch16": (16, Transformer(192, 12, 3), UPSTREAM_DECODER),
     "mae_vit_small_patch16": (16, Transformer(384, 12, 6), UPSTREAM_DECODER),
     "mae_vit_base_patch16": (16, Transformer(768, 12, 12), UPSTREAM_DECODER),

@@ -13,6 +13,7 @@ import numpy as np
 from . import demo
 from .errors import InputError
 
+_SUBSET = 0xDA7A  # tag of the random stream of --max_images
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -85,7 +86,7 @@ def even_subset(labels, n_classes, n_images, seed):
     With fewer images than classes: one image each of n_images seeded classes. A class with too few images gives all
     it has and the others fill up.
     """
-    rng = np.random.default_rng([seed, 0xDA7A])
+    rng = np.random.default_rng([_SUBSET, seed])
     room = np.bincount(labels, minlength=n_classes)
     share = np.zeros(n_classes, dtype=int)
     order = rng.permutation(n_classes)  # who gets one more where it does not divide
@@ -139,6 +140,9 @@ def _open_folder(root):
             f"{val_folder / unknown[0]}: {train.root} has no class of that name (it has {_some(classes)}). "
             "Rename the folders so that train and val agree."
         )
+    if "" in val_classes and set(val_classes) != {""}:
+        stray = val_paths[val_classes.index("")]
+        raise InputError(f"{val_folder / os.fsdecode(stray)}: an image outside the class folders. Move it away.")
     if "" not in val_classes:
         val = ImageSet(val_folder, val_paths, lambda: np.array([index[c] for c in val_classes]))
     else:
@@ -169,17 +173,29 @@ def _flat_val_labels(homes, paths, index):
     for home in homes:
         table, folder = home / "LOC_val_solution.csv", home / "Annotations" / "CLS-LOC" / "val"
         if table.is_file():
-            with open(table, newline="", encoding="utf-8") as f:
-                wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(f)}
-            return _lookup(stems, wnids, index, table)
+            return _lookup(stems, _solution(table), index, table)
         if folder.is_dir():
-            wnids = {stem: _annotated_class(folder / f"{stem}.xml") for stem in stems}
-            return _lookup(stems, wnids, index, folder)
+            return _lookup(stems, {stem: _annotated_class(folder / f"{stem}.xml") for stem in stems}, index, folder)
     return None
 
 
+def _solution(table):
+    """{image: wnid} of a LOC_val_solution.csv: lines of ImageId,PredictionString, where the first word is the wnid."""
+    with open(table, newline="", encoding="utf-8") as f:
+        rows = csv.DictReader(f)
+        if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
+            raise InputError(f"{table}: has no columns ImageId and PredictionString. Take Kaggle's file, or remove it.")
+        return {row["ImageId"]: (row["PredictionString"] or "").partition(" ")[0] or None for row in rows}
+
+
 def _annotated_class(file):
-    return ElementTree.parse(file).findtext("object/name") if file.is_file() else None
+    """wnid of the first object in an annotation; None if there is no file."""
+    if not file.is_file():
+        return None
+    try:
+        return ElementTree.parse(file).findtext("object/name")
+    except ElementTree.ParseError as error:
+        raise InputError(f"{file}: is damaged ({error}). Restore it, or remove Annotations to go without.") from error
 
 
 def _lookup(stems, wnids, index, where):
@@ -187,7 +203,8 @@ def _lookup(stems, wnids, index, where):
     for stem in stems:
         wnid = wnids.get(stem)
         if wnid not in index:
-            raise InputError(f"{where}: {stem} has class {wnid}, which is no training folder ({_some(list(index))}).")
+            what = f"has class {wnid}, which is no training folder ({_some(list(index))})" if wnid else "has no class"
+            raise InputError(f"{where}: {stem} {what}.")
         labels.append(index[wnid])
     return np.array(labels)
 

@@ -22,4 +22,6 @@ ruff check .
 ruff format --check .
 # shellcheck disable=SC2046 # file names of ours have no spaces
 shellcheck -x .ci/run $(git ls-files '*.sh')
-exec "$PYTHON" -m pytest "$@"
+# One thread a process: many small tensors on many processes otherwise wait for each other.
+export OMP_NUM_THREADS=1
+exec "$PYTHON" -m pytest --numprocesses auto --dist loadfile "$@"

@@ -104,7 +104,7 @@ def center_crop_by_pil(file):
 def random_crop_by_pil(file, seed, epoch, index):
     """The training image, its mask noise, and whether it is flipped, from the generator of (seed, epoch, index)."""
     image = Image.open(file).convert("RGB")
-    rng = data._generator(seed, data._CROP, epoch, index)
+    rng = data._generator(data._CROP, seed, epoch, index)
     top, left, height, width = data.random_resized_crop_box(rng, image.height, image.width)
     flip = rng.random() < 0.5
     image = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.BICUBIC)
@@ -326,7 +326,8 @@ def test_epochs_and_seeds_differ_in_order_crops_and_masks(photographs):
     for seed, epoch in ((0, 1), (1, 0)):
         other_order, other_images, other_noise = by_image(seed, epoch)
         assert not torch.equal(order, other_order)
-        assert all(not torch.equal(a, b) for a, b in zip(images, other_images))
+        same = sum(torch.equal(a, b) for a, b in zip(images, other_images))
+        assert same <= 2  # black sky looks the same in any crop
         assert all(not torch.equal(a, b) for a, b in zip(noise, other_noise))
 
 
@@ -425,8 +426,8 @@ def test_a_subset_is_sorted_distinct_and_decided_by_the_seed():
     assert len(chosen) == 100 and (np.diff(chosen) > 0).all()
     np.testing.assert_array_equal(chosen, sources.even_subset(labels, 7, 100, seed=3))
     assert chosen.tolist() != sources.even_subset(labels, 7, 100, seed=4).tolist()
-    # not the first files of a class
-    assert chosen.tolist() != sorted(np.concatenate([np.flatnonzero(labels == c)[:15] for c in range(7)])[:100])
+    labels = np.tile(np.arange(5), 40)  # the first ten images of every class are the first 50
+    assert sources.even_subset(labels, 5, 50, seed=3).tolist() != list(range(50))
 
 
 def test_max_images_reduces_training_images_and_leaves_classes_and_validation_whole(demo_dir):
@@ -473,7 +474,7 @@ def test_a_broken_image_is_named_counted_and_replaced(many):
         assert used != broken_index
         # the replacement's pixels and label, cropped and masked as the broken image would have been
         image = Image.open(source.train.file(used))
-        rng = data._generator(0, data._CROP, epoch, broken_index)
+        rng = data._generator(data._CROP, 0, epoch, broken_index)
         top, left, height, width = data.random_resized_crop_box(rng, image.height, image.width)
         flip = rng.random() < 0.5
         crop = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.BICUBIC)
@@ -569,14 +570,20 @@ def test_the_demo_has_ten_classes_of_100_training_and_20_validation_images(demo_
         assert {Image.open(images.file(i)).size for i in range(0, len(images), 17)} == {(96, 96)}
 
 
-def test_no_pixel_of_the_demo_is_in_both_splits(tmp_path, monkeypatch):
-    photo = np.zeros((240, 600, 3), dtype=np.uint8)
-    photo[:, :420, 0] = 255  # the left 70 % red, the rest blue
-    photo[:, 420:, 2] = 255
+@pytest.mark.parametrize(
+    ("recipe", "border"),
+    [({}, 420), ({"left": 0.5, "side": [300, 300]}, 300)],
+    ids=["as it is", "every crop touches the border"],
+)
+def test_no_pixel_of_the_demo_is_in_both_splits(tmp_path, monkeypatch, recipe, border):
+    photo = np.zeros((320, 600, 3), dtype=np.uint8)
+    photo[:, :border, 0] = 255  # the part for training red, the rest blue
+    photo[:, border:, 2] = 255
     Image.fromarray(photo).save(tmp_path / "photo.png")
     monkeypatch.setattr(demo, "PHOTOGRAPHS", ("photo.png",))
     monkeypatch.setattr(demo, "photograph", lambda name: tmp_path / name)
-    monkeypatch.setitem(demo.RECIPE, "val", 100)
+    for key, value in {"val": 100, **recipe}.items():
+        monkeypatch.setitem(demo.RECIPE, key, value)
     demo.write(tmp_path / "demo")
     base = tmp_path / "demo" / "Data" / "CLS-LOC"
     for split, own, foreign in (("train", 0, 2), ("val", 2, 0)):
@@ -584,7 +591,7 @@ def test_no_pixel_of_the_demo_is_in_both_splits(tmp_path, monkeypatch):
         assert len(files) == 100
         for file in files:
             pixels = np.asarray(Image.open(file))
-            assert pixels[..., own].min() > 245 and pixels[..., foreign].max() < 10, file
+            assert pixels[..., own].min() > 251 and pixels[..., foreign].max() < 4, file
 
 
 def test_demo_crops_come_from_all_over_their_part_of_the_photograph(tmp_path, monkeypatch):

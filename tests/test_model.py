@@ -217,7 +217,7 @@ def test_the_patches_of_least_noise_stay_visible(small, ratio):
     expected = np.ones((5, 16))
     for row, order in zip(expected, np.argsort(noise, axis=1)):
         row[order[:kept]] = 0
-    assert latent.shape == (5, 1 + kept, 128)
+    assert latent.shape == (5, 1 + kept, small.pos_embed.shape[-1])
     np.testing.assert_array_equal(mask, expected)
     np.testing.assert_array_equal(ids_restore, np.argsort(np.argsort(noise, axis=1), axis=1))
 
