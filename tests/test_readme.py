@@ -1,0 +1,57 @@
+"""The README says what the code does."""
+
+import re
+
+import pytest
+
+from maekit import runs, settings
+
+from .conftest import KIT, run
+
+README = (KIT / "README.md").read_text(encoding="utf-8")
+ROWS = {
+    flag: (default, demo)
+    for flag, default, demo in re.findall(r"^\| `--(\w+)` \| (.*?) \| (.*?) \|", README, flags=re.MULTILINE)
+}
+
+
+def parser_flags():
+    parser = settings.build_parser("", "")
+    return {action.dest for action in parser._actions} - {"help"}
+
+
+def test_the_table_of_options_has_every_flag_and_no_other():
+    driver = {"methods", "seeds"}
+    elsewhere = {"norm", "seed", "demo", "dry_run"}  # told in the text
+    assert set(ROWS) == (parser_flags() | driver) - elsewhere
+    assert all(f"`--{flag}`" in README for flag in elsewhere)
+
+
+@pytest.mark.parametrize("flag", ROWS)
+def test_the_defaults_in_the_table_are_the_codes(flag):
+    default, demo = ROWS[flag]
+    if settings.DEFAULTS.get(flag) not in (None, False):
+        assert default == str(settings.DEFAULTS[flag])
+    if flag in settings.DEMO:
+        assert demo == str(settings.DEMO[flag])
+    elif flag != "output_dir":
+        assert demo == ""
+
+
+def test_every_file_of_a_run_and_column_of_a_baseline_is_told():
+    folder = runs.RunFolder("x")
+    for name in vars(folder):
+        if name != "path":
+            assert getattr(folder, name).name in README, name
+
+
+def test_every_picture_is_there():
+    for picture in re.findall(r"\]\((docs/[^)]+)\)", README):
+        assert (KIT / picture).is_file(), picture
+
+
+def test_the_first_two_commands_parse():
+    commands = re.findall(r"^\./run_comparison\.sh .*?(?= +#|$)", README, flags=re.MULTILINE)
+    assert commands[0] == "./run_comparison.sh --demo"
+    for command in commands:
+        run("bash", "-c", f"{command} --dry_run", check=0)
