@@ -9,6 +9,7 @@ The same command again goes on where it stopped. Loops over norms and seeds are 
 """
 
 import math
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -54,6 +55,8 @@ def check_batches(optim, source):
 
 def train(run, source, folder, identity):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
+    # Threads that spin while they wait cost a CPU that is shared several times its speed. Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
     from timm.optim import param_groups_weight_decay
     from torch.utils.tensorboard import SummaryWriter

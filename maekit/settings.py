@@ -70,7 +70,7 @@ DEMO = {
     "input_size": 64,
     "epochs": 20,
     "batch_size": 32,
-    "lr": 3e-3,
+    "lr": 2e-3,
 }
 
 
