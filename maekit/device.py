@@ -1,5 +1,6 @@
 """Where a run computes and in which precision."""
 
+import platform
 import sys
 from contextlib import nullcontext
 
@@ -34,7 +35,9 @@ class Device:
 
     def describe(self):
         """Name of the hardware, for config.json."""
-        return torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else self.torch.type
+        if self.torch.type == "cuda":
+            return torch.cuda.get_device_name(self.torch)
+        return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
     def peak_memory_mb(self):
         """Largest memory so far in MB: allocated on the GPU; elsewhere of the process, None where unknown."""
