@@ -69,8 +69,7 @@ DEMO = {
     "model": "mae_vit_demo_patch8",
     "input_size": 64,
     "epochs": 20,
-    "batch_size": 32,
-    "lr": 2e-3,
+    "lr": 4e-3,
 }
 
 

@@ -15,7 +15,7 @@ from maekit import figures, runs
 
 from .conftest import KIT, run, train_here
 
-QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--num_workers", "0")
+QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 METHODS = ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh")
 FIGURES = ("loss_comparison", "timing_comparison", "reconstruction_comparison", "alpha_dynamics")
 

@@ -16,7 +16,7 @@ from maekit import runs, settings
 from .conftest import KIT, run
 
 DRIVER = KIT / "run_comparison.sh"
-QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--num_workers", "0")
+QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 
 
 def grid(*flags):

@@ -9,9 +9,9 @@ from maekit import runs, settings
 from .conftest import KIT, run
 
 README = (KIT / "README.md").read_text(encoding="utf-8")
-ROWS = {
-    flag: (default, demo)
-    for flag, default, demo in re.findall(r"^\| `--(\w+)` \| (.*?) \| (.*?) \|", README, flags=re.MULTILINE)
+ROWS = {  # flag: (default, demo)
+    cells[1].strip(" `-"): (cells[2].strip(), cells[3].strip())
+    for cells in (line.split("|") for line in README.splitlines() if line.startswith("| `--"))
 }
 
 

@@ -15,7 +15,7 @@ from maekit.errors import InputError
 
 from .conftest import run, train, train_here
 
-QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--num_workers", "0")
+QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_folder_of_another_run_names_the_first_setting_that_differs(copy):
     line = complaint(*QUICK, "--output_dir", copy, "--epochs", "2")
     assert str(copy) in line and "--epochs 1" in line and "--epochs 2" in line and "--overwrite" in line
     assert "--norm DynamicTanh" in complaint(*QUICK, "--output_dir", copy, "--norm", "dyt")
-    assert "no --max_images" in complaint("--demo", "--epochs", "1", "--output_dir", copy)
+    assert "no --max_images" in complaint("--demo", "--epochs", "1", "--batch_size", "32", "--output_dir", copy)
 
 
 def test_settings_that_do_not_matter_to_the_run_do_not_make_another_of_it(copy):
@@ -164,7 +164,19 @@ def test_a_checkpoint_named_by_hand_that_cannot_be_used(damage, finished, tmp_pa
 
 
 def test_a_checkpoint_named_by_hand_starts_a_longer_run(finished, tmp_path):
-    flags = ("--demo", "--max_images", "32", "--num_workers", "0", "--epochs", "2", "--output_dir", tmp_path / "run")
+    flags = (
+        "--demo",
+        "--max_images",
+        "32",
+        "--batch_size",
+        "32",
+        "--num_workers",
+        "0",
+        "--epochs",
+        "2",
+        "--output_dir",
+        tmp_path / "run",
+    )
     result = train_here(*flags, "--resume", finished / "checkpoint.pth", check=0)
     assert "goes on with epoch 1 of 2" in result.stdout
     assert [row["epoch"] for row in runs.read_csv(tmp_path / "run" / "log.csv")] == [1]
@@ -200,16 +212,28 @@ def test_json_never_holds_a_nan(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_files_before_whole(copy, tmp_path):
-    """A real file system of 14 MB where it can be mounted; else a limit on the size of files."""
+    """A real file system of 10 MB where it can be mounted; else a limit on the size of files."""
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", small], check=False).returncode == 0
-    flags = ["--demo", "--max_images", "32", "--num_workers", "0", "--epochs", "2", "--output_dir", small / "run"]
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", small], check=False).returncode == 0
+    flags = [
+        "--demo",
+        "--max_images",
+        "32",
+        "--batch_size",
+        "32",
+        "--num_workers",
+        "0",
+        "--epochs",
+        "2",
+        "--output_dir",
+        small / "run",
+    ]
     try:
-        if mounted:  # room for one checkpoint of 11 MB, not for two
+        if mounted:  # room for one checkpoint of 7 MB, not for two
             result = train(*flags, check=2)
         else:
-            limited = f"ulimit -f 8000; exec {sys.executable} train.py {' '.join(map(str, flags))}"
+            limited = f"ulimit -f 4000; exec {sys.executable} train.py {' '.join(map(str, flags))}"
             result = run("bash", "-c", limited, check=2)
         last = result.stderr.strip().splitlines()[-1]
         assert last.startswith("error: ") and "Make room" in last and "Traceback" not in result.stderr

@@ -45,7 +45,7 @@ def test_warm_up_is_at_most_a_tenth_of_the_run():
 def test_what_is_typed_wins_over_the_demo():
     settled = resolved("--demo", "--epochs", "3")
     assert settled.optim.epochs == 3
-    assert settled.model.name == settings.DEMO["model"] and settled.optim.batch_size == settings.DEMO["batch_size"]
+    assert settled.model.name == settings.DEMO["model"] and settled.optim.lr == settings.DEMO["lr"]
     assert settled.data.imagenet_dir is None
 
 
