@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from maekit import errors, runs, settings
 from maekit.errors import InputError
@@ -32,6 +32,10 @@ def main(argv=None):
             f"{len(source.train) // run.optim.effective_batch} steps of {run.optim.effective_batch} images an epoch."
         )
         return 0
+    if os.path.abspath(run.resume) == os.path.abspath(folder.checkpoint):
+        if run.overwrite:
+            raise InputError(f"--resume {run.resume}: --overwrite would delete it first. Copy it out of the folder.")
+        run = replace(run, resume="auto")
     if run.resume == "never" and not run.overwrite and folder.checkpoint.exists():
         raise InputError(f"--resume never: {folder.path} holds a run. Choose another --output_dir, or --overwrite.")
     identity = {**run.identity(), "data": source.fingerprint}

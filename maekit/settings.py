@@ -152,6 +152,7 @@ class Settings:
         flags.update(model)
         flags.update(optim)
         flags.update(max_images=self.data.max_images, seed=self.seed)
+        flags["resume"] = None if self.resume in ("auto", "never") else self.resume
         return flags if self.precision == "auto" else {**flags, "precision": self.precision}
 
 

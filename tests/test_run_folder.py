@@ -15,7 +15,8 @@ from maekit.errors import InputError
 
 from .conftest import run, train, train_here
 
-QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
+DEMO = ("--demo", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
+QUICK = (*DEMO, "--epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -164,24 +165,25 @@ def test_a_checkpoint_named_by_hand_that_cannot_be_used(damage, finished, tmp_pa
 
 
 def test_a_checkpoint_named_by_hand_starts_a_longer_run(finished, tmp_path):
-    flags = (
-        "--demo",
-        "--max_images",
-        "32",
-        "--batch_size",
-        "32",
-        "--num_workers",
-        "0",
-        "--epochs",
-        "2",
-        "--output_dir",
-        tmp_path / "run",
-    )
+    flags = (*DEMO, "--epochs", "2", "--output_dir", tmp_path / "run")
     result = train_here(*flags, "--resume", finished / "checkpoint.pth", check=0)
     assert "goes on with epoch 1 of 2" in result.stdout
     assert [row["epoch"] for row in runs.read_csv(tmp_path / "run" / "log.csv")] == [1]
     line = complaint(*QUICK, "--output_dir", tmp_path / "short", "--resume", finished / "checkpoint.pth")
     assert "has 1 epochs already" in line
+
+
+def test_the_checkpoint_that_a_run_started_from_is_part_of_it(finished, tmp_path):
+    flags = (*DEMO, "--epochs", "2", "--output_dir", tmp_path / "run")
+    train_here(*flags, "--resume", finished / "checkpoint.pth", check=0)
+    assert "this one has no --resume" in complaint(*flags)
+    own = tmp_path / "run" / "checkpoint.pth"
+    assert "would delete it first" in complaint(*flags, "--resume", own, "--overwrite") and own.exists()
+
+
+def test_the_runs_own_checkpoint_by_name_is_the_same_as_auto(copy):
+    result = train_here(*QUICK, "--output_dir", copy, "--resume", copy / "checkpoint.pth", check=0)
+    assert "finished already" in result.stdout
 
 
 def test_official_style_weights_alone_start_a_run_at_epoch_0(finished, tmp_path):
@@ -216,19 +218,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_files_before_whole(copy, tmp_pat
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", small], check=False).returncode == 0
-    flags = [
-        "--demo",
-        "--max_images",
-        "32",
-        "--batch_size",
-        "32",
-        "--num_workers",
-        "0",
-        "--epochs",
-        "2",
-        "--output_dir",
-        small / "run",
-    ]
+    flags = (*DEMO, "--epochs", "2", "--output_dir", small / "run")
     try:
         if mounted:  # room for one checkpoint of 7 MB, not for two
             result = train(*flags, check=2)
