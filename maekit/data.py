@@ -203,7 +203,7 @@ def _read(images, index, another):
     broken, used = -1, index
     for _ in range(32):
         try:
-            with Image.open(images.file(used)) as image:
+            with images.open(used) as image:
                 return image.convert("RGB"), used, broken
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             broken = index

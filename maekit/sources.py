@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 from . import demo
 from .errors import InputError
@@ -40,6 +41,10 @@ class ImageSet:
     def file(self, index):
         """Path of an image."""
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
+
+    def open(self, index):
+        """The image as PIL opens it, not decoded yet. Raises what PIL raises for a file it cannot read."""
+        return Image.open(self.file(index))
 
     def subset(self, indices):
         """The images at `indices`, in that order."""
