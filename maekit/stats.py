@@ -1,0 +1,217 @@
+"""The statistics of a sweep, as functions of arrays: the gap Γ, its interval and noise floor, rank correlations.
+
+A point is one epoch of one run: its validation MSE and its accuracy in percent. All that is returned is plain Python,
+ready for JSON.
+"""
+
+import math
+
+import numpy as np
+
+MIN_SEEDS = 3  # Student's t over fewer values says next to nothing: at two, its factor is 12.7
+
+
+def bin_edges(mse, n_bins=15, binning="equal"):
+    """Strictly increasing edges of MSE bins: of equal width over [min, max], or quantiles with as many points each.
+
+    mse: (N,). Returns (n_bins + 1,) float64, the smallest and the largest MSE at its ends. Edges that coincide are
+    merged, as quantiles of repeated values do, so there may be fewer. Raises ValueError if n_bins is below 1, binning
+    is neither "equal" nor "quantile", mse is empty or not finite, or holds fewer than two distinct values.
+    """
+    if n_bins < 1:
+        raise ValueError(f"n_bins {n_bins}: needs 1 or more.")
+    if binning not in ("equal", "quantile"):
+        raise ValueError(f"binning {binning!r}: needs equal or quantile.")
+    mse = _points("mse", mse)
+    low, high = mse.min(), mse.max()
+    if low == high:
+        raise ValueError(f"mse: {mse.size} points with 1 distinct value, {low:g}; bins need two.")
+    if binning == "equal":
+        return np.unique(np.linspace(low, high, n_bins + 1))
+    return np.unique(np.quantile(mse, np.linspace(0, 1, n_bins + 1)))
+
+
+def gap(mse, accuracy, n_bins=15, binning="equal", edges=None):
+    """The gap Γ: max - min of the accuracy at equal MSE, summed over the MSE bins that hold at least 2 points.
+
+    mse: (N,); accuracy: (N,), percent. Bins are half-open, [edge, next edge), and the last one is closed, so that the
+    largest MSE counts. edges: (B + 1,) strictly increasing, in place of n_bins and binning; see `bin_edges`.
+
+    Returns (gamma, bins): gamma in percent points, 0.0 if no bin holds 2 points, and a dict for each bin that does:
+    bin_index from 0, mse_min and mse_max (the bin's edges), n_points, acc_min, acc_max, acc_spread (max - min),
+    acc_mean, acc_std (of the population, ddof 0) and acc_spread_5_95 (95th - 5th percentile, linear interpolation).
+    Γ grows with the number of points: two are comparable only at equal numbers of runs.
+
+    Raises ValueError for arrays that are empty, not finite or of unequal length, for a point outside given edges, and
+    for what `bin_edges` refuses.
+    """
+    mse, accuracy = _pairs(mse, accuracy)
+    edges = bin_edges(mse, n_bins, binning) if edges is None else _edges(edges, mse)
+
+    last = edges.size - 2
+    index = np.minimum(np.searchsorted(edges, mse, side="right") - 1, last)  # the last edge belongs to the last bin
+    order = np.argsort(index, kind="stable")
+    occupied, starts = np.unique(index[order], return_index=True)
+    bins = []
+    for i, inside in zip(occupied.tolist(), np.split(accuracy[order], starts[1:]), strict=True):
+        if inside.size < 2:
+            continue
+        low, high = inside.min(), inside.max()
+        p5, p95 = np.percentile(inside, (5, 95))
+        bins.append(
+            {
+                "bin_index": i,
+                "mse_min": float(edges[i]),
+                "mse_max": float(edges[i + 1]),
+                "n_points": inside.size,
+                "acc_min": float(low),
+                "acc_max": float(high),
+                "acc_spread": float(high - low),
+                "acc_mean": float(inside.mean()),
+                "acc_std": float(inside.std()),
+                "acc_spread_5_95": float(p95 - p5),
+            }
+        )
+    return math.fsum(b["acc_spread"] for b in bins), bins
+
+
+def gap_percentile(bins):
+    """Γ with the 5th and 95th percentile in place of min and max: percent points, from the bins that `gap` returns."""
+    return math.fsum(b["acc_spread_5_95"] for b in bins)
+
+
+def spearman(x, y):
+    """Spearman's rank correlation as {"spearman_r", "p_value"}; both None below 3 points or if an array is constant.
+
+    x, y: (N,). The two-sided p-value is scipy's, from Student's t: it takes points for independent, which the epochs of
+    a run are not, and is rough below some 10 points (3 in perfect order give 0). Raises ValueError for arrays that are
+    not finite or of unequal length.
+    """
+    x, y = _points("x", x, least=0), _points("y", y, least=0)
+    if x.size != y.size:
+        raise ValueError(f"y: {y.size} values for {x.size} of x.")
+    if x.size < 3 or x.min() == x.max() or y.min() == y.max():
+        return {"spearman_r": None, "p_value": None}
+    from scipy.stats import spearmanr
+
+    r, p = spearmanr(x, y)
+    return {"spearman_r": float(r), "p_value": float(p)}
+
+
+def t_interval(values, level=0.95):
+    """Mean of one value per seed and Student's t interval for its expectation: {"mean", "low", "high", "n", "note"}.
+
+    values: (n,). Below 3 values low and high are None, and note says so in words; else note is None. Raises ValueError
+    for values that are empty or not finite and for a level outside (0, 1).
+    """
+    values = _points("values", values)
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}: needs to lie between 0 and 1, 0.95 say.")
+    mean, n = float(values.mean()), values.size
+    if n < MIN_SEEDS:
+        note = f"no interval: needs {MIN_SEEDS} seeds or more, there {'is' if n == 1 else 'are'} {n}"
+        return {"mean": mean, "low": None, "high": None, "n": n, "note": note}
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n, "note": None}
+
+
+def gap_over_seeds(mse, accuracy, seed, edges):
+    """Γ of each seed's own sweep in the same bins, and the 95 % interval of their mean.
+
+    mse, accuracy (percent), seed: (N,); edges: (B + 1,), those of all points. Returns the dict of `t_interval` with
+    "values" before it, {seed: Γ in percent points} in the seeds' order. The mean is that of Γ at the size of one
+    seed's sweep, so it is below the Γ of all points pooled. note says why there is no interval (bootstrapping runs is
+    no way out: a resample never reaches beyond the range it came from), and where the seeds differ in their number of
+    points, which leaves their Γ hard to compare. Raises ValueError as `gap`, and for a seed that is nan.
+    """
+    mse, accuracy = _pairs(mse, accuracy)
+    sweeps = dict(sorted(_rows(_labels("seed", seed, mse.size)).items()))
+    values = {s: gap(mse[rows], accuracy[rows], edges=edges)[0] for s, rows in sweeps.items()}
+    result = {"values": values, **t_interval(list(values.values()))}
+    notes = [f"{result['note']} (bootstrapping runs fails for a range)"] if result["note"] else []
+    sizes = [len(rows) for rows in sweeps.values()]
+    if min(sizes) < max(sizes):
+        notes.append(f"seeds hold {min(sizes)} to {max(sizes)} points, and Γ grows with their number")
+    return {**result, "note": "; ".join(notes) or None}
+
+
+def noise_floor(mse, accuracy, configuration, seed, edges):
+    """What Γ comes to where only the seed changes: Γ of one configuration's runs, pooled over its seeds, same bins.
+
+    mse, accuracy (percent), seed: (N,); configuration: (N,) ids or tuples, or (N, K), everything but the seed that
+    sets a run apart, (alpha, lr, norm, model) say; edges: (B + 1,), those of the sweep that the floor is held against.
+
+    Returns, over the n configurations with at least 2 seeds, {"mean", "largest", "one_run", "n", "note"}: mean and
+    largest Γ of a configuration, and one_run, the mean Γ of each of their runs alone; percent points. With no such
+    configuration the three are None, n is 0 and note says why; else note is None.
+
+    Limits. A run's own movement over epochs inside a bin counts, as it does in the sweep's Γ; one_run says how
+    much that is by itself, and what mean has beyond it came with further seeds. A configuration has fewer runs than
+    the sweep and visits fewer bins, so the floor is biased low: a Γ that stays below it shows no effect of alpha, but one above it
+    may be noise all the same. Raises ValueError as `gap`, and for a seed or configuration that is nan.
+    """
+    mse, accuracy = _pairs(mse, accuracy)
+    seeds, configurations = _labels("seed", seed, mse.size), _labels("configuration", configuration, mse.size)
+    pooled, alone = [], []
+    for rows in _rows(configurations).values():
+        runs = [rows[run] for run in _rows([seeds[row] for row in rows]).values()]
+        if len(runs) >= 2:
+            pooled.append(gap(mse[rows], accuracy[rows], edges=edges)[0])
+            alone += [gap(mse[run], accuracy[run], edges=edges)[0] for run in runs]
+    if not pooled:
+        note = "no noise floor: needs a configuration with 2 seeds or more, there is none"
+        return {"mean": None, "largest": None, "one_run": None, "n": 0, "note": note}
+    mean, one_run = math.fsum(pooled) / len(pooled), math.fsum(alone) / len(alone)
+    return {"mean": mean, "largest": max(pooled), "one_run": one_run, "n": len(pooled), "note": None}
+
+
+def _points(name, values, least=1):
+    """Values as a 1-D float64 array, all finite."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size < least:
+        raise ValueError(f"{name}: needs a row of {least} values or more, got shape {values.shape}.")
+    if not np.isfinite(values).all():
+        i = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"{name}: value {i} of {values.size} is {values[i]}; leave such points out.")
+    return values
+
+
+def _pairs(mse, accuracy):
+    mse, accuracy = _points("mse", mse), _points("accuracy", accuracy)
+    if mse.size != accuracy.size:
+        raise ValueError(f"accuracy: {accuracy.size} values for {mse.size} of mse.")
+    return mse, accuracy
+
+
+def _edges(edges, mse):
+    """Given edges as an array, strictly increasing and with every point inside."""
+    edges = _points("edges", edges, least=2)
+    if not (np.diff(edges) > 0).all():
+        raise ValueError(f"edges: need to increase strictly, got {edges.tolist()}.")
+    outside = mse[(mse < edges[0]) | (mse > edges[-1])]
+    if outside.size:
+        raise ValueError(f"edges: {edges[0]:g} to {edges[-1]:g} leave out {outside.size} points, mse {outside[0]:g}.")
+    return edges
+
+
+def _labels(name, labels, size):
+    """Labels as a list of hashable values; the rows of a 2-D array become tuples."""
+    labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    labels = [tuple(label) if isinstance(label, list) else label for label in labels]
+    if len(labels) != size:
+        raise ValueError(f"{name}: {len(labels)} values for {size} of mse.")
+    for i, label in enumerate(labels):
+        parts = label if isinstance(label, tuple) else (label,)
+        if any(isinstance(part, float) and math.isnan(part) for part in parts):
+            raise ValueError(f"{name}: value {i} of {size} is {label}; every point needs one.")
+    return labels
+
+
+def _rows(labels):
+    """{label: array of its rows}, in the order of their first rows."""
+    rows = {}
+    for i, label in enumerate(labels):
+        rows.setdefault(label, []).append(i)
+    return {label: np.array(those) for label, those in rows.items()}
