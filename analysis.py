@@ -1,39 +1,22 @@
 #!/usr/bin/env python3
-"""Gather finished and unfinished runs into tables and figures.
+"""Gather finished and unfinished runs into tables, figures and statistics.
 
     python analysis.py comparison --output_dir ./output_comparison
+    python analysis.py gap --log_dir outputs/imagenette-mae-reconstruction-gap --output_dir outputs/analysis
     python analysis.py --help
 
-`comparison` reads every run below the folder and writes beside them comparison_table.csv, loss_comparison,
-timing_comparison, reconstruction_comparison and alpha_dynamics, and loss_curve into each run's own folder;
-figures as PNG and PDF.
+`comparison` reads every run below a folder and writes into it comparison_table.csv, loss_comparison,
+timing_comparison, reconstruction_comparison and alpha_dynamics, and loss_curve into each run's own folder.
+`gap` reads every trajectory.json below a folder, the original gap scripts' included, and writes gap_statistics.json,
+gap_table.csv, tube_scatter_signed_alpha, alpha_vs_final_metrics, negative_vs_positive_comparison, mse_over_epochs and
+accuracy_over_epochs; those of the frozen probe and of k-NN have a suffix. Figures are PNG and PDF.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
-from maekit import errors, runs, settings
+from maekit import errors, settings
 from maekit.errors import InputError
-
-# Columns of summary.json that are measurements: they get a mean and a deviation over seeds.
-MEASURES = (
-    "total_epochs",
-    "total_time",
-    "avg_epoch_time",
-    "final_loss",
-    "min_loss",
-    "min_loss_epoch",
-    "val_mse",
-    "psnr",
-    "ssim",
-    "images_per_s",
-    "peak_memory_mb",
-    "flat_colour",
-    "smooth_colour",
-)
-UNFINISHED = "unfinished"
-PRINTED = ("total_epochs", "avg_epoch_time", "final_loss", "min_loss", "val_mse", "psnr", "ssim")
 
 
 def main(argv=None):
@@ -45,149 +28,33 @@ def main(argv=None):
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("comparison", help="methods side by side", allow_abbrev=False)
-    command.add_argument("--output_dir", required=True, metavar="DIR", help="the comparison's folder")
-    command.set_defaults(run=comparison)
+    add = commands.add_parser("comparison", help="methods side by side", allow_abbrev=False).add_argument
+    add("--output_dir", required=True, metavar="DIR", help="the comparison's folder")
+
+    command = commands.add_parser(
+        "gap", help="accuracy against reconstruction", allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    add = command.add_argument
+    add("--log_dir", default="outputs/imagenette-mae-reconstruction-gap", metavar="DIR", help="folder of trajectories")
+    add("--output_dir", default="outputs/analysis", metavar="DIR", help="where figures and statistics go")
+    add("--n_bins", type=int, default=15, metavar="N", help="MSE bins of the gap")
+    add("--binning", choices=("equal", "quantile"), default="equal", help="bins of equal width or of equal counts")
+    add("--accuracy", choices=("joint", "frozen", "knn", "all"), default="all",
+        help="which probe's accuracy; all: every one that was measured")  # fmt: skip
+
     typed = parser.parse_args(argv)
-    return typed.run(typed)
+    if typed.command == "comparison":
+        from maekit import comparison
 
+        comparison.write(typed.output_dir)
+        return 0
+    if typed.n_bins < 1:
+        raise InputError(f"--n_bins {typed.n_bins}: must be 1 or more.")
+    from maekit import gap
 
-def comparison(typed):
-    """Table and figures of a norm comparison, written into its folder."""
-    root = Path(typed.output_dir)
-    if not root.is_dir():
-        raise InputError(f"--output_dir {root}: no such folder. Run the comparison first.")
-    found = sorted(runs.load_runs(root), key=by_method_and_seed)
-    if not any(run["log"] or run["summary"] for run in found):
-        raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
-
-    from maekit import figures
-
-    table = tabulate(found)
-    with_seeds = add_means(table)
-    with runs.atomic_write(root / "comparison_table.csv") as f:
-        f.write(with_seeds.to_csv(index=False, lineterminator="\n").encode())
-
-    for run, (_, summary) in zip(found, table.iterrows()):
-        if run["log"]:
-            figures.save(figures.loss_curve(run["log"], summary), runs.RunFolder(run["path"]).loss_curve)
-    logs, alphas = stack(found, "log"), stack(found, "norm_alpha")
-    drawn = {
-        "loss_comparison": figures.loss_comparison(logs, table) if len(logs) else None,
-        "timing_comparison": figures.timing_comparison(table) if len(logs) else None,
-        "alpha_dynamics": figures.alpha_dynamics(alphas) if len(alphas) else None,
-    }
-    pictures = load_pictures(found)
-    drawn["reconstruction_comparison"] = figures.reconstruction_comparison(pictures) if pictures else None
-    for name, figure in drawn.items():
-        if figure is not None:
-            figures.save(figure, root / f"{name}.png")
-
-    print(render(table))
-    for notice in [*unequal_settings(found), *unended(table)]:
-        print(f"note: {notice}")
-    print(f"written to {root}: comparison_table.csv, {', '.join(n for n, f in drawn.items() if f is not None)}")
+    gap.write(typed.log_dir, typed.output_dir, n_bins=typed.n_bins, binning=typed.binning, accuracy=typed.accuracy)
     return 0
-
-
-def by_method_and_seed(run):
-    """Sort key: methods in the order of the registry, then seeds."""
-    identity = run["config"]["identity"]
-    return list(settings.NORMS).index(identity["norm"]), identity["seed"]
-
-
-def tabulate(found):
-    """DataFrame with a row a run: the columns of summary.json, from the log alone for a run that has not ended."""
-    import pandas as pd
-
-    rows = []
-    for run in found:
-        identity = run["config"]["identity"]
-        unended = {"model": identity["norm"], "seed": identity["seed"], "status": UNFINISHED}
-        rows.append({**(run["summary"] or {**unended, **runs.summarize_log(run["log"])}), "path": str(run["path"])})
-    columns = dict.fromkeys(["model", "seed", "status", *MEASURES, *(name for row in rows for name in row)])
-    table = pd.DataFrame(rows, columns=list(columns))
-    table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)
-    return table.astype({"total_epochs": "Int64", "min_loss_epoch": "Int64"})  # integers, though some are missing
-
-
-def add_means(table):
-    """The table with two more rows, seed "mean" and "std" (n - 1), for every method that has several finished seeds."""
-    import pandas as pd
-
-    extra = []
-    for method, rows in table[table["status"] == runs.FINISHED].groupby("model", sort=False):
-        if len(rows) > 1:
-            for statistic in ("mean", "std"):
-                values = getattr(rows[list(MEASURES)], statistic)()
-                extra.append({"model": method, "seed": statistic, "status": f"n = {len(rows)}", **values})
-    return pd.concat([table.astype(object), pd.DataFrame(extra, dtype=object)]) if extra else table
-
-
-def stack(found, part):
-    """One DataFrame of a part ("log", "norm_alpha") of all runs, with columns model and seed."""
-    import pandas as pd
-
-    rows = [
-        {"model": run["config"]["identity"]["norm"], "seed": run["config"]["identity"]["seed"], **row}
-        for run in found
-        for row in run[part]
-    ]
-    return pd.DataFrame(rows)
-
-
-def load_pictures(found):
-    """{method: arrays of reconstructions.npz} of each method's first seed; methods of other images are left out."""
-    import numpy as np
-
-    pictures = {}
-    for run in found:
-        method, file = run["config"]["identity"]["norm"], runs.RunFolder(run["path"]).reconstructions
-        if method in pictures or not file.exists():
-            continue
-        with np.load(file) as arrays:
-            arrays = dict(arrays)
-        first = next(iter(pictures.values()), arrays)
-        if all(np.array_equal(first[name], arrays[name]) for name in ("image", "mask")):
-            pictures[method] = arrays
-        else:
-            print(f"note: {file}: other images or masks than the rest, left out of the reconstructions.")
-    return pictures
-
-
-def render(table):
-    """The table as text: a line a method, mean ± std over seeds where there are several, then the baselines."""
-    import pandas as pd
-
-    lines = []
-    for method, rows in table.groupby("model", sort=False):
-        rows = rows[rows["status"] == runs.FINISHED] if (rows["status"] == runs.FINISHED).any() else rows
-        cells = {"method": method, "n": len(rows), "status": ", ".join(rows["status"].unique())}
-        for name in PRINTED:
-            mean, std = rows[name].mean(), rows[name].std()
-            cells[name] = "" if pd.isna(mean) else f"{mean:.4g}" + (f" ± {std:.2g}" if len(rows) > 1 else "")
-        lines.append(cells)
-    text = pd.DataFrame(lines).to_string(index=False)
-    for name, what in (("flat_colour", "flat colour"), ("smooth_colour", "smoothed colour")):
-        value = table[name].mean()
-        if not pd.isna(value):
-            text += f"\nbaseline: {what} of the visible patches, val_mse {value:.4g}"
-    return text
-
-
-def unequal_settings(found):
-    """Sentences on settings, other than norm and seed, that are not the same in all runs."""
-    own = {"norm", "seed", *(flag for options in settings.OPTION_FLAGS.values() for flag in options.values())}
-    for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
-        values = {str(run["config"]["identity"].get(name)) for run in found}
-        if name not in own and len(values) > 1:
-            yield f"the runs differ in {name} ({', '.join(sorted(values))}), so they are no fair comparison."
-
-
-def unended(table):
-    """Sentences on runs that diverged or have not ended."""
-    for _, row in table[table["status"] != runs.FINISHED].iterrows():
-        yield f"{row['path']}: {row['status']} after {row['total_epochs']:.0f} epochs."
 
 
 if __name__ == "__main__":

@@ -107,9 +107,9 @@ if errorlevel 1 set "problem=PYTHON=%PYTHON% cannot run the kit (see above). Ins
 
 :have_python
 if defined help goto help
-rem methods.py prints the names only if all of them are known, else an error.
+rem values.py prints the names only if all of them are known, else an error.
 set "names="
-for /f "delims=" %%m in ('set "PYTHONPATH=%KIT%"^& "%PYTHON%" -m maekit.drivers.methods %methods%') do call :add_name %%m
+for /f "delims=" %%m in ('set "PYTHONPATH=%KIT%"^& "%PYTHON%" -m maekit.drivers.values --methods %methods%') do call :add_name %%m
 if not defined names exit /b 2
 set /a number=0, total=0
 for %%s in (%seeds%) do for %%m in (%names%) do set /a total+=1

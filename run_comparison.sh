@@ -31,38 +31,26 @@ dry_run=
 train_flags=()
 
 while [ $# -gt 0 ]; do
-    flag=${1%%=*}
-    case $flag in
-    --methods | --norms | --norm | --seeds | --seed | --output_dir)
-        if [ "$flag" = "$1" ]; then
-            value=${2---}
-            [ "${value#--}" = "$value" ] || fail "$flag: needs a value. See $0 --help."
-            shift
-        else
-            value=${1#*=}
-        fi
-        case $flag in
-        --seed*) seeds=$value ;;
-        --output_dir) output_dir=$value ;;
-        *) methods=$value ;;
-        esac
-        ;;
+    WORDS=1
+    case ${1%%=*} in
+    --methods | --norms | --norm) read_value "$@" && methods=$VALUE ;;
+    --seeds | --seed) read_value "$@" && seeds=$VALUE ;;
+    --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --demo)
         train_flags+=(--demo)
         : "${output_dir:=./output_demo}"
         ;;
     --dry_run) dry_run=1 ;;
     --help | -h)
-        sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        print_banner "${BASH_SOURCE[0]}"
         use_any_python
         exec "$PYTHON" "$KIT/train.py" --help
         ;;
     *) train_flags+=("$1") ;;
     esac
-    shift
+    shift "$WORDS"
 done
 : "${output_dir:=./output_comparison}"
-[ -n "${seeds// /}" ] || fail "--seeds: is empty. Try --seeds 0, or --seeds \"0 1 2\"."
 
 # Every run of the comparison, a command a line.
 print_grid() {
@@ -76,8 +64,8 @@ print_grid() {
 }
 
 if [ -n "$dry_run" ]; then use_any_python; else use_environment; fi
-# shellcheck disable=SC2086 # the lists are split on purpose
-names=$(PYTHONPATH=$KIT "$PYTHON" -m maekit.drivers.methods $methods)
+names=$(grid_values --methods "$methods")
+seeds=$(grid_values --seeds "$seeds")
 if [ -n "$dry_run" ]; then
     print_grid
     exit
@@ -86,14 +74,4 @@ fi
 # What is wrong with the flags or the data is wrong for every run: said once, before the first.
 "$PYTHON" "$KIT/train.py" --dry_run ${train_flags[@]+"${train_flags[@]}"}
 
-grid=$output_dir/commands.txt
-{ mkdir -p "$output_dir" && print_grid >"$grid"; } 2>/dev/null ||
-    fail "--output_dir $output_dir: cannot be written. Choose another --output_dir."
-run_grid "$grid"
-code=0
-"$PYTHON" "$KIT/analysis.py" comparison --output_dir "$output_dir" || code=$?
-if [ -n "$FAILURES" ]; then
-    printf '\nfailed; the same command tries again:\n%s' "$FAILURES" >&2
-    exit 1
-fi
-exit "$code"
+run_and_analyse "$output_dir" "$PYTHON" "$KIT/analysis.py" comparison --output_dir "$output_dir"

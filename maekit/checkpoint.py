@@ -8,7 +8,7 @@ import pickle
 import torch
 
 from .errors import InputError
-from .runs import atomic_write
+from .files import atomic_write
 
 # What torch.load raises for bytes that are no checkpoint, or none any more.
 UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
@@ -62,6 +62,22 @@ def load_model(path, state, model):
                 f"{tuple(ours[name].shape)} here. See --model, --input_size, --decoder_type."
             )
     model.load_state_dict({name: theirs[name].reshape(ours[name].shape) for name in ours})
+
+
+def probe_states(head, frozen):
+    """What a checkpoint keeps of a run's joint classifier (a module or None) and FrozenProbes (or None)."""
+    return {name: part.state_dict() for name, part in (("joint", head), ("frozen", frozen)) if part is not None}
+
+
+def load_probes(path, state, head, frozen):
+    """Load those probes that both the checkpoint and the run have."""
+    stored = state.get("probes", {})
+    for name, part in (("joint", head), ("frozen", frozen)):
+        if part is not None and name in stored:
+            try:
+                part.load_state_dict(stored[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise InputError(f"{path}: its {name} probe is of another encoder or other classes.") from error
 
 
 def load_training(path, state, optimizer, scaler):

@@ -125,14 +125,14 @@ class BrokenImages:
 class Batches:
     """Iterable of the batches of a data set, each looked at for broken images; `order` is its BatchOrder, if any."""
 
-    def __init__(self, dataset, broken, workers, pin, **batching):
+    def __init__(self, dataset, broken, workers, pin, keep_workers=True, **batching):
         self.dataset, self.broken = dataset, broken
         self.order = batching.get("batch_sampler")
         self.loader = DataLoader(
             dataset,
             num_workers=workers,
             pin_memory=pin,
-            persistent_workers=workers > 0,
+            persistent_workers=keep_workers and workers > 0,
             generator=torch.Generator(),  # the loader's own draws stay out of the global stream
             **batching,
         )
@@ -156,10 +156,13 @@ def train_batches(images, model, optim, *, seed, broken, workers, pin=False, wit
     return Batches(dataset, broken, workers, pin, batch_sampler=order)
 
 
-def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_labels=False):
-    """Every validation image once, in order; the last batch may be smaller."""
+def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_labels=False, keep_workers=True):
+    """Every validation image once, in order; the last batch may be smaller.
+
+    keep_workers: the worker processes stay for the next pass over the images.
+    """
     dataset = ValImages(images, model.input_size, model.patches, with_labels)
-    return Batches(dataset, broken, workers, pin, batch_size=batch_size)
+    return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size)
 
 
 class Pixels:

@@ -1,4 +1,6 @@
-"""Every plot of the kit: tables in, a matplotlib Figure out, one style for all. No statistics, no files but in save().
+"""What all plots of the kit share: one style, one look per norm, saving, and the loss curve of a single run.
+
+Drawing functions take tables and return a matplotlib Figure; no statistics, no files but in save().
 
 Sizes are a paper's: 85 mm for one column, 174 mm for two, 8-point text. Colours are Okabe and Ito's, safe for
 colour-blind readers; a norm keeps its colour and its line style in every figure.
@@ -8,10 +10,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .runs import DIVERGED, atomic_write
+from .files import atomic_write
+from .runs import DIVERGED
 
 COLUMN, PAGE = 85 / 25.4, 174 / 25.4  # widths in inches
 
@@ -75,163 +77,30 @@ def look_of(method):
 @styled
 def loss_curve(log, summary):
     """Training and validation loss of one run over epochs. log: rows of log.csv; summary: of summary.json."""
-    figure = _figure(COLUMN, 2.5)
+    figure = new_figure(COLUMN, 2.5)
     ax = figure.subplots()
     colour, _ = look_of(summary["model"])
     epochs = [row["epoch"] for row in log]
     marker = "o" if len(epochs) == 1 else None
     ax.plot(epochs, [row["train_loss"] for row in log], color=colour, label="training", alpha=0.45, marker=marker)
     ax.plot(epochs, [row["val_mse"] for row in log], color=colour, label="validation", marker=marker)
-    _draw_baselines(ax, summary)
-    ax.set_title(f"{summary['model']}, seed {summary['seed']}" + _diverged_note(summary), loc="left")
-    _epoch_axis(ax)
+    draw_baselines(ax, summary)
+    ax.set_title(f"{summary['model']}, seed {summary['seed']}" + diverged_note(summary), loc="left")
+    epoch_axis(ax)
     ax.set_ylabel("loss (MSE, hidden patches)")
     ax.legend(loc="upper right")
     return figure
 
 
-@styled
-def loss_comparison(logs, table):
-    """Training and validation loss of all methods over epochs, side by side on one scale.
-
-    logs: DataFrame, a row per run and epoch (model, seed, epoch, train_loss, val_mse); table: a row per run, as
-    summary.json. Lines are means over seeds, bands their range.
-    """
-    figure = _figure(PAGE, 3.1)
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, column, title in zip(axes, ("train_loss", "val_mse"), ("training", "validation")):
-        for method, rows in _by_method(logs):
-            colour, style = look_of(method)
-            grouped = rows.groupby("epoch")[column]
-            mean, low, high = grouped.mean(), grouped.min(), grouped.max()
-            marker = "o" if len(mean) == 1 else None
-            ax.plot(mean.index, mean, color=colour, linestyle=style, marker=marker)
-            if rows["seed"].nunique() > 1:
-                ax.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.set_title(title, loc="left")
-        _epoch_axis(ax)
-    axes[0].set_ylabel("loss (MSE, hidden patches)")
-    baselines = _draw_baselines(axes[1], table.iloc[0]) if len(table) else []
-    handles = [_method_handle(method, rows) for method, rows in _by_method(table)]
-    _legend_below(figure, handles + baselines)
-    return figure
-
-
-@styled
-def timing_comparison(table):
-    """Mean time of a training epoch per method as bars, single runs as dots, the ratio to LayerNorm written on top."""
-    figure = _figure(COLUMN, 2.6)
-    ax = figure.subplots()
-    groups = [(m, rows["avg_epoch_time"].dropna()) for m, rows in _by_method(table)]
-    groups = [(m, times) for m, times in groups if len(times)]
-    reference = dict(groups).get("LayerNorm")
-    for x, (method, times) in enumerate(groups):
-        ax.bar(x, times.mean(), width=0.6, color=look_of(method)[0], alpha=0.75)
-        if len(times) > 1:
-            ax.plot(np.full(len(times), x), times, "o", markersize=3, color="white", markeredgecolor="black")
-        ratio = "" if reference is None else f"\n{times.mean() / reference.mean():.2f}×"
-        ax.annotate(f"{_seconds(times.mean())}{ratio}", (x, times.max()), (0, 3), textcoords="offset points",
-                    ha="center", va="bottom")  # fmt: skip
-    ax.set_xticks(range(len(groups)), [f"{_broken_name(m)}\nn = {len(t)}" for m, t in groups])
-    ax.set_ylim(0, max((t.max() for _, t in groups), default=1) * 1.25)
-    ax.set_ylabel("training time per epoch (s)")
-    ax.grid(axis="x", visible=False)
-    return figure
-
-
-@styled
-def reconstruction_comparison(pictures):
-    """Validation images, what the model saw, and what each method made of it.
-
-    pictures: {method: arrays of reconstructions.npz}. Columns: original, masked, then per method its reconstruction
-    and the composite with the visible patches as they are.
-    """
-    first = next(iter(pictures.values()))
-    rows = min(6, len(first["image"]))
-    columns = [("original", first["image"]), ("masked", first["masked"])]
-    for method, arrays in pictures.items():
-        visible = _visible(arrays)
-        columns.append((f"{_broken_name(method)}\nreconstruction", arrays["reconstruction"]))
-        columns.append(("\ncomposite", np.where(visible, arrays["image"], arrays["reconstruction"])))
-    cell = PAGE / len(columns)
-    figure = _figure(PAGE, cell * rows + 0.5)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for column, (title, images) in enumerate(columns):
-        axes[0, column].set_title(title, fontsize=8 if len(columns) <= 8 else 6)
-        for row in range(rows):
-            axes[row, column].imshow(images[row], interpolation="nearest")
-            axes[row, column].axis("off")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
-    return figure
-
-
-@styled
-def alpha_dynamics(alphas):
-    """The scalar in front of x over epochs: every layer, their mean and range, and the share of layers at a bound.
-
-    alphas: DataFrame, a row per run, epoch and layer (model, seed, epoch, layer, alpha, saturated). Layers are means
-    over seeds.
-    """
-    methods = list(_by_method(alphas))
-    bounded = any(rows["saturated"].notna().any() for _, rows in methods)
-    figure = _figure(max(COLUMN, PAGE * len(methods) / 2) if len(methods) < 3 else PAGE, 3.9 if bounded else 2.6)
-    axes = figure.subplots(
-        2 if bounded else 1, len(methods), sharex=True, sharey="row", squeeze=False,
-        gridspec_kw={"height_ratios": [2, 1] if bounded else [1]},
-    )  # fmt: skip
-    for column, (method, rows) in enumerate(methods):
-        ax = axes[0, column]
-        layers = rows.groupby(["epoch", "layer"], sort=False)["alpha"].mean().unstack("layer")
-        marker = "." if len(layers) == 1 else None
-        for layer in layers:
-            ax.plot(layers.index, layers[layer], color=_layer_colour(layer, list(layers)), linewidth=0.7, marker=marker)
-        ax.fill_between(layers.index, layers.min(axis=1), layers.max(axis=1), color="black", alpha=0.06, linewidth=0)
-        ax.plot(layers.index, layers.mean(axis=1), color="black", linewidth=1.8, marker=marker)
-        n = rows["seed"].nunique()
-        ax.set_title(f"{method}, {layers.shape[1]} layers, n = {n}", loc="left")
-        if bounded:
-            share = rows["saturated"].dropna().astype(float).groupby(rows["epoch"]).mean() * 100
-            below = axes[1, column]
-            if len(share):
-                below.plot(share.index, share, color=look_of(method)[0], marker=marker)
-            else:
-                below.text(0.5, 0.5, "no bounds", transform=below.transAxes, ha="center", va="center", color=GREY)
-            below.set_ylim(-4, 104)
-        _epoch_axis(axes[-1, column])
-    axes[0, 0].set_ylabel("α of a norm layer")
-    if bounded:
-        axes[1, 0].set_ylabel("layers at\na bound (%)")
-    shades = [Line2D([], [], color=_layer_colour(name, ["norm", "decoder_norm"])) for name in ("norm", "decoder_norm")]
-    _legend_below(figure, [
-        Line2D([], [], color="black", linewidth=1.8, label="mean (range grey)"),
-        _relabel(shades[0], "encoder layers, deeper darker"), _relabel(shades[1], "decoder layers"),
-    ])  # fmt: skip
-    return figure
-
-
-def _figure(width, height):
+def new_figure(width, height):
+    """An empty figure of a size in inches, with no window and no pyplot behind it."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _by_method(frame):
-    """(method, rows) in the order of LOOK, methods that are no norms of ours last."""
-    if not len(frame):
-        return []
-    known = list(LOOK)
-    names = sorted(frame["model"].unique(), key=lambda m: (known.index(m) if m in known else len(known), m))
-    return [(name, frame[frame["model"] == name]) for name in names]
-
-
-def _method_handle(method, rows):
-    colour, style = look_of(method)
-    diverged = int((rows["status"] == DIVERGED).sum())
-    label = f"{method} (n = {len(rows)}" + (f", {diverged} diverged" if diverged else "") + ")"
-    return Line2D([], [], color=colour, linestyle=style, label=label)
-
-
-def _draw_baselines(ax, summary):
+def draw_baselines(ax, summary):
+    """Horizontal lines of the baselines that a summary has; returns their legend handles."""
     handles = []
     for column, (label, style) in BASELINES.items():
         value = summary.get(column)
@@ -240,46 +109,29 @@ def _draw_baselines(ax, summary):
     return handles
 
 
-def _legend_below(figure, handles):
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
-
-
-def _relabel(handle, label):
-    handle.set_label(label)
-    return handle
-
-
-def _epoch_axis(ax):
+def epoch_axis(ax):
+    """Label the x axis as epochs and tick it at integers."""
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _diverged_note(summary):
+def legend_below(figure, handles):
+    """One legend for the whole figure, below it."""
+    columns = 3 if figure.get_figwidth() > 1.6 * COLUMN else 2
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def relabel(handle, label):
+    """The handle, with another label."""
+    handle.set_label(label)
+    return handle
+
+
+def diverged_note(summary):
+    """What a title adds for a run that diverged."""
     return f", diverged after {summary['total_epochs']} epochs" if summary["status"] == DIVERGED else ""
 
 
-def _layer_colour(name, names):
-    """Blues for encoder layers, oranges for the decoder's, darker with depth."""
-    from matplotlib import colormaps
-
-    decoder = name.startswith("decoder")
-    peers = [n for n in names if n.startswith("decoder") == decoder]
-    depth = 1.0 if len(peers) < 2 else peers.index(name) / (len(peers) - 1)
-    return colormaps["Oranges" if decoder else "Blues"](0.4 + 0.55 * depth)
-
-
-def _broken_name(method):
+def broken_name(method):
     """A long norm name on two lines: AdaptiveDynamicTanh -> Adaptive / DynamicTanh."""
     return method.replace("AdaptiveDynamicTanh", "Adaptive\nDynamicTanh")
-
-
-def _seconds(value):
-    return f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
-
-
-def _visible(arrays):
-    """(n, H, W, 1) bool: pixels of visible patches."""
-    mask, size = arrays["mask"], arrays["image"].shape[1]
-    side = round(mask.shape[1] ** 0.5)
-    grid = ~mask.reshape(-1, side, side)
-    return grid.repeat(size // side, axis=1).repeat(size // side, axis=2)[..., None]

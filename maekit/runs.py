@@ -1,31 +1,40 @@
-"""The run folder: what is in it, how it is written so that nothing is ever half there, and how it is read. No torch.
+"""The run folder: what is in it, who may use it, and how it is read. No torch.
 
 config.json            settings, data, versions, hardware
 log.csv                a row per epoch
 norm_alpha.csv         a row per epoch and layer, for norms that have an alpha
-trajectory.json        (mse, ...) per epoch, in the format of the original gap scripts
+trajectory.json        (mse, accuracies) per epoch, in the format of the original gap scripts
 summary.json           the run in one line, once it has ended
-checkpoint.pth         weights, optimizer, epoch
+checkpoint.pth         weights, optimizer, probes, epoch (in --checkpoint_dir, if there is one)
 reconstructions.npz    pictures
 loss_curve.png .pdf, tensorboard/
 """
 
-import csv
-import io
 import json
-import os
 import shutil
 import subprocess
-from contextlib import contextmanager
+from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 
 from .errors import InputError
+from .files import atomic_write, read_csv, read_json, write_csv, write_json
+from .settings import DEFAULTS
 
+ACCURACIES = ("accuracy", "frozen_accuracy", "knn_accuracy")  # percent; the first is the joint probe's
+UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the same seed before any training
+    "accuracy": "untrained_frozen_accuracy",
+    "frozen_accuracy": "untrained_frozen_accuracy",
+    "knn_accuracy": "untrained_knn_accuracy",
+}
+_ACCURACY_COLUMNS = (*ACCURACIES, "untrained_frozen_accuracy", "untrained_knn_accuracy")
 LOG_COLUMNS = (
     "epoch",
     "train_loss",
+    "train_loss_rec",
+    "train_loss_cls",
     "val_mse",
+    *_ACCURACY_COLUMNS,
     "lr",
     "epoch_time_s",
     "images_per_s",
@@ -40,16 +49,19 @@ FINISHED, DIVERGED, RUNNING = "finished", "diverged", "running"
 
 
 class RunFolder:
-    """One run's folder. Creating the object touches nothing; `claim` decides whether the run may use it."""
+    """One run's folder. Creating the object touches nothing; `claim` decides whether the run may use it.
 
-    def __init__(self, path):
+    checkpoint_dir: where the checkpoint lies, the folder itself if None.
+    """
+
+    def __init__(self, path, checkpoint_dir=None):
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.log = self.path / "log.csv"
         self.norm_alpha = self.path / "norm_alpha.csv"
         self.trajectory = self.path / "trajectory.json"
         self.summary = self.path / "summary.json"
-        self.checkpoint = self.path / "checkpoint.pth"
+        self.checkpoint = Path(checkpoint_dir or path) / "checkpoint.pth"
         self.reconstructions = self.path / "reconstructions.npz"
         self.loss_curve = self.path / "loss_curve.png"
         self.tensorboard = self.path / "tensorboard"
@@ -60,28 +72,14 @@ class RunFolder:
         identity: everything that decides the run's numbers, as a flat dict. Raises InputError if the folder cannot
         be written, or holds a run of another identity; `overwrite` deletes that run, and only files of ours.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--output_dir {self.path}: is a file. Choose another --output_dir.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.path / ".writable") as f:
-                f.write(b"")
-            (self.path / ".writable").unlink()
-        except OSError as error:
-            raise InputError(
-                f"--output_dir {self.path}: cannot be written ({error.strerror}). Choose another --output_dir."
-            ) from error
+        _make_writable(self.path, "--output_dir")
+        if self.checkpoint.parent != self.path:
+            _make_writable(self.checkpoint.parent, "--checkpoint_dir")
         if overwrite:
             self.clear()
         stored = read_json(self.config) if self.config.exists() else None
         if stored is not None:
-            difference = first_difference(stored.get("identity", {}), identity)
-            if difference:
-                name, theirs, ours = difference
-                raise InputError(
-                    f"--output_dir {self.path}: holds a run with {_spell(name, theirs)}, this one has "
-                    f"{_spell(name, ours)}. Choose another --output_dir, or --overwrite to delete that run."
-                )
+            check_identity(stored.get("identity", {}), identity, f"--output_dir {self.path}: holds")
         return read_json(self.summary) if stored is not None and self.summary.exists() else None
 
     def clear(self):
@@ -95,30 +93,41 @@ class RunFolder:
 class Record:
     """What a run has measured so far, epoch by epoch, and the files that hold it.
 
-    folder: RunFolder. head: the run's entry in trajectory.json (alpha, lr, model, decoder, norm, seed). Epochs before
-    `first_epoch` are read back from the folder, later ones, of a run killed before its checkpoint, are dropped.
+    folder: RunFolder. head: the run's entry in trajectory.json (alpha, lr, model, decoder, norm, seed). log, alphas:
+    the rows of log.csv and norm_alpha.csv so far; the checkpoint keeps them, so that files and weights always agree.
     """
 
-    def __init__(self, folder, head, first_epoch=0):
+    def __init__(self, folder, head, log=(), alphas=()):
         self.folder, self.head = folder, head
-        self.log = [row for row in read_csv(folder.log) if row["epoch"] < first_epoch]
-        self.alphas = [row for row in read_csv(folder.norm_alpha) if row["epoch"] < first_epoch]
+        self.log, self.alphas = list(log), list(alphas)
+
+    def history(self):
+        """What another Record needs to go on from here."""
+        return {"log": self.log, "alphas": self.alphas}
 
     def add(self, row, layers, status):
         """Append an epoch and write log.csv, norm_alpha.csv and trajectory.json.
 
-        row: values of LOG_COLUMNS but the norms' alphas; layers: (name, alpha, saturated or None) of each norm layer.
+        row: values of LOG_COLUMNS but the norms' alphas, others are left out; layers: (name, alpha, saturated or None)
+        of each norm layer.
         """
-        self.log.append({**row, **_alpha_columns(layers)})
+        row = {**row, **_alpha_columns(layers)}
+        self.log.append({name: row.get(name) for name in LOG_COLUMNS})
         self.alphas += [dict(zip(ALPHA_COLUMNS, (row["epoch"], *layer))) for layer in layers]
         write_csv(self.folder.log, LOG_COLUMNS, self.log)
         write_csv(self.folder.norm_alpha, ALPHA_COLUMNS, self.alphas)
         self.write_trajectory(status)
 
     def write_trajectory(self, status):
-        """Write trajectory.json, in the format of the original gap scripts."""
+        """Write trajectory.json, in the format of the original gap scripts; null is what was not measured."""
         points = [
-            {"epoch": row["epoch"], "mse": row["val_mse"], "alpha": self.head["alpha"], "lr": self.head["lr"]}
+            {
+                "epoch": row["epoch"],
+                "mse": row["val_mse"],
+                **{name: row[name] for name in _ACCURACY_COLUMNS},
+                "alpha": self.head["alpha"],
+                "lr": self.head["lr"],
+            }
             for row in self.log
         ]
         write_json(self.folder.trajectory, {**self.head, "status": status, "trajectory": points})
@@ -138,12 +147,31 @@ def _alpha_columns(layers):
     }
 
 
-def first_difference(stored, identity):
-    """(name, stored value, new value) of the first setting that differs, or None; settings unknown then are equal."""
+def check_identity(stored, identity, where):
+    """Raise InputError, which starts with `where`, naming the first setting that two runs do not share.
+
+    A setting that the stored run did not know yet had its default then.
+    """
     for name, value in identity.items():
-        if name in stored and stored[name] != value:
-            return name, stored[name], value
-    return None
+        theirs = stored.get(name, DEFAULTS.get(name, value))
+        if theirs != value:
+            raise InputError(
+                f"{where} a run with {_spell(name, theirs)}, this one has {_spell(name, value)}. Choose another "
+                "--output_dir (or --checkpoint_dir), or --overwrite to delete that run."
+            )
+
+
+def _make_writable(path, flag):
+    """Create a folder if need be and write in it. Raises InputError naming the flag."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{flag} {path}: is a file. Choose another {flag}.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path / ".writable") as f:
+            f.write(b"")
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be written ({error.strerror}). Choose another {flag}.") from error
 
 
 def _spell(name, value):
@@ -164,6 +192,7 @@ def summarize_log(log):
         "min_loss": best["train_loss"],
         "min_loss_epoch": best["epoch"],
         "val_mse": log[-1]["val_mse"],
+        **{name: log[-1][name] for name in _ACCURACY_COLUMNS if log[-1].get(name) is not None},
         "images_per_s": sum(row["images_per_s"] for row in log) / len(log),
         "peak_memory_mb": max((row["peak_memory_mb"] for row in log if row["peak_memory_mb"]), default=None),
     }
@@ -189,81 +218,89 @@ def load_runs(root):
     return runs
 
 
-@contextmanager
-def atomic_write(path):
-    """Open a binary file that appears under `path` whole or not at all: temporary name, flush to disk, rename."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+def load_trajectories(folder):
+    """DataFrame of all points below a folder, a row an epoch of a run; see read_trajectories."""
+    return tabulate_points(read_trajectories(folder)[0])
 
 
-def write_json(path, value):
-    """Write JSON that any parser reads: what is not finite becomes null."""
-    with atomic_write(path) as f:
-        f.write((json.dumps(_finite(value), indent=1, allow_nan=False) + "\n").encode())
+def tabulate_points(trajectories):
+    """DataFrame with a row a point: the run's path, alpha, lr, norm, seed, model, decoder and status, then epoch, mse,
+    and accuracies in percent, nan where they were not measured."""
+    import pandas as pd
+
+    rows = [{**_head(run), **point} for run in trajectories for point in run["trajectory"]]
+    return pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *_ACCURACY_COLUMNS]).astype(
+        dict.fromkeys(("alpha", "lr", "mse", *_ACCURACY_COLUMNS), float)
+    )
 
 
-def read_json(path):
-    """Parsed JSON. Raises InputError naming the file if it is damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: is damaged ({error}). Delete the run's folder, or --overwrite it.") from error
+def read_trajectories(folder):
+    """Every trajectory.json below a folder, sorted by path: (trajectories, problems).
 
-
-def write_csv(path, columns, rows):
-    """Write rows; floats keep all their digits, None is an empty cell."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    with atomic_write(path) as f:
-        f.write(text.getvalue().encode())
-
-
-def write_arrays(path, arrays):
-    """Write a compressed .npz."""
-    import numpy as np
-
-    with atomic_write(path) as f:
-        np.savez_compressed(f, **arrays)
-
-
-def read_csv(path):
-    """Rows of a file of write_csv with numbers as numbers; an empty list if there is no file."""
-    if not Path(path).exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as f:
-        return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(f)]
-
-
-def _number(cell):
-    if cell in ("", None):
-        return None
-    if cell in ("True", "False"):
-        return cell == "True"
-    for kind in (int, float):
+    A trajectory is the file's dict with `run`, its path, and what the original gap scripts did not write: lr 1.5e-4,
+    norm LayerNorm, seed 0, status finished. A file that cannot be used is left out and gives a line in problems.
+    """
+    trajectories, problems = [], []
+    for path in sorted(Path(folder).rglob("trajectory.json")):
         try:
-            return kind(cell)
-        except ValueError:
-            pass
-    return cell
+            trajectories.append({**_ORIGINAL, **_read_trajectory(path), "run": str(path.parent)})
+        except (_Unusable, OSError, UnicodeDecodeError) as error:
+            problems.append(f"{path}: {error}; left out.")
+    return trajectories, problems
 
 
-def _finite(value):
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value - value != 0 else value
+class _Unusable(Exception):
+    """What is wrong with a trajectory."""
+
+
+_HEAD = ("alpha", "lr", "norm", "seed", "model", "decoder")
+_ORIGINAL = {"lr": 1.5e-4, "norm": "LayerNorm", "seed": 0, "model": None, "decoder": None, "status": FINISHED}
+
+
+def _head(run):
+    return {name: run[name] for name in ("run", *_HEAD, "status")}
+
+
+def _read_trajectory(path):
+    """The dict of a trajectory.json. Raises _Unusable with what is wrong with it."""
+
+    def not_finite(name):
+        raise _Unusable(f"holds {name}")
+
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=not_finite)
+    except json.JSONDecodeError as error:
+        raise _Unusable(f"is no JSON, or cut off ({error})") from None
+    if not isinstance(run, dict):
+        raise _Unusable("is no trajectory")
+    _check_numbers(run, ("alpha",), ("lr",), "")
+    if not isinstance(run.get("trajectory"), list):
+        raise _Unusable("lacks the key trajectory")
+    for i, point in enumerate(run["trajectory"]):
+        if not isinstance(point, dict):
+            raise _Unusable(f"point {i} is no point")
+        _check_numbers(point, ("epoch", "mse"), _ACCURACY_COLUMNS, f" in point {i}")
+        if "accuracy" not in point:
+            raise _Unusable(f"lacks the key accuracy in point {i}")
+    if not run["trajectory"] and run.get("status") != DIVERGED:
+        raise _Unusable("has no points")
+    return run
+
+
+def _check_numbers(values, required, optional, where):
+    for name in required:
+        if values.get(name) is None:
+            raise _Unusable(f"lacks the key {name}{where}")
+    for name in (*required, *optional):
+        value = values.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value - value):
+            raise _Unusable(f"holds {value!r} for {name}{where}")
+
+
+def spell(number):
+    """A number as a decimal with a point, the way folders and commands have it: -0.00001, 0.5, 10.0."""
+    text = f"{Decimal(repr(float(number) + 0.0)):f}"  # + 0.0: minus zero is zero
+    return text if "." in text else f"{text}.0"
 
 
 def package_versions():

@@ -30,6 +30,7 @@ MODELS = {  # name: patch size
     "vit_huge": 14,
 }
 DECODER_SIZES = ("tiny", "small", "base", "large")
+PROBES = ("joint", "frozen", "knn")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 # Every default is here and nowhere else. None: worked out in resolve().
@@ -53,10 +54,16 @@ DEFAULTS = {
     "min_lr": 0.0,
     "warmup_epochs": None,
     "weight_decay": 0.05,
+    "alpha": 0.0,
+    "probes": "none",
+    "eval_every": 5,
     "imagenet_dir": "ILSVRC",
+    "hf_dataset": None,
+    "hf_config": None,
     "max_images": None,
     "num_workers": None,
     "output_dir": None,
+    "checkpoint_dir": None,
     "seed": 0,
     "device": "auto",
     "precision": "auto",
@@ -101,9 +108,13 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    imagenet_dir: str | None  # None: the demo
+    """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None."""
+
+    imagenet_dir: str | None
     max_images: int | None
     num_workers: int
+    hf_dataset: str | None = None
+    hf_config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,15 @@ class OptimSettings:
 
 
 @dataclass(frozen=True)
+class ProbeSettings:
+    """Weight of the classification loss, which of PROBES are scored, and how often k-NN is, in epochs."""
+
+    alpha: float
+    names: tuple
+    eval_every: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """One training run, every value resolved and checked."""
 
@@ -131,9 +151,11 @@ class Settings:
     model: ModelSettings
     data: DataSettings
     optim: OptimSettings
+    probes: ProbeSettings
     seed: int
     precision: str
     output_dir: str
+    checkpoint_dir: str | None
     device: str
     resume: str
     overwrite: bool
@@ -151,6 +173,9 @@ class Settings:
         flags.update({OPTION_FLAGS[norm["name"]][option]: value for option, value in norm["options"].items()})
         flags.update(model)
         flags.update(optim)
+        flags.update(alpha=self.probes.alpha, probes=" ".join(self.probes.names) or "none")
+        if "knn" in self.probes.names:
+            flags["eval_every"] = self.probes.eval_every
         flags.update(max_images=self.data.max_images, seed=self.seed)
         flags["resume"] = None if self.resume in ("auto", "never") else self.resume
         return flags if self.precision == "auto" else {**flags, "precision": self.precision}
@@ -172,7 +197,11 @@ OPTION_FLAGS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """argparse whose errors are one line, and which takes -1e-05 for the number it is."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
     def error(self, message):
         self.exit(2, f"error: {message}. See {self.prog} --help.\n")
@@ -189,6 +218,8 @@ def build_parser(prog, description):
     group = parser.add_argument_group("data")
     _flag(group, "imagenet_dir", str, "ILSVRC folder (Data/CLS-LOC/{train,val}), or one with train/ and val/", "DIR")
     group.add_argument("--demo", action="store_true", help="train on crops of ten photographs, with a small model")
+    _flag(group, "hf_dataset", str, "data set of the Hugging Face hub, or a folder of save_to_disk", "NAME")
+    _flag(group, "hf_config", str, "configuration of that data set, such as 320px", "NAME")
     _flag(group, "max_images", int, "train on an even, seeded share of N images; default: all", "N")
     _flag(group, "num_workers", int, "processes that decode images; default: 4, at most the cores there are", "N")
 
@@ -207,6 +238,11 @@ def build_parser(prog, description):
     _flag(group, "mask_ratio", float, "share of patches that are hidden")
     group.add_argument("--norm_pix_loss", action="store_true", default=None, help="targets normalised patch by patch")
 
+    group = parser.add_argument_group("probes")
+    _flag(group, "alpha", float, "loss = reconstruction + alpha x classification; any sign")
+    _flag(group, "probes", str, f'accuracies to score: all, none, or some of "{" ".join(PROBES)}"', "NAMES")
+    _flag(group, "eval_every", int, "epochs between two k-NN scores; the last epoch always has one", "N")
+
     group = parser.add_argument_group("optimisation")
     _flag(group, "epochs", int, "length of the run")
     _flag(group, "batch_size", int, "images per forward pass")
@@ -219,6 +255,7 @@ def build_parser(prog, description):
 
     group = parser.add_argument_group("run")
     _flag(group, "output_dir", str, "the run's folder; default: ./output_train/<norm>/seed<seed>", "DIR")
+    _flag(group, "checkpoint_dir", str, "where checkpoint.pth goes; default: the run's folder", "DIR")
     _flag(group, "seed", int, "decides initial weights, order, crops and masks")
     _flag(group, "device", str, "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N, mps")
     _flag(group, "precision", str, "auto (float32 on CPU, else bfloat16 or float16), float32, bfloat16, float16")
@@ -241,19 +278,23 @@ def resolve(typed, *, cores=None):
     """Settings from the parsed flags: what was typed wins, then --demo, then the defaults. Raises InputError."""
     v = {**DEFAULTS, **(DEMO if typed.demo else {})}
     v.update({name: value for name, value in vars(typed).items() if value is not None})
-    _check(v, demo=typed.demo, typed_dir=typed.imagenet_dir)
+    _check_source(typed)
+    _check(v)
     lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] / 256
     warmup = v["warmup_epochs"] if v["warmup_epochs"] is not None else min(10, v["epochs"] / 10)
     workers = v["num_workers"] if v["num_workers"] is not None else min(4, cores or available_cores())
     name = norm_name(v["norm"])
+    images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
     return Settings(
         norm=NormSettings(name, {option: v[flag] for option, flag in OPTION_FLAGS[name].items()}),
         model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
-        data=DataSettings(None if typed.demo else v["imagenet_dir"], v["max_images"], workers),
+        data=DataSettings(images, v["max_images"], workers, v["hf_dataset"], v["hf_config"]),
         optim=OptimSettings(v["epochs"], v["batch_size"], v["accum_iter"], lr, v["min_lr"], warmup, v["weight_decay"]),
+        probes=ProbeSettings(v["alpha"], probe_names(v["probes"], v["alpha"]), v["eval_every"]),
         seed=v["seed"],
         precision=v["precision"],
         output_dir=v["output_dir"] or os.path.join("output_train", name, f"seed{v['seed']}"),
+        checkpoint_dir=v["checkpoint_dir"],
         device=v["device"],
         resume=v["resume"],
         overwrite=v["overwrite"],
@@ -269,15 +310,34 @@ def norm_name(name):
     raise InputError(f"--norm {name}: unknown. Choose from {', '.join(NORMS)} (or {', '.join(NORMS.values())}).")
 
 
+def probe_names(text, alpha):
+    """Those of PROBES that "all", "none" or a list name; joint is always one where alpha is not 0. Raises InputError."""
+    typed = {"all": list(PROBES), "none": []}.get(text, text.replace(",", " ").split())
+    for name in typed:
+        if name not in PROBES:
+            raise InputError(f"--probes {text}: {name} is unknown. Use all, none, or some of {', '.join(PROBES)}.")
+    if not typed and text != "none":
+        raise InputError(f"--probes: is empty. Use all, none, or some of {', '.join(PROBES)}.")
+    return tuple(name for name in PROBES if name in typed or (name == "joint" and alpha))
+
+
 def available_cores():
     """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(v, *, demo, typed_dir):
+def _check_source(typed):
+    """Raise InputError unless at most one source of images was typed."""
+    chosen = ["--demo"] * typed.demo
+    chosen += [f"--{name} {getattr(typed, name)}" for name in ("imagenet_dir", "hf_dataset") if getattr(typed, name)]
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join(chosen)}: choose one of them.")
+    if typed.hf_config and not typed.hf_dataset:
+        raise InputError(f"--hf_config {typed.hf_config}: is nothing without --hf_dataset.")
+
+
+def _check(v):
     """Raise InputError for the first value that cannot be used."""
-    if demo and typed_dir is not None:
-        raise InputError(f"--demo and --imagenet_dir {typed_dir}: choose one of the two.")
     norm_name(v["norm"])
     if v["model"] not in MODELS:
         raise InputError(f"--model {v['model']}: unknown. Choose from {', '.join(MODELS)}.")
@@ -290,7 +350,10 @@ def _check(v, *, demo, typed_dir):
     if v["precision"] not in PRECISIONS:
         raise InputError(f"--precision {v['precision']}: unknown. Choose from {', '.join(PRECISIONS)}.")
 
-    for name in ("epochs", "batch_size", "accum_iter", "max_images", "input_size", "lr", "blr", "dyt_alpha_init"):
+    if not math.isfinite(v["alpha"]):
+        raise InputError(f"--alpha {v['alpha']}: must be finite.")
+    for name in ("epochs", "batch_size", "accum_iter", "max_images", "eval_every", "input_size", "lr", "blr",
+                 "dyt_alpha_init"):  # fmt: skip
         if v[name] is not None and not 0 < v[name] < math.inf:
             raise InputError(f"--{name} {v[name]}: must be positive.")
     for name in ("min_lr", "weight_decay", "num_workers", "warmup_epochs", "adyt_lambda", "seed"):

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from . import demo
+from . import demo, hub
 from .errors import InputError
 
 _SUBSET = 0xDA7A  # tag of the random stream of --max_images
@@ -65,7 +65,8 @@ class Source:
         """What config.json keeps."""
         return {
             "source": self.name,
-            "root": os.path.dirname(self.train.root),
+            "train": self.train.root,
+            "val": self.val.root,
             "fingerprint": self.fingerprint,
             "train_images": len(self.train),
             "val_images": len(self.val),
@@ -75,9 +76,12 @@ class Source:
 
 def open_source(data, seed):
     """The Source that DataSettings ask for, training images reduced to max_images. Raises InputError."""
-    root = Path(data.imagenet_dir) if data.imagenet_dir is not None else demo.ensure()
-    source = _open_folder(root)
-    if data.imagenet_dir is None:
+    if data.hf_dataset is not None:
+        source = Source(data.hf_dataset, *hub.open_splits(data.hf_dataset, data.hf_config))
+    elif data.imagenet_dir is not None:
+        source = _open_folder(Path(data.imagenet_dir))
+    else:
+        source = _open_folder(demo.ensure())
         source.name = "demo"
     if data.max_images is not None and data.max_images < len(source.train):
         chosen = even_subset(source.train.labels, len(source.classes), data.max_images, seed)

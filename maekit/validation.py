@@ -8,22 +8,36 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.utils.data import default_collate
 
 from .model import patch_statistics, unpatchify
+from .probes import percent
 
 N_DRAWN = 8  # validation images kept as pictures
 N_QUALITY = 64  # validation images that PSNR and SSIM are means over
 
 
 @torch.inference_mode()
-def validate(model, batches, device, pixels, mask_ratio):
-    """Mean loss over all hidden patches of all batches, every image once; a float in the loss's own space."""
+def validate(model, batches, device, pixels, mask_ratio, frozen=None):
+    """What the epoch's row of the log says of the validation images, every image counted once.
+
+    model: JointMAE; frozen: FrozenProbes or None. Returns {val_mse} (the mean loss over all hidden patches, in the
+    loss's own space) and, where there are such probes, {accuracy, frozen_accuracy, untrained_frozen_accuracy} in
+    percent, all of masked images.
+    """
     model.eval()
     total, n = 0.0, 0
+    correct = {}
     for batch in batches:
+        images = pixels.normalize(batch["images"])
+        noise, labels = batch["noise"].to(device.torch), batch["labels"].to(device.torch)
         with device.autocast():
-            loss, _, _ = model(pixels.normalize(batch["images"]), mask_ratio, batch["noise"].to(device.torch))
-        total += loss.to(device.sum_dtype) * len(batch["images"])
-        n += len(batch["images"])
-    return float(total) / n
+            out = model(images, mask_ratio, noise, labels)
+            features = frozen.features(out.cls_token, images, mask_ratio, noise) if frozen else None
+        predicted = {} if out.logits is None else {"accuracy": out.logits.argmax(dim=1)}
+        predicted |= frozen.predict(features) if frozen else {}
+        for name, classes in predicted.items():
+            correct.setdefault(name, []).append(classes == labels)
+        total += out.reconstruction.to(device.sum_dtype) * len(images)
+        n += len(images)
+    return {"val_mse": float(total) / n, **{name: percent(torch.cat(parts)) for name, parts in correct.items()}}
 
 
 @torch.inference_mode()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import analysis
-from maekit import figures, runs
+import maekit.comparison
+from maekit import figures, files, runs
 
 from .conftest import KIT, run, train_here
 
@@ -88,7 +88,7 @@ def test_unfinished_and_diverged_runs_are_shown_and_named(copy):
     for name in ("summary.json", "reconstructions.npz"):
         (killed / name).unlink()
     summary = json.loads((diverged / "summary.json").read_text())
-    runs.write_json(diverged / "summary.json", {**summary, "status": "diverged"})
+    files.write_json(diverged / "summary.json", {**summary, "status": "diverged"})
     out = analyse(copy).stdout
     assert f"{killed}: unfinished after 2 epochs" in out and f"{diverged}: diverged after 2 epochs" in out
     with open(copy / "comparison_table.csv", newline="") as f:
@@ -134,7 +134,7 @@ def test_every_norm_has_a_look_of_its_own():
 def test_pictures_of_other_images_are_left_out(comparison, copy):
     file = copy / "DynamicTanh/seed0/reconstructions.npz"
     arrays = dict(np.load(file))
-    runs.write_arrays(file, {**arrays, "image": arrays["image"][::-1]})
+    files.write_arrays(file, {**arrays, "image": arrays["image"][::-1]})
     (copy / "DynamicTanh/seed1/reconstructions.npz").unlink()
-    found = sorted(runs.load_runs(copy), key=analysis.by_method_and_seed)
-    assert list(analysis.load_pictures(found)) == ["LayerNorm", "AdaptiveDynamicTanh"]
+    found = sorted(runs.load_runs(copy), key=maekit.comparison.by_method_and_seed)
+    assert list(maekit.comparison.load_pictures(found)) == ["LayerNorm", "AdaptiveDynamicTanh"]

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from maekit import runs, settings
+from maekit import files, settings
 
 from .conftest import KIT, run
 
@@ -111,7 +111,7 @@ def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
     for method in ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh"):
         config = json.loads((tmp_path / method / "seed0/config.json").read_text())
         assert config["data"]["source"] == "ILSVRC" and config["data"]["classes"] == 3
-        (row,) = runs.read_csv(tmp_path / method / "seed0/log.csv")
+        (row,) = files.read_csv(tmp_path / method / "seed0/log.csv")
         assert 0 < row["val_mse"] < 10
     assert (tmp_path / "reconstruction_comparison.pdf").exists()
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from maekit import runs
+from maekit import files, runs
 from maekit.errors import InputError
 
 from .conftest import run, train, train_here
@@ -68,7 +68,7 @@ def test_tensorboard_holds_what_the_log_holds(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
-    (row,) = runs.read_csv(finished / "log.csv")
+    (row,) = files.read_csv(finished / "log.csv")
     for name in ("train_loss", "val_mse", "lr", "images_per_s"):
         (event,) = events.Scalars(name)
         assert event.step == 0 and event.value == pytest.approx(row[name], rel=1e-6)
@@ -94,11 +94,10 @@ def test_settings_that_do_not_matter_to_the_run_do_not_make_another_of_it(copy):
     )
 
 
-def test_a_run_does_not_go_on_in_another_precision(copy):
+def test_a_run_does_not_go_on_in_another_precision(tmp_path):
+    copy = tmp_path / "run"
+    train_here(*QUICK, "--output_dir", copy, "--precision", "bfloat16", check=0)
     (copy / "summary.json").unlink()  # as if it had not ended
-    config = json.loads((copy / "config.json").read_text())
-    config["identity"]["precision"] = "bfloat16"
-    (copy / "config.json").write_text(json.dumps(config))
     line = complaint(*QUICK, "--output_dir", copy)
     assert "was computed in bfloat16" in line and "--precision bfloat16" in line
     assert "holds a run with --precision bfloat16" in complaint(*QUICK, "--output_dir", copy, "--precision", "float16")
@@ -168,7 +167,7 @@ def test_a_checkpoint_named_by_hand_starts_a_longer_run(finished, tmp_path):
     flags = (*DEMO, "--epochs", "2", "--output_dir", tmp_path / "run")
     result = train_here(*flags, "--resume", finished / "checkpoint.pth", check=0)
     assert "goes on with epoch 1 of 2" in result.stdout
-    assert [row["epoch"] for row in runs.read_csv(tmp_path / "run" / "log.csv")] == [1]
+    assert [row["epoch"] for row in files.read_csv(tmp_path / "run" / "log.csv")] == [1]
     line = complaint(*QUICK, "--output_dir", tmp_path / "short", "--resume", finished / "checkpoint.pth")
     assert "has 1 epochs already" in line
 
@@ -195,8 +194,8 @@ def test_official_style_weights_alone_start_a_run_at_epoch_0(finished, tmp_path)
 
 def test_a_file_is_whole_or_the_one_before_it(tmp_path):
     path = tmp_path / "file"
-    runs.write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), runs.atomic_write(path) as f:
+    files.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), files.atomic_write(path) as f:
         f.write(b"half")
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["file"]
@@ -204,12 +203,12 @@ def test_a_file_is_whole_or_the_one_before_it(tmp_path):
 
 def test_numbers_survive_the_log_to_the_last_digit(tmp_path):
     rows = [{"epoch": 3, "train_loss": 0.1 + 0.2, "val_mse": 1e-300, "peak_memory_mb": None}]
-    runs.write_csv(tmp_path / "log.csv", ("epoch", "train_loss", "val_mse", "peak_memory_mb"), rows)
-    assert runs.read_csv(tmp_path / "log.csv") == rows
+    files.write_csv(tmp_path / "log.csv", ("epoch", "train_loss", "val_mse", "peak_memory_mb"), rows)
+    assert files.read_csv(tmp_path / "log.csv") == rows
 
 
 def test_json_never_holds_a_nan(tmp_path):
-    runs.write_json(tmp_path / "x.json", {"a": [float("nan"), float("inf"), 1.5]})
+    files.write_json(tmp_path / "x.json", {"a": [float("nan"), float("inf"), 1.5]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, None, 1.5]}
 
 
@@ -255,7 +254,7 @@ def test_only_errors_of_storage_become_one_line():
 def test_claim_takes_the_settings_of_an_older_kit_as_equal_where_they_were_unknown(tmp_path):
     folder = runs.RunFolder(tmp_path)
     assert folder.claim({"lr": 1}) is None
-    runs.write_json(folder.config, {"identity": {"lr": 1}})
+    files.write_json(folder.config, {"identity": {"lr": 1}})
     assert folder.claim({"lr": 1, "alpha": 0}) is None
     with pytest.raises(InputError, match="--lr 1.*--lr 2"):
         folder.claim({"lr": 2, "alpha": 0})

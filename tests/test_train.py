@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train as train_module
-from maekit import data, runs, settings
+from maekit import data, files, settings
 
 from .conftest import KIT, WNIDS, train, train_here, write_ilsvrc
 
@@ -24,7 +24,7 @@ CLOCK = ("epoch_time_s", "images_per_s", "peak_memory_mb")
 
 def losses(folder):
     """The log without its clock columns."""
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in runs.read_csv(folder / "log.csv")]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in files.read_csv(folder / "log.csv")]
 
 
 def weights(folder):
@@ -135,7 +135,7 @@ def test_blr_and_epochs_decide_rate_and_length(demo_dir, tmp_path):
     flags = ["--imagenet_dir", demo_dir, "--model", "mae_vit_demo_patch8", "--input_size", "64"]
     flags += ["--batch_size", "16", "--max_images", "32", "--num_workers", "0", "--epochs", "3", "--blr", "0.01"]
     train_here(*flags, "--output_dir", tmp_path, check=0)
-    rows = runs.read_csv(tmp_path / "log.csv")
+    rows = files.read_csv(tmp_path / "log.csv")
     assert len(rows) == 3
     peak, warm_up = 0.01 * 16 / 256, 0.3  # a tenth of three epochs; two steps an epoch
     at = [e + 0.5 for e in range(3)]

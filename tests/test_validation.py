@@ -13,6 +13,7 @@ from skimage.metrics import structural_similarity
 from maekit import data, sources, validation
 from maekit.device import Device
 from maekit.model import build_mae
+from maekit.probes import JointMAE
 from maekit.settings import DataSettings, ModelSettings
 
 SIDE, PATCH, RATIO = 64, 8, 0.75
@@ -55,6 +56,12 @@ def samples(images):
 # Loss
 
 
+def val_mse(mae, batches, device=CPU):
+    (item,) = validation.validate(JointMAE(mae), batches, device, PIXELS, RATIO).items()
+    assert item[0] == "val_mse"  # and no accuracy where there is no probe
+    return item[1]
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
 def test_the_validation_loss_is_the_mean_over_images_however_they_are_batched(mae, images, batch_size):
     losses = []
@@ -64,7 +71,7 @@ def test_the_validation_loss_is_the_mean_over_images_however_they_are_batched(ma
             image = PIXELS.normalize(sample["images"][None])
             losses.append(mae(image, RATIO, sample["noise"][None])[0].item())
     assert len(losses) % 4  # the last batch of four is not full
-    loss = validation.validate(mae, batches(images, batch_size), CPU, PIXELS, RATIO)
+    loss = val_mse(mae, batches(images, batch_size))
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -72,23 +79,19 @@ def test_validation_is_repeatable_whatever_the_global_seed(mae, images):
     losses = set()
     for seed in (0, 1):
         torch.manual_seed(seed)
-        losses.add(validation.validate(mae, batches(images), CPU, PIXELS, RATIO))
+        losses.add(val_mse(mae, batches(images)))
     assert len(losses) == 1
 
 
 def test_validation_works_in_bfloat16(mae, images):
-    exact = validation.validate(mae, batches(images), CPU, PIXELS, RATIO)
-    assert validation.validate(mae, batches(images), Device("cpu", "bfloat16"), PIXELS, RATIO) == pytest.approx(
-        exact, rel=0.02
-    )
+    exact = val_mse(mae, batches(images))
+    assert val_mse(mae, batches(images), Device("cpu", "bfloat16")) == pytest.approx(exact, rel=0.02)
 
 
-def test_a_loss_that_is_not_finite_is_returned_not_raised(mae, images):
-    class Diverged(torch.nn.Module):
-        def forward(self, images, mask_ratio, noise):
-            return torch.tensor(math.nan), None, None
-
-    assert math.isnan(validation.validate(Diverged(), batches(images), CPU, PIXELS, RATIO))
+def test_a_loss_that_is_not_finite_is_returned_not_raised(images):
+    mae = build_mae(MODEL.name, img_size=SIDE)
+    torch.nn.init.constant_(mae.decoder_pred.weight, math.nan)
+    assert math.isnan(val_mse(mae, batches(images)))
 
 
 # Baselines

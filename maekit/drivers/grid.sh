@@ -1,6 +1,31 @@
 # shellcheck shell=bash
 # A grid is a file of commands, one a line, written down before the first one runs.
 
+# read_value --flag=value | --flag value: the value into VALUE, how many words it took into WORDS.
+# shellcheck disable=SC2034 # both are the caller's
+read_value() {
+    WORDS=1
+    case $1 in
+    *=*) VALUE=${1#*=} ;;
+    *)
+        VALUE=${2---}
+        [ "${VALUE#--}" = "$VALUE" ] || fail "$1: needs a value. See $0 --help."
+        WORDS=2
+        ;;
+    esac
+}
+
+# grid_values --flag VALUES: the values of a list, checked and spelled, or exit code 2.
+grid_values() {
+    # shellcheck disable=SC2086 # the list is split on purpose
+    (set -f && PYTHONPATH=$KIT exec "$PYTHON" -m maekit.drivers.values "$1" $2)
+}
+
+# The comment at the top of a script is its help.
+print_banner() {
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$1"
+}
+
 # Print the arguments as one line that a shell reads back as the same arguments.
 command_line() {
     local word line=
@@ -10,10 +35,26 @@ command_line() {
     printf '%s\n' "${line% }"
 }
 
+# run_and_analyse FOLDER COMMAND...: write what the driver's print_grid prints to FOLDER/commands.txt, run it, then run
+# COMMAND, the analysis. Exits: 1 if a run failed, else with the analysis.
+run_and_analyse() {
+    local grid=$1/commands.txt code=0
+    { mkdir -p "$1" && print_grid >"$grid"; } 2>/dev/null ||
+        fail "--output_dir: $1 cannot be written. Choose another --output_dir."
+    shift
+    run_grid "$grid"
+    "$@" || code=$?
+    if [ -n "$FAILURES" ]; then
+        printf '\nfailed; the same command tries again:\n%s' "$FAILURES" >&2
+        exit 1
+    fi
+    exit "$code"
+}
+
 # run_grid FILE: run its commands one after the other. A failed one does not stop the rest and is added to FAILURES,
 # a line each; an interrupt does, and is returned.
 run_grid() {
-    local line code number=0 total
+    local line code number=0 failed=0 total
     total=$(grep -c . "$1")
     FAILURES=
     while IFS= read -r line <&3; do
@@ -24,10 +65,12 @@ run_grid() {
         case $code in
         0) ;;
         130 | 143)
-            echo "stopped in $number of $total; the same command goes on from there." >&2
+            echo "stopped: $((number - 1 - failed)) of $total done, $failed failed;" \
+                "the same command goes on from there." >&2
             return "$code"
             ;;
         *)
+            failed=$((failed + 1))
             FAILURES="${FAILURES}exit code $code: $line
 "
             ;;

@@ -1,0 +1,56 @@
+"""Check and spell the values of a grid: what follows the flag, one a line, each once.
+
+python -m maekit.drivers.values --alphas -0.5 0 5e-1     -> -0.5, 0.0, 0.5
+python -m maekit.drivers.values --norms ln dyt           -> LayerNorm, DynamicTanh
+python -m maekit.drivers.values --demo lr                -> what --demo sets it to
+python -m maekit.drivers.values --workers 16             -> 16, at most the cores there are
+"""
+
+import math
+import sys
+
+from maekit import errors, runs, settings
+from maekit.errors import InputError
+
+
+def main(argv):
+    flag, *typed = argv
+    if flag == "--demo":
+        print(spelled(flag, str(settings.DEMO[typed[0]])))
+        return
+    if flag == "--workers":
+        print(min(int(typed[0]), settings.available_cores()))
+        return
+    values = []
+    for text in typed:
+        value = spelled(flag, text)
+        if value in values:
+            print(f"{flag}: {text} is there twice, run once.", file=sys.stderr)
+        else:
+            values.append(value)
+    if not values:
+        raise InputError(f"{flag}: is empty. Leave it out for the default, or see --help.")
+    print("\n".join(values))
+
+
+def spelled(flag, text):
+    """A value of a flag as folders and commands have it. Raises InputError."""
+    if flag in ("--methods", "--norms"):
+        return settings.norm_name(text)
+    if flag == "--seeds":
+        if not text.isdecimal():
+            raise InputError(f"{flag} {text}: must be whole numbers, 0 or more.")
+        return str(int(text))
+    try:
+        number = float(text)
+    except ValueError:
+        raise InputError(f"{flag} {text}: is not a number.") from None
+    if not math.isfinite(number):
+        raise InputError(f"{flag} {text}: must be finite.")
+    if flag == "--lrs" and number <= 0:
+        raise InputError(f"{flag} {text}: must be positive.")
+    return runs.spell(number)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.exit_code(lambda: main(sys.argv[1:])))

@@ -1,0 +1,87 @@
+"""Files that are whole or not there: JSON, CSV and arrays written atomically and read back. No torch."""
+
+import csv
+import io
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextmanager
+def atomic_write(path):
+    """Open a binary file that appears under `path` whole or not at all: temporary name, flush to disk, rename."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path, value):
+    """Write JSON that any parser reads: what is not finite becomes null."""
+    with atomic_write(path) as f:
+        f.write((json.dumps(_finite(value), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path):
+    """Parsed JSON. Raises InputError naming the file if it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged ({error}). Delete the run's folder, or --overwrite it.") from error
+
+
+def write_csv(path, columns, rows):
+    """Write rows; floats keep all their digits, None is an empty cell."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    with atomic_write(path) as f:
+        f.write(text.getvalue().encode())
+
+
+def write_arrays(path, arrays):
+    """Write a compressed .npz."""
+    import numpy as np
+
+    with atomic_write(path) as f:
+        np.savez_compressed(f, **arrays)
+
+
+def read_csv(path):
+    """Rows of a file of write_csv with numbers as numbers; an empty list if there is no file."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as f:
+        return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(f)]
+
+
+def _number(cell):
+    if cell in ("", None):
+        return None
+    if cell in ("True", "False"):
+        return cell == "True"
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            pass
+    return cell
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and value - value != 0 else value

@@ -1,0 +1,316 @@
+"""The figures of the reconstruction gap.
+
+Hue is alpha: red negative, white (in line plots black) 0, blue positive, on a symmetric logarithmic scale, because
+alphas span 1e-5 to 10. Brightness of a point is its epoch and, where there are several, its learning rate. Points have
+one size. Every norm has a panel of its own, on the same axes and with the same bins.
+"""
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, SymLogNorm
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from .figures import COLUMN, GREY, LOOK, PAGE, draw_baselines, epoch_axis, legend_below, look_of, new_figure, styled
+from .runs import DIVERGED, UNTRAINED, spell
+
+LABELS = {
+    "mse": "validation MSE (hidden patches)",
+    "accuracy": "joint probe accuracy (%)",
+    "frozen_accuracy": "frozen probe accuracy (%)",
+    "knn_accuracy": "k-NN accuracy (%)",
+}
+# One sentence for those who see only the figure: what this accuracy says and what not.
+CAVEATS = {
+    "accuracy": "joint probe: untrained at α = 0, adversarial below, where the frozen probe tells more",
+}
+RED, WHITE, BLUE = np.array([0.80, 0.06, 0.10]), np.ones(3), np.array([0.05, 0.22, 0.80])
+DARKEST = 0.35  # brightness of the first epoch; the last has 1
+RASTERIZED = 2000  # points from which a scatter in a PDF is a picture
+
+
+class Hues:
+    """The colour of every alpha of a sweep."""
+
+    def __init__(self, alphas):
+        largest = max((abs(a) for a in alphas), default=0) or 1.0
+        smallest = min((abs(a) for a in alphas if a), default=largest)
+        self.alphas = sorted(set(alphas))
+        self.norm = SymLogNorm(linthresh=smallest, linscale=0.4, vmin=-largest, vmax=largest)
+
+    def rgb(self, alphas):
+        """(n,) -> (n, 3) at full brightness."""
+        alphas = np.asarray(alphas, dtype=float)
+        t = 2 * np.asarray(self.norm(alphas), dtype=float)[:, None] - 1  # -1 .. 1
+        strength = np.where(alphas[:, None] == 0, 0, 0.25 + 0.75 * np.abs(t))
+        return WHITE + strength * (np.where(t < 0, RED, BLUE) - WHITE)
+
+    def line(self, alpha):
+        """Colour of a line, black at 0."""
+        return "black" if alpha == 0 else tuple(self.rgb([alpha])[0] * 0.92)
+
+    def bar(self, figure, axes):
+        """A colour bar with a tick at up to nine of the alphas."""
+        low, high = self.norm.vmin, self.norm.vmax
+        samples = self.norm.inverse(np.linspace(0, 1, 512))
+        colours = ListedColormap(self.rgb(np.ma.getdata(samples)))
+        bar = figure.colorbar(ScalarMappable(self.norm, colours), ax=axes, fraction=0.04, pad=0.02, aspect=30)
+        shown = self._ticks()
+        bar.set_ticks(shown, labels=[f"{a:g}" for a in shown])
+        bar.ax.minorticks_off()
+        bar.ax.set_ylim(low, high)
+        bar.ax.set_title("α", pad=4)
+
+    def _ticks(self):
+        """Alphas far enough apart to be read: 0 first, then from the largest inwards."""
+        kept = []
+        for alpha in sorted(self.alphas, key=lambda a: (a != 0, -abs(a))):
+            place = float(self.norm(alpha))
+            if all(abs(place - float(self.norm(other))) > 0.055 for other in kept):
+                kept.append(alpha)
+        return sorted(kept)
+
+
+@styled
+def tube_scatter(points, statistics, column):
+    """Accuracy against validation MSE of every epoch of every run: the reconstruction gap.
+
+    points: DataFrame of runs.tabulate_points; statistics: of gap.describe for this column. Grey boxes are the bins'
+    ranges of accuracy, whose heights add up to Γ; the number written is the one in the statistics.
+    """
+    hues, norms = Hues(points["alpha"]), _norms(points)
+    figure, axes = _panels(norms, 3.6)
+    for ax, norm in zip(axes, norms):
+        part = (statistics.get("per_norm") or {}).get(norm)
+        if part:
+            _draw_bins(ax, part)
+        rows = points[points["norm"] == norm]
+        _scatter(ax, rows, column, hues, points)
+        _draw_untrained(ax, rows, column)
+        gamma = f"Γ = {part['reconstruction_gap']:.1f} ({part['n_bins']} bins)" if part else "no Γ: one MSE value"
+        ax.set_title(f"{norm}, {gamma}\nn = {_count(rows)}", loc="left")
+        ax.set_xlabel(LABELS["mse"])
+        _mse_axis(ax, points)
+    axes[0].set_ylabel(LABELS[column])
+    hues.bar(figure, list(axes))
+    pooled = statistics["reconstruction_gap"]
+    lines = [f"all norms pooled: Γ = {pooled:.1f} ({statistics['n_bins']} bins)"] if len(norms) > 1 and pooled else []
+    handles = [*_brightness_handles(points), Patch(color="#e8e8e8", label="range in a bin; Γ: sum of heights")]
+    _finish(figure, handles, points, column, lines)
+    return figure
+
+
+@styled
+def negative_vs_positive(points, statistics, column):
+    """The tube of the negative alphas beside that of the positive ones; alpha 0 is in both, and in neither's Γ."""
+    hues, norms = Hues(points["alpha"]), _norms(points)
+    figure = new_figure(PAGE, 0.9 + 2.5 * len(norms))
+    grid = figure.subplots(len(norms), 2, sharex=True, sharey=True, squeeze=False)
+    for row, norm in zip(grid, norms):
+        mine = points[points["norm"] == norm]
+        signs = ((statistics.get("per_norm") or {}).get(norm) or {}).get("signs", {})
+        for ax, sign, symbol in zip(row, ("negative", "positive"), "<>"):
+            rows = mine[mine["alpha"] < 0] if sign == "negative" else mine[mine["alpha"] > 0]
+            part = signs.get(sign)
+            if part:
+                _draw_bins(ax, part)
+            _scatter(ax, mine[mine["alpha"] == 0], column, hues, points)
+            _scatter(ax, rows, column, hues, points)
+            _draw_untrained(ax, mine, column)
+            gamma = f", Γ = {part['reconstruction_gap']:.1f}" if part else ""
+            name = f"{norm}, " if len(norms) > 1 else ""
+            ax.set_title(f"{name}α {symbol} 0{gamma}\nn = {_count(rows)}", loc="left")
+            _mse_axis(ax, points)
+        row[0].set_ylabel(LABELS[column])
+    for ax in grid[-1]:
+        ax.set_xlabel(LABELS["mse"])
+    hues.bar(figure, grid.ravel().tolist())
+    _finish(figure, _brightness_handles(points), points, column)
+    return figure
+
+
+@styled
+def alpha_vs_final(points, found, column):
+    """MSE and accuracy of the last epoch against alpha: means over seeds, bars their standard deviation.
+
+    found: the trajectories, of which the diverged ones are drawn as crosses below.
+    """
+    figure = new_figure(PAGE, 3.0)
+    axes = figure.subplots(1, 2)
+    ended = points[points["status"] != DIVERGED]
+    last = ended.sort_values("epoch", kind="stable").groupby("run").tail(1)
+    rates, norms = sorted(points["lr"].unique()), _norms(points)
+    hues = Hues([run["alpha"] for run in found])
+    handles = []
+    for norm in norms:
+        for i, lr in enumerate(rates):
+            rows = last[(last["norm"] == norm) & (last["lr"] == lr)]
+            if not len(rows):
+                continue
+            colour, style = look_of(norm)
+            shade = {"color": colour, "linestyle": style, "alpha": 1 - 0.5 * i / len(rates),
+                     "marker": "osD^v"[i % 5], "markersize": 4}  # fmt: skip
+            for ax, name in zip(axes, ("mse", column)):
+                grouped = rows.groupby("alpha")[name]
+                ax.errorbar(grouped.mean().index, grouped.mean(), grouped.std(), capsize=2, **shade)
+            n = rows.groupby("alpha").size()
+            seeds = f"n = {n.min()}" if n.min() == n.max() else f"n = {n.min()} to {n.max()}"
+            label = f"{norm}" + (f", lr {lr:g}" if len(rates) > 1 else "") + f" ({seeds} a point)"
+            handles.append(Line2D([], [], label=label, **shade))
+    handles += draw_baselines(axes[0], _loss_baselines(found))
+    for norm in norms:
+        handles += _draw_untrained(axes[1], points[points["norm"] == norm], column, look_of(norm)[0], norm)
+    gone = [run["alpha"] for run in found if run["status"] == DIVERGED]
+    for ax, name in zip(axes, ("mse", column)):
+        ax.set_xscale("symlog", linthresh=hues.norm.linthresh, linscale=0.4)
+        ax.set_xticks(hues._ticks(), labels=[f"{a:g}" for a in hues._ticks()])
+        ax.tick_params(axis="x", labelrotation=45 if len(hues.alphas) > 5 else 0)
+        ax.minorticks_off()
+        ax.set_xlabel("α")
+        ax.set_ylabel("final " + LABELS[name].replace(" (hidden patches)", ""))
+        if gone:
+            ax.plot(gone, [0.02] * len(gone), "x", color="black", transform=ax.get_xaxis_transform(), clip_on=False)
+    if gone:
+        handles.append(Line2D([], [], color="black", marker="x", linestyle="", label=f"{len(gone)} diverged"))
+    _finish(figure, handles, points, column)
+    return figure
+
+
+@styled
+def over_epochs(points, found, column):
+    """MSE or an accuracy over epochs, a line per alpha and learning rate: the mean over seeds."""
+    hues, norms, rates = Hues(points["alpha"]), _norms(points), sorted(points["lr"].unique())
+    styles = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1))]
+    points = points[points[column].notna()]
+    figure, axes = _panels(norms, 3.2)
+    for ax, norm in zip(axes, norms):
+        rows = points[points["norm"] == norm]
+        for (alpha, lr), line in rows.groupby(["alpha", "lr"]):
+            mean = line.groupby("epoch")[column].mean()
+            style = styles[rates.index(lr) % len(styles)]
+            marker = "o" if len(mean) == 1 else None
+            ax.plot(mean.index, mean, color=hues.line(alpha), linestyle=style, marker=marker, markersize=3,
+                    linewidth=1.8 if alpha == 0 else 1.1, zorder=3 if alpha == 0 else 2)  # fmt: skip
+        if column != "mse":
+            untrained = rows.groupby("epoch")[UNTRAINED[column]].mean().dropna()
+            ax.plot(untrained.index, untrained, color=GREY, linestyle=(0, (4, 2)), linewidth=1.4, zorder=4)
+        else:
+            draw_baselines(ax, _loss_baselines(found))
+            if rows["mse"].max() > 20 * rows["mse"].min():
+                ax.set_yscale("log")
+        ax.set_title(f"{norm}, n = {_count(rows)}", loc="left")
+        epoch_axis(ax)
+    axes[0].set_ylabel(LABELS[column])
+    hues.bar(figure, list(axes))
+    handles = [Line2D([], [], color="black", linewidth=1.8, label="α = 0")]
+    if len(rates) > 1:
+        handles += [
+            Line2D([], [], color=GREY, linestyle=styles[i % len(styles)], label=f"lr {lr:g}")
+            for i, lr in enumerate(rates)
+        ]
+    if column == "mse":
+        handles += draw_baselines(axes[0], _loss_baselines(found))
+    elif points[UNTRAINED[column]].notna().any():
+        handles.append(Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="untrained encoder"))
+    _finish(figure, handles, points, column)
+    return figure
+
+
+def _panels(norms, height):
+    """A figure with a panel per norm, side by side, on shared axes."""
+    width = PAGE if len(norms) > 1 else 1.5 * COLUMN
+    figure = new_figure(width, height)
+    return figure, figure.subplots(1, len(norms), sharex=True, sharey=True, squeeze=False)[0]
+
+
+def _norms(points):
+    """Norms in the order of LOOK, unknown ones last."""
+    known = list(LOOK)
+    return sorted(points["norm"].unique(), key=lambda n: (known.index(n) if n in known else len(known), n))
+
+
+def _scatter(ax, rows, column, hues, points):
+    """Points of one size; colours by alpha, brightness by epoch and learning rate over all `points`."""
+    rows = rows.sample(frac=1, random_state=0)  # so that no alpha lies on top of all others
+    brightness = DARKEST + (1 - DARKEST) * _progress(rows, points)
+    colours = hues.rgb(rows["alpha"]) * brightness.to_numpy()[:, None]
+    ax.scatter(rows["mse"], rows[column], s=14 if len(points) < RASTERIZED else 7, c=colours, edgecolors="#606060",
+               linewidths=0.3, zorder=3, rasterized=len(points) >= RASTERIZED)  # fmt: skip
+
+
+def _progress(rows, points):
+    """0..1 over the epochs of a run; with several learning rates the mean of that and the rate's rank."""
+    epoch = rows["epoch"] / max(points["epoch"].max(), 1)
+    rates = sorted(points["lr"].unique())
+    if len(rates) == 1:
+        return epoch
+    return (epoch + rows["lr"].map(rates.index) / (len(rates) - 1)) / 2
+
+
+def _brightness_handles(points):
+    last = int(points["epoch"].max())
+    low, high = spell(points["lr"].min()), spell(points["lr"].max())
+    ends = ((DARKEST, 0, low), (1.0, last, high)) if last or low != high else ()
+    return [
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            markersize=4,
+            markerfacecolor=[v] * 3,
+            markeredgecolor="#606060",
+            markeredgewidth=0.3,
+            label=f"epoch {epoch}" + (f", lr {lr}" if low != high else ""),
+        )
+        for v, epoch, lr in ends
+    ]
+
+
+def _draw_bins(ax, part):
+    for b in part["bin_statistics"]:
+        ax.fill_between(
+            [b["mse_min"], b["mse_max"]], b["acc_min"], b["acc_max"], color="#e8e8e8", linewidth=0, zorder=1
+        )
+
+
+def _draw_untrained(ax, rows, column, colour=GREY, norm=None):
+    """A line at the untrained encoder's final accuracy, mean over seeds; returns its legend handle, if any."""
+    last = rows.sort_values("epoch", kind="stable").groupby("run").tail(1)
+    values = last.groupby("seed")[UNTRAINED[column]].first().dropna()
+    if not len(values):
+        return []
+    who = "untrained encoder" if norm is None else f"{norm}, untrained"
+    label = f"{who}: {values.mean():.1f} %"
+    line = ax.axhline(values.mean(), color=colour, linestyle=(0, (4, 2)), linewidth=1.2, zorder=2, label=label)
+    if norm is None:
+        ax.legend(handles=[line], loc="best", handlelength=2.5)
+    return [line]
+
+
+def _loss_baselines(found):
+    """Flat and smoothed colour, where runs of this kit say them; means over runs."""
+    known = {}
+    for name in ("flat_colour", "smooth_colour"):
+        values = [run[name] for run in found if run.get(name) is not None]
+        if values:
+            known[name] = float(np.mean(values))
+    return known
+
+
+def _mse_axis(ax, points):
+    if points["mse"].max() > 20 * points["mse"].min() > 0:
+        ax.set_xscale("log")
+
+
+def _count(rows):
+    gone = rows[rows["status"] == DIVERGED]["run"].nunique()
+    return f"{rows['run'].nunique()} runs, {len(rows)} points" + (f", {gone} runs diverged" if gone else "")
+
+
+def _finish(figure, handles, points, column, lines=()):
+    """The legend below, and above what a reader of this accuracy must know."""
+    lines = [*lines, CAVEATS[column]] if column in CAVEATS and (points["alpha"] <= 0).any() else lines
+    if lines:
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
+    legend_below(figure, handles)

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# The reconstruction gap: train loss = reconstruction + alpha x classification over alphas of both signs, and draw
+# accuracy against reconstruction.
+#
+#   ./run_alpha_sweep.sh --demo                     ten photographs, a small model
+#   ./run_alpha_sweep.sh                            Imagenette, vit_tiny, 25 alphas, 50 epochs
+#   ./quick_sweep_test.sh, ./lr_alpha_sweep.sh      the same with fewer alphas and epochs
+#
+# The same command again skips what is done and goes on where it stopped. Options of this script:
+#
+#   --alphas "A B ..."   weights of the classification loss (default: 25 of both signs, 0.00001 to 10, and 0)
+#   --lrs "A B ..."      peak learning rates (default: 0.00015; demo: the demo's)
+#   --norms "A B ..."    normalisation layers, see run_comparison.sh (default: LayerNorm)
+#   --seeds "0 1 ..."    one run per learning rate, alpha, norm and seed (default: 0); three give an interval
+#   --epochs N           length of each run (default: 50)
+#   --batch_size N       images per forward pass (default: $BATCH_SIZE, else 512; demo: the demo's)
+#   --num_workers N      processes that decode images (default: $NUM_WORKERS, else 16, at most the cores there are)
+#   --model NAME         (default: vit_tiny; demo: the demo's), --decoder_type NAME (default: base-8b; demo: the model's)
+#   --probes NAMES       accuracies to score (default: all)
+#   --imagenet_dir DIR   a folder with train/ and val/, such as Imagenette's, in place of the hub's frgfm/imagenette
+#   --output_dir DIR     everything goes below it (default: outputs)
+#   --name NAME          name of the sweep in the names of folders (default: full)
+#   --demo               demo data and settings; alphas and epochs stay the sweep's; what is typed wins
+#   --dry_run            print the commands and run nothing
+#   --help               this text, then the options of train.py, which every other option goes to as it is
+#
+# PYTHON=/path/to/python chooses the interpreter; without it .venv is made here if the active one lacks a package.
+# Exit codes: 0 all runs ended, 1 some failed (listed last), 2 bad input, 130 interrupted.
+
+set -euo pipefail
+KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$KIT/maekit/drivers/env.sh"
+. "$KIT/maekit/drivers/grid.sh"
+
+alphas="-10.0 -5.0 -2.0 -1.0 -0.5 -0.1 -0.05 -0.01 -0.005 -0.001 -0.0001 -0.00001"
+alphas="$alphas 0.0 0.00001 0.0001 0.001 0.005 0.01 0.05 0.1 0.5 1.0 2.0 5.0 10.0"
+lrs=
+norms=LayerNorm
+seeds=0
+epochs=50
+batch_size=${BATCH_SIZE:-}
+num_workers=${NUM_WORKERS:-}
+model=
+decoder_type=
+probes=all
+output_dir=outputs
+name=full
+demo=
+data_flags=(--hf_dataset frgfm/imagenette --hf_config 320px)
+dry_run=
+help=
+train_flags=()
+
+while [ $# -gt 0 ]; do
+    WORDS=1
+    case ${1%%=*} in
+    --alphas | --alpha) read_value "$@" && alphas=$VALUE ;;
+    --lrs | --lr) read_value "$@" && lrs=$VALUE ;;
+    --norms | --norm | --methods) read_value "$@" && norms=$VALUE ;;
+    --seeds | --seed) read_value "$@" && seeds=$VALUE ;;
+    --epochs) read_value "$@" && epochs=$VALUE ;;
+    --batch_size) read_value "$@" && batch_size=$VALUE ;;
+    --num_workers) read_value "$@" && num_workers=$VALUE ;;
+    --model) read_value "$@" && model=$VALUE ;;
+    --decoder_type) read_value "$@" && decoder_type=$VALUE ;;
+    --probes) read_value "$@" && probes=$VALUE ;;
+    --output_dir) read_value "$@" && output_dir=$VALUE ;;
+    --name) read_value "$@" && name=$VALUE ;;
+    --demo) demo=1 && data_flags=() ;;
+    --dry_run) dry_run=1 ;;
+    --help | -h) help=1 ;;
+    --imagenet_dir | --hf_dataset) data_flags=() && train_flags+=("$1") ;;
+    *) train_flags+=("$1") ;;
+    esac
+    shift "$WORDS"
+done
+
+if [ -n "$dry_run$help" ]; then use_any_python; else use_environment; fi
+if [ -n "$help" ]; then
+    print_banner "${BASH_SOURCE[0]}"
+    echo "Here: --name $name --alphas \"$alphas\" --epochs $epochs${lrs:+ --lrs \"$lrs\"}"
+    echo
+    exec "$PYTHON" "$KIT/train.py" --help
+fi
+
+# What is the same in every run. With --demo, what was not typed is left to train.py's --demo.
+if [ -n "$demo" ]; then
+    sweep=demo-$name
+    root=$output_dir/demo-mae-reconstruction-gap/$name
+    data_flags=(--demo)
+    : "${lrs:=$(grid_values --demo lr)}"
+else
+    sweep=$name
+    root=$output_dir/imagenette-mae-reconstruction-gap/$name
+    : "${lrs:=1.5e-4}" "${batch_size:=512}" "${model:=vit_tiny}" "${decoder_type:=base-8b}"
+    : "${num_workers:=$(grid_values --workers 16)}"
+fi
+for flag in batch_size num_workers model decoder_type; do
+    [ -z "${!flag}" ] || train_flags+=("--$flag" "${!flag}")
+done
+train_flags+=(${data_flags[@]+"${data_flags[@]}"} --epochs "$epochs" --probes "$probes")
+architecture=${model:-demo}${decoder_type:+_$decoder_type}
+
+alphas=$(grid_values --alphas "$alphas")
+lrs=$(grid_values --lrs "$lrs")
+norms=$(grid_values --norms "$norms")
+seeds=$(grid_values --seeds "$seeds")
+
+# Every run of the sweep, a command a line.
+print_grid() {
+    local lr alpha norm seed run
+    for lr in $lrs; do
+        for alpha in $alphas; do
+            for norm in $norms; do
+                for seed in $seeds; do
+                    run=${norm}_lr${lr}_seed${seed}
+                    command_line "$PYTHON" "$KIT/train.py" --alpha "$alpha" --lr "$lr" --norm "$norm" --seed "$seed" \
+                        --output_dir "$root/$alpha/$run" \
+                        --checkpoint_dir "$output_dir/checkpoints/$sweep/${architecture}_alpha-${alpha}_$run" \
+                        "${train_flags[@]}"
+                done
+            done
+        done
+    done
+}
+
+if [ -n "$dry_run" ]; then
+    print_grid
+    exit
+fi
+
+# What is wrong with the flags or the data is wrong for every run: said once, before the first.
+for alpha in $alphas; do [ "$alpha" = 0.0 ] || break; done
+"$PYTHON" "$KIT/train.py" --dry_run --alpha "$alpha" "${train_flags[@]}"
+
+run_and_analyse "$root" "$PYTHON" "$KIT/analysis.py" gap --log_dir "$root" --output_dir "$output_dir/analysis_$sweep"

@@ -1,0 +1,376 @@
+"""What the probes measure, and that those which must not touch the encoder do not."""
+
+import copy
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from maekit import data, files, probes, runs, sources, validation
+from maekit.device import Device
+from maekit.model import build_mae
+from maekit.settings import DataSettings, ModelSettings
+
+from .conftest import train_here
+
+QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
+MODEL = ModelSettings("mae_vit_demo_patch8", 64, 0.75, False, None)
+CPU = Device("cpu", "float32")
+PIXELS = data.Pixels(CPU.torch)
+CLASSES = 10
+
+
+@pytest.fixture(scope="module")
+def source(demo_dir):
+    return sources.open_source(DataSettings(str(demo_dir), 40, 0), 0)
+
+
+@pytest.fixture(scope="module")
+def batch(source):
+    """Sixteen normalised training images with noise and labels."""
+    dataset = data.TrainImages(source.train, 64, 64, 0, with_labels=True)
+    samples = [dataset[0, i] for i in range(0, 32, 2)]
+    images = torch.stack([s["images"] for s in samples])
+    return (
+        PIXELS.normalize(images),
+        torch.stack([s["noise"] for s in samples]),
+        torch.tensor([s["labels"] for s in samples]),
+    )
+
+
+@pytest.fixture
+def mae():
+    torch.manual_seed(0)
+    return build_mae(MODEL.name, img_size=64)
+
+
+def val_batches(images, batch_size=8):
+    broken = data.BrokenImages(print)
+    return data.val_batches(images, MODEL, batch_size=batch_size, broken=broken, workers=0, with_labels=True)
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def state(folder):
+    return torch.load(folder / "checkpoint.pth", weights_only=True)
+
+
+def same(a, b):
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+# The joint probe
+
+
+def test_the_loss_is_reconstruction_plus_alpha_times_cross_entropy(mae, batch):
+    images, noise, labels = batch
+    model = probes.JointMAE(mae, -0.7, CLASSES)
+    out = model(images, 0.75, noise, labels)
+    latent, mask, _ = mae.forward_encoder(images, 0.75, noise)
+    reconstruction = mae(images, 0.75, noise)[0].item()
+    logits = latent[:, 0].detach().double().numpy() @ model.head.weight.detach().double().numpy().T
+    entropy = np.mean([math.log(sum(math.exp(v) for v in row)) - row[label] for row, label in zip(logits, labels)])
+    assert out.reconstruction.item() == reconstruction
+    assert out.classification.item() == pytest.approx(entropy, rel=1e-5)
+    assert out.loss.item() == pytest.approx(reconstruction - 0.7 * entropy, rel=1e-5)
+    assert mask.mean() == 0.75
+
+
+def test_its_gradient_on_the_encoder_is_alpha_times_that_of_the_classification(mae, batch):
+    images, noise, labels = batch
+    found = {}
+    for alpha in (-0.5, 0.5, 1.0):
+        model = probes.JointMAE(copy.deepcopy(mae), alpha, CLASSES)
+        model(images, 0.75, noise, labels).loss.backward()
+        found[alpha] = model.mae.blocks[0].attn.qkv.weight.grad.double()
+    reconstruction = (found[-0.5] + found[0.5]) / 2
+    classification = found[0.5] - found[-0.5]
+    assert classification.norm() > 0.05 * reconstruction.norm()
+    assert torch.allclose(found[1.0], reconstruction + classification, rtol=1e-4, atol=1e-7)
+
+
+def test_at_alpha_0_the_loss_and_every_gradient_are_the_maes_own(mae, batch):
+    images, noise, labels = batch
+    model = probes.JointMAE(copy.deepcopy(mae), 0.0, CLASSES)
+    out = model(images, 0.75, noise, labels)
+    out.loss.backward()
+    loss, _, _ = mae(images, 0.75, noise)
+    loss.backward()
+    assert torch.equal(out.loss, loss) and same(gradients(model.mae), gradients(mae))
+    assert out.classification > 0 and model.head.weight.grad is None
+
+
+def test_its_first_weights_come_from_the_seed_alone(mae):
+    torch.manual_seed(1)
+    a = probes.JointMAE(mae, 0.5, CLASSES, seed=3).head.weight
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1)), "the global stream was used"
+    b = probes.JointMAE(mae, -1.0, CLASSES, seed=3).head.weight
+    assert torch.equal(a, b) and not torch.equal(a, probes.JointMAE(mae, 0.5, CLASSES, seed=4).head.weight)
+
+
+def test_at_alpha_0_its_weights_never_move_but_it_is_scored(tmp_path):
+    for name, alpha in (("zero", "0"), ("half", "0.5")):
+        train_here(*QUICK, "--alpha", alpha, "--probes", "joint", "--output_dir", tmp_path / name, check=0)
+    fresh = probes.linear(96, CLASSES, seed=0).state_dict()
+    assert same(dict(state(tmp_path / "zero")["probes"]["joint"]), dict(fresh))
+    assert not same(dict(state(tmp_path / "half")["probes"]["joint"]), dict(fresh))
+    assert (
+        len(state(tmp_path / "half")["optimizer"]["state"]) == len(state(tmp_path / "zero")["optimizer"]["state"]) + 2
+    )
+    for row in files.read_csv(tmp_path / "zero/log.csv"):
+        assert row["train_loss"] == row["train_loss_rec"] and 0 <= row["accuracy"] <= 100 and row["train_loss_cls"] > 0
+    for row in files.read_csv(tmp_path / "half/log.csv"):
+        assert row["train_loss"] == pytest.approx(row["train_loss_rec"] + 0.5 * row["train_loss_cls"], rel=1e-6)
+
+
+# The frozen probe
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_encoder_gradients_with_and_without_the_frozen_probe_are_bitwise_equal(precision, mae, batch):
+    if precision == "float16" and not torch.cuda.is_available():
+        pytest.skip("float16 is tried on CUDA; whole runs in float16 are tried below")
+    images, noise, labels = batch
+    device = Device("auto", precision)
+    found = []
+    for with_probe in (False, True):
+        model = probes.JointMAE(copy.deepcopy(mae), 0.5, CLASSES).to(device.torch)
+        frozen = probes.FrozenProbes(model.mae, CLASSES, 100, 0) if with_probe else None
+        for _ in range(3):
+            x, n, y = (t.to(device.torch) for t in (images, noise, labels))
+            with device.autocast():
+                out = model(x, 0.75, n, y)
+                if frozen:
+                    frozen.observe(frozen.features(out.cls_token, x, 0.75, n), y)
+            device.scaler.scale(out.loss).backward()
+            if frozen:
+                frozen.step()
+        found.append(gradients(model))
+    assert found[0] and same(*found)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_run_trains_the_same_weights_with_all_probes_as_with_none(precision, tmp_path):
+    """alpha 0 with probes is the comparison's run of the same settings: equal losses to the last digit."""
+    for name in ("none", "all"):
+        flags = ("--probes", name, "--precision", precision, "--output_dir", tmp_path / name)
+        train_here(*QUICK, *flags, check=0)
+    plain, probed = (files.read_csv(tmp_path / name / "log.csv") for name in ("none", "all"))
+    for a, b in zip(plain, probed):
+        assert (a["train_loss"], a["val_mse"]) == (b["train_loss"], b["val_mse"])
+        assert a["frozen_accuracy"] is None and b["frozen_accuracy"] is not None
+    assert same(state(tmp_path / "none")["model"], state(tmp_path / "all")["model"])
+    layers = state(tmp_path / "all")["probes"]["frozen"]["frozen_accuracy"]["layers"]
+    assert layers["1.weight"].dtype == layers["0.running_mean"].dtype == torch.float32
+
+
+def test_its_first_step_is_larss(batch):
+    """Weight: lr x 0.001 x |w| / |g| of the gradient; bias: lr of it. Worked out in numpy from the LARS paper."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3, 5, (16, 96)).astype(np.float32), rng.integers(0, CLASSES, 16)
+    probe = probes.OnlineProbe(96, CLASSES, 50, torch.device("cpu"), seed=0)
+    w = probe.layers[1].weight.detach().double().numpy().copy()
+    probe.step(torch.from_numpy(x), torch.from_numpy(y))
+    z = (x - x.mean(0)) / np.sqrt(x.astype(float).var(0) + 1e-6)
+    p = np.exp(z @ w.T)
+    p /= p.sum(1, keepdims=True)
+    p[np.arange(16), y] -= 1
+    g, b = p.T @ z / 16, p.mean(0)
+    moved = w - probes.PROBE_LR * 0.001 * np.linalg.norm(w) / np.linalg.norm(g) * g
+    np.testing.assert_allclose(probe.layers[1].weight.detach().numpy(), moved, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(probe.layers[1].bias.detach().numpy(), -probes.PROBE_LR * b, rtol=1e-3, atol=1e-6)
+
+
+def test_its_rate_falls_to_zero_over_the_run(mae):
+    frozen = probes.FrozenProbes(mae, CLASSES, 10, 0)
+    features = {name: torch.randn(8, 96) for name in frozen.probes}
+    rates = []
+    for _ in range(10):
+        rates.append(frozen.probes["frozen_accuracy"].optimizer.param_groups[0]["lr"])
+        frozen.observe(features, torch.arange(8))
+        frozen.step()
+    expected = [probes.PROBE_LR * 0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]
+    assert rates == pytest.approx(expected, rel=1e-6)
+    assert frozen.probes["frozen_accuracy"].optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_it_does_not_care_how_large_the_features_are():
+    rng = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(64, 96, generator=rng), torch.randint(0, CLASSES, (64,), generator=rng)
+    predicted = []
+    for scale in (1.0, 100.0):
+        probe = probes.OnlineProbe(96, CLASSES, 40, torch.device("cpu"), seed=0)
+        for _ in range(40):
+            probe.step(features * scale, labels)
+        predicted.append(probe.predict(features * scale))
+    assert torch.equal(*predicted) and (predicted[0] == labels).float().mean() > 0.9
+
+
+def test_accumulated_batches_train_it_like_one_large_batch(tmp_path):
+    for name, more in (("one", ("--batch_size", "32")), ("four", ("--batch_size", "8", "--accum_iter", "4"))):
+        train_here(*QUICK, "--probes", "frozen", *more, "--output_dir", tmp_path / name, check=0)
+    one, four = (state(tmp_path / name)["probes"]["frozen"] for name in ("one", "four"))
+    for probe in one:
+        a, b = (s[probe]["layers"]["1.weight"] for s in (one, four))
+        assert torch.allclose(a, b, rtol=1e-2, atol=1e-3)
+        assert one[probe]["schedule"]["last_epoch"] == four[probe]["schedule"]["last_epoch"] == 4
+
+
+def test_on_an_encoder_that_does_not_move_it_is_the_untrained_baseline(tmp_path):
+    train_here(*QUICK, "--lr", "1e-30", "--probes", "all", "--output_dir", tmp_path, check=0)
+    for row in files.read_csv(tmp_path / "log.csv"):
+        assert row["frozen_accuracy"] == row["untrained_frozen_accuracy"] > 10
+    assert row["knn_accuracy"] == row["untrained_knn_accuracy"] > 30
+
+
+# k-NN
+
+
+def plain_knn(features, labels, query, k, temperature):
+    """One query in plain Python."""
+    norm = math.sqrt(sum(q * q for q in query))
+    ranked = sorted(
+        (
+            -sum(f * q for f, q in zip(row, query)) / norm / math.sqrt(sum(f * f for f in row)),
+            label,
+        )
+        for row, label in zip(features, labels)
+    )
+    votes = Counter()
+    for distance, label in ranked[:k]:
+        votes[label] += math.exp(-distance / temperature)
+    return max(votes, key=votes.get)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(20, 0.07), (1, 0.07), (5, 1.0), (500, 0.07)])
+def test_the_nearest_neighbours_vote_by_similarity(k, temperature):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, 6))
+    labels = rng.integers(0, 4, 120)
+    features = centres[labels] + rng.normal(size=(120, 6))
+    queries = centres[rng.integers(0, 4, 50)] + 1.5 * rng.normal(size=(50, 6))
+    expected = [plain_knn(features.tolist(), labels.tolist(), q, k, temperature) for q in queries.tolist()]
+    tensors = (torch.tensor(features), torch.tensor(labels), torch.tensor(queries))
+    assert probes.knn_predict(*tensors, 4, k, temperature).tolist() == expected
+    assert len(set(expected)) > 1
+
+
+def test_its_features_are_cls_tokens_of_whole_images(mae, source):
+    images = source.val.subset(np.arange(0, 200, 20))
+    features, labels = probes.cls_features(mae, val_batches(images, 4), CPU, PIXELS)
+    dataset = val_batches(images).dataset
+    for i in range(len(images)):
+        image = PIXELS.normalize(dataset[i]["images"][None])
+        with torch.no_grad():
+            x = mae.patch_embed(image) + mae.pos_embed[:, 1:]
+            x = torch.cat((mae.cls_token + mae.pos_embed[:, :1], x), dim=1)
+            for block in mae.blocks:
+                x = block(x)
+        assert torch.allclose(features[i], mae.norm(x)[0, 0], atol=1e-4)
+        assert labels[i] == source.val.labels[20 * i]
+
+
+def test_a_validation_image_that_is_also_a_training_image_is_found(mae, source):
+    """Known neighbours: queries are the training images themselves, and k-NN must know most of them again."""
+    known = val_batches(source.train)
+    assert probes.knn_accuracy(mae, known, known, CLASSES, CPU, PIXELS) > 60
+
+
+# Scores
+
+
+def test_accuracies_count_every_validation_image_once(mae, source):
+    images = source.val.subset(np.arange(0, 200, 8))
+    model = probes.JointMAE(mae, 0.5, CLASSES)
+    frozen = probes.FrozenProbes(mae, CLASSES, 10, 0)
+    with torch.no_grad():
+        mae.blocks[0].attn.qkv.weight.mul_(1.5)  # no longer the untrained encoder
+    right = Counter()
+    dataset = val_batches(images).dataset
+    for i in range(len(images)):
+        sample = dataset[i]
+        image, noise = PIXELS.normalize(sample["images"][None]), sample["noise"][None]
+        with torch.no_grad():
+            cls, before = (m.forward_encoder(image, 0.75, noise)[0][0, 0] for m in (mae, frozen.untrained))
+        right["accuracy"] += (model.head.weight @ cls).argmax().item() == sample["labels"]
+        for name, token in (("frozen_accuracy", cls), ("untrained_frozen_accuracy", before)):
+            weight = frozen.probes[name].layers[1].weight
+            right[name] += (weight @ token).argmax().item() == sample["labels"]
+    found = validation.validate(model, val_batches(images, 7), CPU, PIXELS, 0.75, frozen)
+    assert {k: v for k, v in found.items() if k != "val_mse"} == {k: 100 * right[k] / 25 for k in right}
+    assert validation.validate(model, val_batches(images, 25), CPU, PIXELS, 0.75)["accuracy"] == found["accuracy"]
+
+
+def test_k_nn_is_scored_every_few_epochs_and_in_the_last(tmp_path):
+    flags = ("--epochs", "5", "--eval_every", "2", "--probes", "knn")
+    train_here(*QUICK, *flags, "--output_dir", tmp_path, check=0)
+    scored = [row["epoch"] for row in files.read_csv(tmp_path / "log.csv") if row["knn_accuracy"] is not None]
+    assert scored == [1, 3, 4]
+    trajectory = json.loads((tmp_path / "trajectory.json").read_text())["trajectory"]
+    assert [p["epoch"] for p in trajectory if p["knn_accuracy"] is not None] == [1, 3, 4]
+    assert all(p["accuracy"] is None and p["untrained_knn_accuracy"] > 30 for p in trajectory)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_all_probes_work_together_under_autocast(precision, tmp_path):
+    flags = ("--alpha", "0.5", "--probes", "all", "--precision", precision, "--lr", "1e-3")
+    train_here(*QUICK, *flags, "--output_dir", tmp_path, check=0)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert all(summary[name] > 15 for name in (*runs.ACCURACIES, *runs.UNTRAINED.values())), summary
+
+
+# What the demo teaches: four runs of 20 epochs
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    """Summary of a demo run by its alpha, trained when first asked for."""
+    done = {}
+
+    def run(alpha):
+        if alpha not in done:
+            folder = tmp_path_factory.mktemp("demo")
+            train_here("--demo", "--alpha", alpha, "--probes", "joint,frozen", "--output_dir", folder, check=0)
+            done[alpha] = json.loads((folder / "summary.json").read_text())
+        return done[alpha]
+
+    return run
+
+
+def test_on_the_demo_the_frozen_probe_reads_an_untrained_encoder_and_one_at_alpha_a_half(demo_run):
+    assert demo_run(0.5)["untrained_frozen_accuracy"] >= 60
+    assert demo_run(0.5)["frozen_accuracy"] >= 60
+    assert demo_run(0)["untrained_frozen_accuracy"] == demo_run(0.5)["untrained_frozen_accuracy"]
+
+
+def test_on_the_demo_positive_alphas_beat_what_is_read_from_reconstruction_alone(demo_run):
+    for alpha in (0.5, 0.1):
+        assert demo_run(alpha)["accuracy"] > demo_run(0)["frozen_accuracy"]
+        assert demo_run(alpha)["val_mse"] < 0.5
+
+
+def test_at_alpha_minus_ten_the_joint_probe_names_wrong_classes_and_the_frozen_one_finds_the_right_ones(demo_run):
+    summary = demo_run(-10)
+    assert summary["status"] == "finished" and summary["accuracy"] < 5 and summary["frozen_accuracy"] > 40
+
+
+def test_a_loss_that_runs_off_to_infinity_is_a_result(tmp_path):
+    flags = ("--alpha", "-10", "--lr", "1e3", "--probes", "all")
+    result = train_here(*QUICK, *flags, "--output_dir", tmp_path, check=0)
+    assert "diverged" in result.stdout
+    trajectory = json.loads((tmp_path / "trajectory.json").read_text())
+    assert trajectory["status"] == "diverged" and trajectory["alpha"] == -10
+    assert len(trajectory["trajectory"]) < 2
