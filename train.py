@@ -96,6 +96,7 @@ def train(run, source, folder, identity):
     if baselines is None:
         baselines = training.baselines()
     record = runs.Record(folder, {**trajectory_head(run), **baselines}, **state["history"])
+    record.write(runs.RUNNING)
 
     status = runs.FINISHED
     images = len(training.batches) * run.optim.batch_size
@@ -137,7 +138,7 @@ def train(run, source, folder, identity):
         **baselines,
         "broken_images": len(training.broken),
     }
-    record.write_trajectory(status)
+    record.write(status)
     if record.log:
         figures.save(figures.loss_curve(record.log, summary), folder.loss_curve)
     files.write_json(folder.summary, summary)  # last: its presence says that the run has ended

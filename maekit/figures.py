@@ -56,6 +56,7 @@ def save(figure, path):
         for suffix, options in ((".png", {}), (".pdf", {"metadata": {"CreationDate": None}})):
             with atomic_write(path.with_suffix(suffix)) as f:
                 figure.savefig(f, format=suffix[1:], **options)
+            figure.set_layout_engine("none")  # where all is has been decided
 
 
 def styled(draw):
@@ -117,7 +118,10 @@ def epoch_axis(ax):
 
 def legend_below(figure, handles):
     """One legend for the whole figure, below it."""
-    columns = 3 if figure.get_figwidth() > 1.6 * COLUMN else 2
+    if not handles:
+        return
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = 3 if figure.get_figwidth() > 1.6 * COLUMN and longest < 34 else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 

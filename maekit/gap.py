@@ -168,11 +168,13 @@ def _signs(points, column, edges):
 def _untrained(points, column):
     """The untrained encoder's accuracy at the end, over norms and seeds; None where no run measured it."""
     last = points.sort_values("epoch", kind="stable").groupby("run").tail(1)
-    values = last.groupby(["norm", "seed"])[runs.UNTRAINED[column]].first().dropna()
-    if not len(values):
+    values = {norm: rows.groupby("seed")[runs.UNTRAINED[column]].first().dropna() for norm, rows in _by_norm(last)}
+    per_norm = {norm: float(v.mean()) for norm, v in values.items() if len(v)}
+    if not per_norm:
         return None
-    per_norm = {norm: float(v.mean()) for norm, v in values.groupby(level="norm")}
-    return {"accuracy": runs.UNTRAINED[column], "mean": float(values.mean()), "n": len(values), "per_norm": per_norm}
+    n = sum(len(v) for v in values.values())
+    mean = sum(float(v.sum()) for v in values.values()) / n
+    return {"accuracy": runs.UNTRAINED[column], "mean": mean, "n": n, "per_norm": per_norm}
 
 
 def draw(points, statistics, found, column, output_dir, suffix):

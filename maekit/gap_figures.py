@@ -25,6 +25,7 @@ CAVEATS = {
     "accuracy": "joint probe: untrained at α = 0, adversarial below, where the frozen probe tells more",
 }
 RED, WHITE, BLUE = np.array([0.80, 0.06, 0.10]), np.ones(3), np.array([0.05, 0.22, 0.80])
+GREEN = "#009E73"  # the untrained encoder, whatever the norm
 DARKEST = 0.35  # brightness of the first epoch; the last has 1
 RASTERIZED = 2000  # points from which a scatter in a PDF is a picture
 
@@ -193,7 +194,7 @@ def over_epochs(points, found, column):
                     linewidth=1.8 if alpha == 0 else 1.1, zorder=3 if alpha == 0 else 2)  # fmt: skip
         if column != "mse":
             untrained = rows.groupby("epoch")[UNTRAINED[column]].mean().dropna()
-            ax.plot(untrained.index, untrained, color=GREY, linestyle=(0, (4, 2)), linewidth=1.4, zorder=4)
+            ax.plot(untrained.index, untrained, color=GREEN, linestyle=(0, (4, 2)), linewidth=1.4, zorder=4)
         else:
             draw_baselines(ax, _loss_baselines(found))
             if rows["mse"].max() > 20 * rows["mse"].min():
@@ -211,7 +212,7 @@ def over_epochs(points, found, column):
     if column == "mse":
         handles += draw_baselines(axes[0], _loss_baselines(found))
     elif points[UNTRAINED[column]].notna().any():
-        handles.append(Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="untrained encoder"))
+        handles.append(Line2D([], [], color=GREEN, linestyle=(0, (4, 2)), label="untrained encoder"))
     _finish(figure, handles, points, column)
     return figure
 
@@ -274,7 +275,7 @@ def _draw_bins(ax, part):
         )
 
 
-def _draw_untrained(ax, rows, column, colour=GREY, norm=None):
+def _draw_untrained(ax, rows, column, colour=GREEN, norm=None):
     """A line at the untrained encoder's final accuracy, mean over seeds; returns its legend handle, if any."""
     last = rows.sort_values("epoch", kind="stable").groupby("run").tail(1)
     values = last.groupby("seed")[UNTRAINED[column]].first().dropna()
@@ -282,7 +283,7 @@ def _draw_untrained(ax, rows, column, colour=GREY, norm=None):
         return []
     who = "untrained encoder" if norm is None else f"{norm}, untrained"
     label = f"{who}: {values.mean():.1f} %"
-    line = ax.axhline(values.mean(), color=colour, linestyle=(0, (4, 2)), linewidth=1.2, zorder=2, label=label)
+    line = ax.axhline(values.mean(), color=colour, linestyle=(0, (4, 2)), linewidth=1.2, zorder=4, label=label)
     if norm is None:
         ax.legend(handles=[line], loc="best", handlelength=2.5)
     return [line]
@@ -304,8 +305,9 @@ def _mse_axis(ax, points):
 
 
 def _count(rows):
-    gone = rows[rows["status"] == DIVERGED]["run"].nunique()
-    return f"{rows['run'].nunique()} runs, {len(rows)} points" + (f", {gone} runs diverged" if gone else "")
+    """Runs and points in words, for titles."""
+    runs, gone = rows["run"].nunique(), rows[rows["status"] == DIVERGED]["run"].nunique()
+    return f"{runs} run{'s' * (runs != 1)}, {len(rows)} points" + (f", {gone} diverged" if gone else "")
 
 
 def _finish(figure, handles, points, column, lines=()):

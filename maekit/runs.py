@@ -106,7 +106,7 @@ class Record:
         return {"log": self.log, "alphas": self.alphas}
 
     def add(self, row, layers, status):
-        """Append an epoch and write log.csv, norm_alpha.csv and trajectory.json.
+        """Append an epoch and write.
 
         row: values of LOG_COLUMNS but the norms' alphas, others are left out; layers: (name, alpha, saturated or None)
         of each norm layer.
@@ -114,12 +114,15 @@ class Record:
         row = {**row, **_alpha_columns(layers)}
         self.log.append({name: row.get(name) for name in LOG_COLUMNS})
         self.alphas += [dict(zip(ALPHA_COLUMNS, (row["epoch"], *layer))) for layer in layers]
+        self.write(status)
+
+    def write(self, status):
+        """Write log.csv, norm_alpha.csv and trajectory.json.
+
+        The latter has the format of the original gap scripts; null is what was not measured.
+        """
         write_csv(self.folder.log, LOG_COLUMNS, self.log)
         write_csv(self.folder.norm_alpha, ALPHA_COLUMNS, self.alphas)
-        self.write_trajectory(status)
-
-    def write_trajectory(self, status):
-        """Write trajectory.json, in the format of the original gap scripts; null is what was not measured."""
         points = [
             {
                 "epoch": row["epoch"],
@@ -177,7 +180,7 @@ def _make_writable(path, flag):
 def _spell(name, value):
     if name == "data":
         return f"data {value}"
-    return f"no --{name}" if value in (None, False) else f"--{name}" if value is True else f"--{name} {value}"
+    return f"no --{name}" if value is None or value is False else f"--{name}" if value is True else f"--{name} {value}"
 
 
 def summarize_log(log):
@@ -282,7 +285,7 @@ def _read_trajectory(path):
         _check_numbers(point, ("epoch", "mse"), _ACCURACY_COLUMNS, f" in point {i}")
         if "accuracy" not in point:
             raise _Unusable(f"lacks the key accuracy in point {i}")
-    if not run["trajectory"] and run.get("status") != DIVERGED:
+    if not run["trajectory"] and run.get("status", FINISHED) == FINISHED:
         raise _Unusable("has no points")
     return run
 

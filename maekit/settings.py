@@ -201,7 +201,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+|inf)(e[+-]?\d+)?$", re.IGNORECASE)
 
     def error(self, message):
         self.exit(2, f"error: {message}. See {self.prog} --help.\n")

@@ -58,6 +58,7 @@ def test_the_demo_has_an_output_folder_of_its_own():
         (("--methods", "batchnorm"), "batchnorm: unknown"),
         (("--methods", ""), "--methods: is empty"),
         (("--seeds", " "), "--seeds: is empty"),
+        (("--seeds", "0 x"), "--seeds x: must be whole numbers"),
         (("--seeds",), "--seeds: needs a value"),
     ],
 )
@@ -138,7 +139,7 @@ def test_ctrl_c_stops_the_driver_and_its_run(tmp_path):
             time.sleep(0.05)
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         out = driver.communicate(timeout=60)[0].decode()
-    assert driver.returncode == 130 and "the same command goes on from there" in out
+    assert driver.returncode == 130 and "stopped: 0 of 3 done, 0 failed; the same command goes on from there" in out
     assert not (tmp_path / "DynamicTanh").exists()
     for _ in range(50):
         left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout

@@ -251,10 +251,49 @@ def test_only_errors_of_storage_become_one_line():
         exit_code(fails(errno.ECONNRESET))
 
 
-def test_claim_takes_the_settings_of_an_older_kit_as_equal_where_they_were_unknown(tmp_path):
+def test_a_setting_that_an_older_kit_did_not_know_had_its_default_there(tmp_path):
     folder = runs.RunFolder(tmp_path)
     assert folder.claim({"lr": 1}) is None
     files.write_json(folder.config, {"identity": {"lr": 1}})
-    assert folder.claim({"lr": 1, "alpha": 0}) is None
+    assert folder.claim({"lr": 1, "alpha": 0.0, "not a flag": 5}) is None
     with pytest.raises(InputError, match="--lr 1.*--lr 2"):
-        folder.claim({"lr": 2, "alpha": 0})
+        folder.claim({"lr": 2, "alpha": 0.0})
+    with pytest.raises(InputError, match="--alpha 0.0.*--alpha 0.5"):
+        folder.claim({"lr": 1, "alpha": 0.5})
+
+
+class TestCheckpointDir:
+    """--checkpoint_dir: weights on another disk."""
+
+    def test_the_checkpoint_is_there_and_nowhere_else(self, tmp_path):
+        train_here(*QUICK, "--output_dir", tmp_path / "run", "--checkpoint_dir", tmp_path / "weights", check=0)
+        assert [f.name for f in (tmp_path / "weights").iterdir()] == ["checkpoint.pth"]
+        assert not (tmp_path / "run/checkpoint.pth").exists()
+
+    def test_a_run_whose_folder_was_lost_gets_its_whole_log_back(self, tmp_path):
+        flags = (*DEMO, "--epochs", "2", "--norm", "dyt", "--probes", "all", "--output_dir", tmp_path / "run")
+        flags = (*flags, "--checkpoint_dir", tmp_path / "weights")
+        train_here(*flags, check=0)
+        kept = {
+            name: (tmp_path / "run" / name).read_text() for name in ("log.csv", "norm_alpha.csv", "trajectory.json")
+        }
+        shutil.rmtree(tmp_path / "run")
+        result = train_here(*flags, check=0)
+        assert "goes on with epoch 2 of 2" in result.stdout and "finished after 2 epochs" in result.stdout
+        assert {name: (tmp_path / "run" / name).read_text() for name in kept} == kept
+        assert json.loads((tmp_path / "run/summary.json").read_text())["total_epochs"] == 2
+
+    def test_a_checkpoint_of_another_run_is_named_and_kept(self, tmp_path):
+        flags = (*QUICK, "--checkpoint_dir", tmp_path / "weights")
+        train_here(*flags, "--output_dir", tmp_path / "a", check=0)
+        before = (tmp_path / "weights/checkpoint.pth").read_bytes()
+        line = complaint(*flags, "--output_dir", tmp_path / "b", "--alpha", "0.5")
+        assert "weights/checkpoint.pth: is of a run with --alpha 0.0, this one has --alpha 0.5" in line
+        assert (tmp_path / "weights/checkpoint.pth").read_bytes() == before
+        train_here(*flags, "--output_dir", tmp_path / "b", "--alpha", "0.5", "--overwrite", check=0)
+        assert (tmp_path / "weights/checkpoint.pth").read_bytes() != before
+
+    def test_one_that_cannot_be_written_is_named(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        line = complaint(*QUICK, "--output_dir", tmp_path / "run", "--checkpoint_dir", tmp_path / "file")
+        assert f"--checkpoint_dir {tmp_path / 'file'}: is a file" in line

@@ -57,6 +57,25 @@ def test_only_settings_that_matter_to_the_norm_make_its_identity():
     assert same == resolved().identity()
 
 
+def test_an_alpha_may_be_negative_and_have_an_exponent():
+    for text in ("-0.5", "-10", "-1e-05", "-.5", "1E-5", "-2.5e+1"):
+        assert resolved("--alpha", text).probes.alpha == float(text)
+
+
+def test_an_alpha_brings_the_joint_probe_along():
+    assert resolved().probes.names == () and resolved("--alpha", "0", "--probes", "none").probes.names == ()
+    assert resolved("--alpha", "-0.1").probes.names == ("joint",)
+    assert resolved("--alpha", "0.1", "--probes", "knn, frozen").probes.names == ("joint", "frozen", "knn")
+    assert resolved("--probes", "all").probes.names == settings.PROBES
+
+
+def test_alpha_and_probes_make_another_run():
+    plain = resolved().identity()
+    for flags in (("--alpha", "0.1"), ("--probes", "frozen"), ("--probes", "knn", "--eval_every", "2")):
+        assert resolved(*flags).identity() != plain
+    assert resolved("--eval_every", "2").identity() == plain
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -93,7 +112,14 @@ def test_only_settings_that_matter_to_the_norm_make_its_identity():
         (["--adyt_smooth", "1"], "--adyt_smooth 1.0: must be in [0, 1)"),
         (["--adyt_smooth", "-0.1"], "--adyt_smooth -0.1: must be in [0, 1)"),
         (["--dyt_alpha_init", "0"], "--dyt_alpha_init 0.0: must be positive"),
-        (["--demo", "--imagenet_dir", "x"], "choose one of the two"),
+        (["--demo", "--imagenet_dir", "x"], "--demo and --imagenet_dir x: choose one of them"),
+        (["--hf_dataset", "a/b", "--imagenet_dir", "x"], "--imagenet_dir x and --hf_dataset a/b: choose one"),
+        (["--hf_config", "320px"], "--hf_config 320px: is nothing without --hf_dataset"),
+        (["--alpha", "nan"], "--alpha nan: must be finite"),
+        (["--alpha", "-inf"], "--alpha -inf: must be finite"),
+        (["--probes", "joint,linear"], "--probes joint,linear: linear is unknown"),
+        (["--probes", ""], "--probes: is empty"),
+        (["--eval_every", "0"], "--eval_every 0: must be positive"),
     ],
     ids=" ".join,
 )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,8 @@ def test_all_methods_start_from_the_same_weights():
         ("--seed", "1"),
         ("--max_images", "48"),
         ("--precision", "bfloat16"),
+        ("--alpha", "0.5"),
+        ("--alpha", "-1e-1"),
     ],
     ids=" ".join,
 )
@@ -171,9 +174,10 @@ def test_float16_trains_under_a_grad_scaler(norm, tmp_path):
     assert state["scaler"]["scale"] > 0 and all(row["train_loss"] < 2 for row in losses(tmp_path))
 
 
-def test_a_run_killed_in_the_middle_goes_on_to_the_same_curve(plain, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--alpha", "-0.5", "--probes", "all", "--eval_every", "2", "--norm", "adyt")])
+def test_a_run_killed_in_the_middle_goes_on_to_the_same_curve(more, tmp_path):
     """SIGKILL after the first epoch; the rest of the curve and the last weights are those of the unbroken run."""
-    flags = [*QUICK, "--epochs", "6"]
+    flags = [*QUICK, "--epochs", "6", *more]
     train(*flags, "--output_dir", tmp_path / "whole", check=0)
     killed = tmp_path / "killed"
     command = [sys.executable, KIT / "train.py", *flags, "--output_dir", killed]
@@ -188,8 +192,18 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_curve(plain, tmp_path):
     result = train(*flags, "--output_dir", killed, check=0)
     assert "goes on with epoch" in result.stdout
     assert losses(killed) == losses(tmp_path / "whole")
-    a, b = weights(killed), weights(tmp_path / "whole")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    a, b = (flat(torch.load(f / "checkpoint.pth", weights_only=True)) for f in (killed, tmp_path / "whole"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert any("probes" in name for name in a) == bool(more)
+
+
+def flat(state, path=""):
+    """{path: tensor} of all weights and states of optimizers in a checkpoint."""
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    found = {path: state} if isinstance(state, torch.Tensor) else {}
+    for name, part in items:
+        found |= flat(part, f"{path}/{name}")
+    return found
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path):
@@ -218,6 +232,27 @@ def test_a_batch_larger_than_the_data_set_is_named(tmp_path):
     result = train_here(*QUICK, "--accum_iter", "5", "--output_dir", tmp_path, check=2)
     assert "--accum_iter 5: 80 images a step" in result.stderr
     assert not os.listdir(tmp_path)
+
+
+def test_labels_that_are_missing_or_of_one_class_are_said_where_they_are_needed(tmp_path):
+    root = write_ilsvrc(tmp_path / "ILSVRC", train_images=6, val_images=3)
+    (root / "LOC_val_solution.csv").unlink()
+    flags = ["--imagenet_dir", root, "--model", "mae_vit_demo_patch8", "--input_size", "32", "--epochs", "1"]
+    flags += ["--batch_size", "6", "--num_workers", "0", "--output_dir", tmp_path / "run"]
+    for more, name in ((("--alpha", "-0.5"), "--alpha -0.5"), (("--probes", "frozen,knn"), "--probes frozen knn")):
+        error = train_here(*flags, *more, check=2).stderr
+        assert f"error: {name}: the validation images in {root}" in error and "LOC_val_solution.csv" in error
+        assert len(error.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+    train_here(*flags, check=0)  # not needed
+
+    for wnid in WNIDS[1:]:
+        shutil.rmtree(root / "Data/CLS-LOC/train" / wnid)
+    (root / "LOC_val_solution.csv").write_text(
+        "ImageId,PredictionString\n" + "".join(f"ILSVRC2012_val_{i:08d},{WNIDS[0]} 1 1 2 2\n" for i in (1, 2, 3))
+    )
+    flags[flags.index("--batch_size") + 1] = "2"
+    error = train_here(*flags, "--alpha", "0.5", check=2).stderr
+    assert "--alpha 0.5: the data set has 1 class, classification needs 2 or more" in error
 
 
 def test_a_device_that_is_not_there_is_named(tmp_path):

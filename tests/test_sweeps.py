@@ -1,0 +1,274 @@
+"""run_alpha_sweep.sh and its presets, as a user types them."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from maekit import runs, settings
+
+from .conftest import KIT, run
+
+SWEEP, QUICK, RATES = (KIT / f"{name}.sh" for name in ("run_alpha_sweep", "quick_sweep_test", "lr_alpha_sweep"))
+THE_SEEDS_ALPHAS = [
+    "-10.0",
+    "-5.0",
+    "-2.0",
+    "-1.0",
+    "-0.5",
+    "-0.1",
+    "-0.05",
+    "-0.01",
+    "-0.005",
+    "-0.001",
+    "-0.0001",
+    "-0.00001",
+    "0.0",
+    "0.00001",
+    "0.0001",
+    "0.001",
+    "0.005",
+    "0.01",
+    "0.05",
+    "0.1",
+    "0.5",
+    "1.0",
+    "2.0",
+    "5.0",
+    "10.0",
+]
+SMALL = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
+
+
+def grid(driver, *flags, **options):
+    """Commands of a dry run as {flag: value}, split as a shell splits them."""
+    lines = run(driver, *flags, "--dry_run", check=0, **options).stdout.strip().splitlines()
+    commands = [shlex.split(line) for line in lines]
+    assert all(c[0] == sys.executable and c[1] == str(KIT / "train.py") for c in commands)
+    return [flags_of(c[2:]) for c in commands]
+
+
+def flags_of(words):
+    """{flag: value}; None for a flag without one. No flag may come twice."""
+    found = {}
+    for i, word in enumerate(words):
+        if word.startswith("--"):
+            assert word not in found, word
+            found[word] = words[i + 1] if i + 1 < len(words) and not words[i + 1].startswith("--") else None
+    return found
+
+
+def test_the_full_sweep_is_the_seeds_25_alphas_in_its_order():
+    commands = grid(SWEEP)
+    assert [c["--alpha"] for c in commands] == THE_SEEDS_ALPHAS
+    for c in commands:
+        assert (c["--epochs"], c["--batch_size"], c["--lr"], c["--seed"]) == ("50", "512", "0.00015", "0")
+        assert (c["--model"], c["--decoder_type"], c["--norm"]) == ("vit_tiny", "base-8b", "LayerNorm")
+        assert (c["--hf_dataset"], c["--hf_config"], c["--probes"]) == ("frgfm/imagenette", "320px", "all")
+        assert int(c["--num_workers"]) == min(16, settings.available_cores())
+        run_ = "LayerNorm_lr0.00015_seed0"
+        assert c["--output_dir"] == f"outputs/imagenette-mae-reconstruction-gap/full/{c['--alpha']}/{run_}"
+        assert c["--checkpoint_dir"] == f"outputs/checkpoints/full/vit_tiny_base-8b_alpha-{c['--alpha']}_{run_}"
+
+
+def test_the_presets_are_the_seeds():
+    quick = grid(QUICK)
+    assert [c["--alpha"] for c in quick] == ["-0.5", "0.0", "0.5"]
+    assert {(c["--epochs"], c["--batch_size"], c["--lr"]) for c in quick} == {("10", "64", "0.00015")}
+    rates = grid(RATES)
+    assert [(c["--lr"], c["--alpha"]) for c in rates] == [(lr, a) for lr in ("0.001", "0.0001") for a in ("-0.5", "0.0", "0.5")]  # fmt: skip
+    assert {(c["--epochs"], c["--batch_size"]) for c in rates} == {("10", "64")}
+    folders = {c["--output_dir"] for c in [*quick, *rates, *grid(SWEEP)]}
+    assert len(folders) == 3 + 6 + 25, "sweeps must not share folders"
+
+
+def test_what_the_demo_sets_is_left_to_it_and_the_grid_stays_the_sweeps():
+    commands = grid(SWEEP, "--demo")
+    assert [c["--alpha"] for c in commands] == THE_SEEDS_ALPHAS
+    for c in commands:
+        assert "--demo" in c and c["--epochs"] == "50" and c["--lr"] == str(settings.DEMO["lr"])
+        assert not {"--model", "--decoder_type", "--batch_size", "--hf_dataset", "--num_workers"} & set(c)
+        assert c["--output_dir"].startswith("outputs/demo-mae-reconstruction-gap/full/")
+        assert c["--checkpoint_dir"].startswith("outputs/checkpoints/demo-full/")
+    assert {c["--lr"] for c in grid(RATES, "--demo")} == {"0.001", "0.0001"}
+    typed = grid(SWEEP, "--demo", "--model", "vit_tiny", "--batch_size", "8")[0]
+    assert typed["--model"] == "vit_tiny" and typed["--batch_size"] == "8"
+
+
+def test_what_is_typed_wins_and_reaches_every_command():
+    commands = grid(
+        QUICK, "--alphas=0 1e-5 -2", "--lrs", "1e-3", "--seeds", "0 1", "--norms", "ln dyt", "--epochs", "3",
+        "--imagenet_dir", "a b/$x", "--output_dir", "my out", "--name", "mine", "--mask_ratio", "0.5",
+    )  # fmt: skip
+    expected = [(a, n, s) for a in ("0.0", "0.00001", "-2.0") for n in ("LayerNorm", "DynamicTanh") for s in "01"]
+    assert [(c["--alpha"], c["--norm"], c["--seed"]) for c in commands] == expected
+    for c in commands:
+        assert c["--imagenet_dir"] == "a b/$x" and "--hf_dataset" not in c and c["--mask_ratio"] == "0.5"
+        assert c["--epochs"] == "3" and c["--output_dir"].startswith("my out/imagenette-mae-reconstruction-gap/mine/")
+    assert grid(QUICK, "--hf_dataset", "a/b")[0]["--hf_dataset"] == "a/b"
+
+
+def test_the_seeds_variables_are_defaults():
+    env = {"BATCH_SIZE": "7", "NUM_WORKERS": "1"}
+    for driver in (SWEEP, QUICK, RATES):
+        first = grid(driver, env=env)[0]
+        assert (first["--batch_size"], first["--num_workers"]) == ("7", "1")
+    assert grid(QUICK, "--batch_size", "9", env=env)[0]["--batch_size"] == "9"
+
+
+def test_duplicate_points_are_dropped_with_a_notice():
+    result = run(SWEEP, "--alphas", "0.5 5e-1 -0 0.0", "--lrs", "1e-3 0.001", "--dry_run", check=0)
+    assert len(result.stdout.strip().splitlines()) == 2
+    assert [line.split(":")[0] for line in result.stderr.strip().splitlines()] == ["--alphas", "--alphas", "--lrs"]
+    assert "5e-1 is there twice, run once" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--alphas", "0.5 much"), "--alphas much: is not a number"),
+        (("--alphas", "nan"), "--alphas nan: must be finite"),
+        (("--alphas", ""), "--alphas: is empty"),
+        (("--lrs", "fast"), "--lrs fast: is not a number"),
+        (("--lrs", "-1e-3"), "--lrs -1e-3: must be positive"),
+        (("--lrs", "0"), "--lrs 0: must be positive"),
+        (("--norms", "batchnorm"), "batchnorm: unknown"),
+        (("--seeds", "1.5"), "--seeds 1.5: must be whole numbers"),
+        (("--alphas",), "--alphas: needs a value"),
+        (("--epochs", "--demo"), "--epochs: needs a value"),
+    ],
+)
+def test_bad_values_are_one_line_and_exit_code_2(flags, says):
+    error = run(SWEEP, *flags, "--dry_run", check=2).stderr
+    assert says in error and len(error.strip().splitlines()) == 1
+
+
+def test_bad_input_is_said_once_before_the_first_run(tmp_path):
+    for flags in (
+        ("--imagenet_dir", tmp_path / "none"),
+        ("--demo", "--no_such_flag"),
+        ("--demo", "--imagenet_dir", "x"),
+        ("--hf_dataset", tmp_path),
+        ("--demo", "--epochs", "ten"),
+    ):
+        result = run(QUICK, *flags, "--output_dir", tmp_path / "out", check=2)
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert "[1/3]" not in result.stdout and not (tmp_path / "out").exists()
+
+
+def test_images_without_labels_are_said_once_before_the_first_run(ilsvrc, tmp_path):
+    (tmp_path / "ILSVRC").symlink_to(ilsvrc)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/Data").symlink_to(ilsvrc / "Data")  # without LOC_val_solution.csv
+    result = run(QUICK, "--imagenet_dir", tmp_path / "copy", "--batch_size", "4", check=2, cwd=tmp_path)
+    assert "have no labels" in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("driver", [SWEEP, QUICK, RATES], ids=lambda d: d.name)
+def test_help_shows_the_sweeps_and_the_runs_options(driver):
+    out = run(driver, "--help", check=0).stdout
+    assert "--alphas" in out and "--hf_dataset" in out and "--mask_ratio" in out
+    assert re.search(r"^Here: --name (full|quick|lr) ", out, re.MULTILINE)
+
+
+def test_a_small_sweep_from_commands_to_figures_and_its_rerun(tmp_path):
+    flags = (*SMALL, "--alphas", "-0.5 0.5", "--output_dir", tmp_path)
+    out = run(QUICK, *flags, check=0).stdout
+    root = tmp_path / "demo-mae-reconstruction-gap/quick"
+    lines = (root / "commands.txt").read_text().splitlines()
+    assert len(lines) == 2 and all("--alpha" in line for line in lines)
+    assert out.count("finished after 1 epochs") == 2
+    found, problems = runs.read_trajectories(root)
+    assert [f["alpha"] for f in found] == [-0.5, 0.5] and not problems
+    assert all(point[name] is not None for f in found for point in f["trajectory"] for name in runs.ACCURACIES)
+    assert (tmp_path / "analysis_demo-quick/tube_scatter_signed_alpha_frozen.pdf").exists()
+    assert len(list((tmp_path / "checkpoints/demo-quick").glob("*/checkpoint.pth"))) == 2
+    before = {f: f.stat().st_mtime_ns for f in root.rglob("*") if f.is_file() and f.name != "commands.txt"}
+    out = run(QUICK, *flags, check=0).stdout
+    assert out.count("finished already") == 2
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+def test_a_failed_point_does_not_stop_the_rest_and_is_listed_last(tmp_path):
+    root = tmp_path / "demo-mae-reconstruction-gap/quick"
+    (root / "-0.5").mkdir(parents=True)
+    (root / "-0.5/LayerNorm_lr0.004_seed0").write_text("in the way")
+    result = run(QUICK, *SMALL, "--alphas", "-0.5 0.5", "--output_dir", tmp_path, check=1)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("exit code 2:") and "--alpha -0.5" in last
+    assert (root / "0.5/LayerNorm_lr0.004_seed0/summary.json").exists()
+    assert (tmp_path / "analysis_demo-quick/gap_table.csv").exists()
+
+
+def test_a_point_that_diverges_is_a_result_of_the_sweep(tmp_path):
+    flags = (*SMALL, "--epochs", "2", "--alphas", "-10 0.5", "--lrs", "1e3 4e-3", "--output_dir", tmp_path)
+    out = run(QUICK, *flags, check=0).stdout
+    statistics = json.loads((tmp_path / "analysis_demo-quick/gap_statistics.json").read_text())
+    assert any("-10.0/LayerNorm_lr1000.0_seed0" in path for path in statistics["diverged"])
+    assert "diverged, 0 finite epochs" in out
+
+
+def start(tmp_path, *flags):
+    command = [str(part) for part in (QUICK, *flags, "--output_dir", tmp_path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                            text=True, env={**os.environ, "PYTHON": sys.executable})  # fmt: skip
+
+
+def wait_for(file, driver):
+    while not file.exists():
+        assert driver.poll() is None
+        time.sleep(0.02)
+
+
+def processes(text):
+    """Ids of the processes whose command line holds a text."""
+    found = subprocess.run(["pgrep", "-f", "--", text], capture_output=True, text=True, check=False).stdout
+    return [int(pid) for pid in found.split()]
+
+
+LONG = ("--demo", "--epochs", "40", "--max_images", "64", "--batch_size", "32", "--num_workers", "0", "--probes",
+        "frozen", "--alphas", "0.1 0.5")  # fmt: skip
+
+
+def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_completes_it(tmp_path):
+    root = tmp_path / "demo-mae-reconstruction-gap/quick"
+    first, second = (root / a / "LayerNorm_lr0.004_seed0" for a in ("0.1", "0.5"))
+    weights = tmp_path / "checkpoints/demo-quick/demo_alpha-0.1_LayerNorm_lr0.004_seed0/checkpoint.pth"
+    with start(tmp_path, *LONG) as driver:
+        wait_for(weights, driver)
+        for pid in processes(f"--output_dir {first}"):
+            os.kill(pid, signal.SIGKILL)
+        out = driver.communicate(timeout=120)[0]
+    assert driver.returncode == 1 and out.strip().splitlines()[-1].startswith("exit code 137")
+    trajectory = json.loads((first / "trajectory.json").read_text())
+    kept = trajectory["trajectory"]
+    assert trajectory["status"] == "running" and 1 <= len(kept) < 40
+    assert [p["epoch"] for p in kept] == list(range(len(kept)))
+    assert json.loads((second / "trajectory.json").read_text())["status"] == "finished"
+    assert f"{first}: not ended, {len(kept)} finite epochs" in out
+    run(QUICK, *LONG, "--output_dir", tmp_path, check=0)
+    whole = json.loads((first / "trajectory.json").read_text())
+    assert whole["status"] == "finished" and len(whole["trajectory"]) == 40
+    assert whole["trajectory"][: len(kept) - 1] == kept[:-1]
+
+
+def test_ctrl_c_stops_the_sweep_with_a_count_and_leaves_no_process(tmp_path):
+    second = tmp_path / "checkpoints/demo-quick/demo_alpha-0.5_LayerNorm_lr0.004_seed0/checkpoint.pth"
+    flags = [*LONG]
+    flags[flags.index("40")] = "8"
+    with start(tmp_path, *flags) as driver:
+        wait_for(second, driver)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+        out = driver.communicate(timeout=60)[0]
+    assert driver.returncode == 130 and "stopped: 1 of 2 done, 0 failed" in out and "Traceback" not in out
+    for _ in range(50):
+        if not processes(str(tmp_path)):
+            break
+        time.sleep(0.1)
+    assert not processes(str(tmp_path))
