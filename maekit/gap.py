@@ -239,7 +239,8 @@ def _unended(found):
     for run in found:
         if run["status"] != runs.FINISHED:
             what = "diverged" if run["status"] == runs.DIVERGED else "not ended"
-            yield f"{run['run']}: {what}, {len(run['trajectory'])} finite epochs."
+            n = len(run["trajectory"])
+            yield f"{run['run']}: {what}, {n} finite epoch{'s' * (n != 1)}."
 
 
 def _unlike(found):
