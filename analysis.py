@@ -15,13 +15,13 @@ accuracy_over_epochs; those of the frozen probe and of k-NN have a suffix. Figur
 import argparse
 import sys
 
-from maekit import errors, settings
+from maekit import errors, flags
 from maekit.errors import InputError
 
 
 def main(argv=None):
     """Parse the command and do it. Returns the exit code."""
-    parser = settings.Parser(
+    parser = flags.Parser(
         prog="analysis.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

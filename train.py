@@ -18,7 +18,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 
-from maekit import errors, files, runs, settings
+from maekit import errors, files, flags, runs, settings
 from maekit.errors import InputError
 
 ACCURACY_NAMES = {"accuracy": "joint", "frozen_accuracy": "frozen", "knn_accuracy": "k-NN"}
@@ -26,7 +26,7 @@ ACCURACY_NAMES = {"accuracy": "joint", "frozen_accuracy": "frozen", "knn_accurac
 
 def main(argv=None):
     """Check everything that can be checked at once, then train. Returns the exit code."""
-    run = settings.resolve(settings.build_parser("train.py", __doc__).parse_args(argv))
+    run = settings.resolve(flags.build_parser("train.py", __doc__).parse_args(argv))
     from maekit import sources  # numpy and PIL, which --help does not need
 
     folder = runs.RunFolder(run.output_dir, run.checkpoint_dir)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 KNN_NEIGHBOURS = 20
 KNN_TEMPERATURE = 0.07
-# Of a layer-wise rate: a step moves the weight by lr / 1000 of its norm. On the demo 1 reaches 49 %, 10 reaches 70 %.
+# Of a layer-wise rate: a step moves the weight by lr / 1000 of its norm. On the demo at alpha 0, 1 reaches 51 % and 10 reaches 71 %.
 PROBE_LR = 10.0
 PROBE_MOMENTUM = 0.9
 

@@ -20,7 +20,7 @@ from PIL import Image
 from maekit import hub, sources
 from maekit.errors import InputError
 
-from .conftest import KIT, run
+from .conftest import KIT, run, train_here
 from .test_data import center_crop_by_pil, collect, equal, training, validation
 
 CLASSES = ("astronaut", "chelsea", "coffee")
@@ -159,6 +159,27 @@ def test_batches_hold_the_crops_of_the_images_whatever_the_workers(files, saved)
 
 def read_in_child(images, rows):
     return [(images.open(i).convert("RGB").tobytes(), images.file(i), int(images.labels[i])) for i in rows]
+
+
+def test_a_run_on_a_saved_data_set_equals_the_run_on_the_same_files_in_folders(files, saved, tmp_path):
+    """Losses and accuracies to the last digit: JPEG bytes, order and labels are the same."""
+    for split, folder in (("train", "train"), ("validation", "val")):
+        for file, label in files[split]:
+            (tmp_path / "folders" / folder / CLASSES[label]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "folders" / folder / CLASSES[label])
+    rows = {split: sorted(files[split], key=lambda row: (row[1], os.path.basename(row[0]))) for split in files}
+    save(dataset_dict(files, **rows), tmp_path / "set")
+    flags = ("--model", "mae_vit_demo_patch8", "--input_size", "64", "--epochs", "2", "--batch_size", "40", "--lr", "1e-3",
+             "--num_workers", "0", "--alpha", "0.5", "--probes", "all", "--max_images", "80")  # fmt: skip
+    logs = {}
+    for name, flag in (("folders", "--imagenet_dir"), ("set", "--hf_dataset")):
+        train_here(*flags, flag, tmp_path / name, "--output_dir", tmp_path / "run" / name, check=0)
+        logs[name] = json.loads((tmp_path / "run" / name / "trajectory.json").read_text())["trajectory"]
+        config = json.loads((tmp_path / "run" / name / "config.json").read_text())
+        assert config["data"]["classes"] == 3 and config["data"]["train_images"] == 80
+    assert logs["set"] == logs["folders"]
+    again = train_here(*flags, "--hf_dataset", tmp_path / "set", "--output_dir", tmp_path / "run" / "set", check=0)
+    assert "finished already" in again.stdout
 
 
 def test_images_travel_to_spawned_processes_without_their_bytes(saved):

@@ -211,8 +211,8 @@ def test_it_does_not_care_how_large_the_features_are():
     features, labels = torch.randn(64, 96, generator=rng), torch.randint(0, CLASSES, (64,), generator=rng)
     predicted = []
     for scale in (1.0, 100.0):
-        probe = probes.OnlineProbe(96, CLASSES, 40, torch.device("cpu"), seed=0)
-        for _ in range(40):
+        probe = probes.OnlineProbe(96, CLASSES, 200, torch.device("cpu"), seed=0)
+        for _ in range(200):
             probe.step(features * scale, labels)
         predicted.append(probe.predict(features * scale))
     assert torch.equal(*predicted) and (predicted[0] == labels).float().mean() > 0.9

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from maekit import runs, settings
+from maekit.flags import build_parser
 
 from .conftest import KIT, run
 
@@ -16,7 +17,7 @@ ROWS = {  # flag: (default, demo)
 
 
 def parser_flags():
-    parser = settings.build_parser("", "")
+    parser = build_parser("", "")
     return {action.dest for action in parser._actions} - {"help"}
 
 

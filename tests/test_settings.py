@@ -6,12 +6,13 @@ import pytest
 
 from maekit import settings
 from maekit.errors import InputError
+from maekit.flags import build_parser
 
 from .conftest import run, train
 
 
 def resolved(*flags):
-    return settings.resolve(settings.build_parser("train.py", "").parse_args(list(flags)), cores=8)
+    return settings.resolve(build_parser("train.py", "").parse_args(list(flags)), cores=8)
 
 
 def test_defaults_are_those_of_the_original_scripts():

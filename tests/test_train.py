@@ -16,6 +16,7 @@ import torch
 
 import train as train_module
 from maekit import data, files, settings
+from maekit.flags import build_parser
 
 from .conftest import KIT, WNIDS, train, train_here, write_ilsvrc
 
@@ -76,7 +77,7 @@ def test_all_methods_see_the_same_images_crops_and_masks(tmp_path, monkeypatch):
 def test_all_methods_start_from_the_same_weights():
     models = {}
     for norm in settings.NORMS:
-        run = settings.resolve(settings.build_parser("", "").parse_args(["--demo", "--norm", norm]))
+        run = settings.resolve(build_parser("", "").parse_args(["--demo", "--norm", norm]))
         models[norm] = dict(train_module.build_model(run).named_parameters())
     shared = [name for name in models["LayerNorm"] if "norm" not in name]
     assert len(shared) > 50

@@ -39,7 +39,8 @@ command_line() {
 # COMMAND, the analysis. Exits: 1 if a run failed, else with the analysis.
 run_and_analyse() {
     local grid=$1/commands.txt code=0
-    { mkdir -p "$1" && print_grid >"$grid"; } 2>/dev/null ||
+    # Renamed into place, so that a driver that reads the file of another grid goes on reading its own.
+    { mkdir -p "$1" && print_grid >"$grid.$$" && mv "$grid.$$" "$grid"; } 2>/dev/null ||
         fail "--output_dir: $1 cannot be written. Choose another --output_dir."
     shift
     run_grid "$grid"
