@@ -5,5 +5,5 @@
 #   ./lr_alpha_sweep.sh               Imagenette
 
 set -euo pipefail
-exec "$(dirname "${BASH_SOURCE[0]}")/run_alpha_sweep.sh" --name lr --lrs "1e-3 1e-4" --alphas "-0.5 0.0 0.5" --epochs 10 \
+exec bash "$(dirname "${BASH_SOURCE[0]}")/run_alpha_sweep.sh" --name lr --lrs "1e-3 1e-4" --alphas "-0.5 0.0 0.5" --epochs 10 \
     --batch_size "${BATCH_SIZE:-64}" "$@"

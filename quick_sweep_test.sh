@@ -5,5 +5,5 @@
 #   ./quick_sweep_test.sh               Imagenette
 
 set -euo pipefail
-exec "$(dirname "${BASH_SOURCE[0]}")/run_alpha_sweep.sh" --name quick --alphas "-0.5 0.0 0.5" --epochs 10 \
+exec bash "$(dirname "${BASH_SOURCE[0]}")/run_alpha_sweep.sh" --name quick --alphas "-0.5 0.0 0.5" --epochs 10 \
     --batch_size "${BATCH_SIZE:-64}" "$@"

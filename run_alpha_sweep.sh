@@ -19,6 +19,7 @@
 #   --probes NAMES       accuracies to score (default: all)
 #   --imagenet_dir DIR   a folder with train/ and val/, such as Imagenette's, in place of the hub's frgfm/imagenette
 #   --output_dir DIR     everything goes below it (default: outputs)
+#   --checkpoint_dir DIR checkpoints go below it (default: checkpoints/<sweep> in --output_dir)
 #   --name NAME          name of the sweep in the names of folders (default: full)
 #   --demo               demo data and settings; alphas and epochs stay the sweep's; what is typed wins
 #   --dry_run            print the commands and run nothing
@@ -34,7 +35,7 @@ KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 alphas="-10.0 -5.0 -2.0 -1.0 -0.5 -0.1 -0.05 -0.01 -0.005 -0.001 -0.0001 -0.00001"
 alphas="$alphas 0.0 0.00001 0.0001 0.001 0.005 0.01 0.05 0.1 0.5 1.0 2.0 5.0 10.0"
-lrs=
+lrs=default
 norms=LayerNorm
 seeds=0
 epochs=50
@@ -44,6 +45,7 @@ model=
 decoder_type=
 probes=all
 output_dir=outputs
+checkpoint_dir=
 name=full
 demo=
 data_flags=(--hf_dataset frgfm/imagenette --hf_config 320px)
@@ -65,6 +67,7 @@ while [ $# -gt 0 ]; do
     --decoder_type) read_value "$@" && decoder_type=$VALUE ;;
     --probes) read_value "$@" && probes=$VALUE ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
+    --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --name) read_value "$@" && name=$VALUE ;;
     --demo) demo=1 && data_flags=() ;;
     --dry_run) dry_run=1 ;;
@@ -74,11 +77,13 @@ while [ $# -gt 0 ]; do
     esac
     shift "$WORDS"
 done
+[ -n "$output_dir" ] || fail "--output_dir: is empty. Leave it out for outputs."
+[ -n "$name" ] || fail "--name: is empty. Leave it out for full."
 
 if [ -n "$dry_run$help" ]; then use_any_python; else use_environment; fi
 if [ -n "$help" ]; then
     print_banner "${BASH_SOURCE[0]}"
-    echo "Here: --name $name --alphas \"$alphas\" --epochs $epochs${lrs:+ --lrs \"$lrs\"}"
+    echo "Here: --name $name --alphas \"$alphas\" --lrs \"$lrs\" --epochs $epochs"
     echo
     exec "$PYTHON" "$KIT/train.py" --help
 fi
@@ -88,17 +93,20 @@ if [ -n "$demo" ]; then
     sweep=demo-$name
     root=$output_dir/demo-mae-reconstruction-gap/$name
     data_flags=(--demo)
-    : "${lrs:=$(grid_values --demo lr)}"
+    [ "$lrs" != default ] || lrs=$(grid_values --demo lr)
 else
     sweep=$name
     root=$output_dir/imagenette-mae-reconstruction-gap/$name
-    : "${lrs:=1.5e-4}" "${batch_size:=512}" "${model:=vit_tiny}" "${decoder_type:=base-8b}"
+    [ "$lrs" != default ] || lrs=1.5e-4
+    : "${batch_size:=512}" "${model:=vit_tiny}" "${decoder_type:=base-8b}"
     : "${num_workers:=$(grid_values --workers 16)}"
 fi
 for flag in batch_size num_workers model decoder_type; do
     [ -z "${!flag}" ] || train_flags+=("--$flag" "${!flag}")
 done
-train_flags+=(${data_flags[@]+"${data_flags[@]}"} --epochs "$epochs" --probes "$probes")
+train_flags=(${data_flags[@]+"${data_flags[@]}"} --epochs "$epochs" --probes "$probes"
+    ${train_flags[@]+"${train_flags[@]}"})
+: "${checkpoint_dir:=$output_dir/checkpoints/$sweep}"
 architecture=${model:-demo}${decoder_type:+_$decoder_type}
 
 alphas=$(grid_values --alphas "$alphas")
@@ -116,7 +124,7 @@ print_grid() {
                     run=${norm}_lr${lr}_seed${seed}
                     command_line "$PYTHON" "$KIT/train.py" --alpha "$alpha" --lr "$lr" --norm "$norm" --seed "$seed" \
                         --output_dir "$root/$alpha/$run" \
-                        --checkpoint_dir "$output_dir/checkpoints/$sweep/${architecture}_alpha-${alpha}_$run" \
+                        --checkpoint_dir "$checkpoint_dir/${architecture}_alpha-${alpha}_$run" \
                         "${train_flags[@]}"
                 done
             done

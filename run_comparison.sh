@@ -12,6 +12,7 @@
 #                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh)
 #   --seeds "0 1 ..."    one run per method and seed (default: 0)
 #   --output_dir DIR     results; runs are in DIR/<method>/seed<k> (default: ./output_comparison; demo: ./output_demo)
+#   --checkpoint_dir DIR checkpoints, in DIR/<method>/seed<k> (default: the run's folder)
 #   --demo               demo data and settings; what is typed wins
 #   --dry_run            print the commands and run nothing
 #   --help               this text, then the options of train.py, which every other option goes to as it is
@@ -27,6 +28,7 @@ KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 methods="LayerNorm DynamicTanh AdaptiveDynamicTanh"
 seeds=0
 output_dir=
+checkpoint_dir=
 dry_run=
 train_flags=()
 
@@ -36,6 +38,7 @@ while [ $# -gt 0 ]; do
     --methods | --norms | --norm) read_value "$@" && methods=$VALUE ;;
     --seeds | --seed) read_value "$@" && seeds=$VALUE ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
+    --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --demo)
         train_flags+=(--demo)
         : "${output_dir:=./output_demo}"
@@ -58,7 +61,8 @@ print_grid() {
     for seed in $seeds; do
         for method in $names; do
             command_line "$PYTHON" "$KIT/train.py" --norm "$method" --seed "$seed" \
-                --output_dir "$output_dir/$method/seed$seed" ${train_flags[@]+"${train_flags[@]}"}
+                --output_dir "$output_dir/$method/seed$seed" \
+                ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$method/seed$seed"} ${train_flags[@]+"${train_flags[@]}"}
         done
     done
 }

@@ -21,8 +21,6 @@ from dataclasses import asdict, replace
 from maekit import errors, files, flags, runs, settings
 from maekit.errors import InputError
 
-ACCURACY_NAMES = {"accuracy": "joint", "frozen_accuracy": "frozen", "knn_accuracy": "k-NN"}
-
 
 def main(argv=None):
     """Check everything that can be checked at once, then train. Returns the exit code."""
@@ -70,8 +68,8 @@ def check_labels(probes, source):
         return
     wanted = f"--alpha {probes.alpha:g}" if probes.alpha else f"--probes {' '.join(probes.names)}"
     if source.val.labels is None:
-        raise InputError(f"{wanted}: the validation images in {source.val.root} have no labels. Put LOC_val_solution.csv "
-                         "beside Data (see README 'Data'), or train without: --alpha 0 --probes none.")  # fmt: skip
+        raise InputError(f"{wanted}: the validation images in {source.val.root} have no labels. ILSVRC has them in "
+                         "LOC_val_solution.csv beside Data, see README 'Data'. Or train without: --alpha 0 --probes none.")  # fmt: skip
     if len(source.classes) < 2:
         raise InputError(f"{wanted}: the data set has {len(source.classes)} class, classification needs 2 or more. "
                          "Use other data, or train without: --alpha 0 --probes none.")  # fmt: skip
@@ -187,8 +185,7 @@ class Training:
         self.model = probes.JointMAE(self.mae, run.probes.alpha, joint, run.seed)
         self.frozen = None
         if "frozen" in run.probes.names:
-            steps = run.optim.epochs * len(self.batches) // run.optim.accum_iter
-            self.frozen = probes.FrozenProbes(self.mae, self.classes, steps, run.seed)
+            self.frozen = probes.FrozenProbes(self.mae, self.classes, run.seed)
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)
         fused = self.device.torch.type != "mps"
         self.optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=(0.9, 0.95), fused=fused)
@@ -206,17 +203,24 @@ class Training:
         if path is None:
             return fresh
         state = checkpoint.read(path)
-        if path == folder.checkpoint:
+        own = path == folder.checkpoint
+        if own:
+            if "args" not in state:
+                raise InputError(
+                    f"{path}: is no checkpoint of a run. Move it away; --resume {path.name} starts from it."
+                )
             runs.check_identity(state["args"], identity, f"{path}: is of")
         checkpoint.load_model(path, state, self.mae)
-        checkpoint.load_probes(path, state, self.model.head, self.frozen)
+        checkpoint.load_probes(path, state, self.model.head, self.frozen, self.run.seed)
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.run.optim.epochs:
             epochs = self.run.optim.epochs
             raise InputError(f"--resume {path}: has {first_epoch} epochs already; --epochs {epochs} adds none.")
         print(f"{path}: goes on with epoch {first_epoch} of {self.run.optim.epochs}.")
-        own = {name: state[name] for name in fresh if name in state} if path == folder.checkpoint else {}
-        return {**fresh, **own, "first_epoch": first_epoch}
+        if own:
+            fresh |= {"history": folder.history(first_epoch)}  # of a kit whose checkpoints did not have it
+            fresh |= {name: state[name] for name in fresh if name in state}
+        return {**fresh, "first_epoch": first_epoch}
 
     def save(self, path, **extra):
         """Write the checkpoint."""
@@ -284,7 +288,8 @@ class Training:
         drawn = time.monotonic()
         for i, batch in enumerate(self.batches):
             if i % run.optim.accum_iter == 0:
-                lr = learning_rate(epoch + i / len(self.batches), run.optim)
+                at = epoch + i / len(self.batches)  # in epochs
+                lr = learning_rate(at, run.optim)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
 
@@ -304,7 +309,7 @@ class Training:
                 device.scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 if self.frozen:
-                    self.frozen.step()
+                    self.frozen.step(at / run.optim.epochs)
 
             parts = [part for part in (out.loss, out.reconstruction, out.classification) if part is not None]
             sums = sums + torch.stack([part.detach().to(device.sum_dtype) for part in parts])
@@ -345,7 +350,7 @@ def learning_rate(epoch, optim):
 
 def one_line(row, epochs):
     """An epoch for the terminal."""
-    scores = [f"{name} {row[column]:.1f} %" for column, name in ACCURACY_NAMES.items() if row.get(column) is not None]
+    scores = [f"{probe} {row[name]:.1f} %" for probe, name in runs.ACCURACIES.items() if row.get(name) is not None]
     losses = f"training loss {row['train_loss']:.4f}, validation {row['val_mse']:.4f}"
     return ", ".join([f"epoch {row['epoch'] + 1}/{epochs}: {losses}", *scores, f"{row['epoch_time_s']:.1f} s"])
 

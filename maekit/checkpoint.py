@@ -69,9 +69,14 @@ def probe_states(head, frozen):
     return {name: part.state_dict() for name, part in (("joint", head), ("frozen", frozen)) if part is not None}
 
 
-def load_probes(path, state, head, frozen):
-    """Load those probes that both the checkpoint and the run have."""
-    stored = state.get("probes", {})
+def load_probes(path, state, head, frozen, seed):
+    """Load those probes that both the checkpoint and the run have.
+
+    The baseline probe belongs to the untrained encoder of its seed: one of another seed is left out.
+    """
+    stored = dict(state.get("probes", {}))
+    if "frozen" in stored and state.get("args", {}).get("seed") != seed:
+        stored["frozen"] = {name: part for name, part in stored["frozen"].items() if not name.startswith("untrained")}
     for name, part in (("joint", head), ("frozen", frozen)):
         if part is not None and name in stored:
             try:
@@ -89,5 +94,8 @@ def load_training(path, state, optimizer, scaler):
         if state.get("scaler") and scaler.is_enabled():
             scaler.load_state_dict(state["scaler"])
     except (ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path}: its optimizer belongs to another model ({error}).") from error
+        raise InputError(
+            f"{path}: its optimizer has other parameters ({error}). Was it trained with another --alpha, where the "
+            "classifier is one more? A file with nothing but its 'model' starts a run from these weights."
+        ) from error
     return state["epoch"] + 1

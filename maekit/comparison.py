@@ -14,6 +14,7 @@ MEASURES = (
     "min_loss",
     "min_loss_epoch",
     "val_mse",
+    *runs.ACCURACY_COLUMNS,
     "psnr",
     "ssim",
     "images_per_s",
@@ -83,18 +84,20 @@ def tabulate(found):
     columns = dict.fromkeys(["model", "seed", "status", *MEASURES, *(name for row in rows for name in row)])
     table = pd.DataFrame(rows, columns=list(columns))
     table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)
-    return table.astype({"total_epochs": "Int64", "min_loss_epoch": "Int64"})  # integers, though some are missing
+    table = table.astype({"total_epochs": "Int64", "min_loss_epoch": "Int64"})  # integers, though some are missing
+    return table.drop(columns=[name for name in runs.ACCURACY_COLUMNS if table[name].isna().all()])
 
 
 def add_means(table):
     """The table with two more rows, seed "mean" and "std" (n - 1), for every method that has several finished seeds."""
     import pandas as pd
 
+    measures = [name for name in MEASURES if name in table]
     extra = []
     for method, rows in table[table["status"] == runs.FINISHED].groupby("model", sort=False):
         if len(rows) > 1:
             for statistic in ("mean", "std"):
-                values = getattr(rows[list(MEASURES)], statistic)()
+                values = getattr(rows[measures], statistic)()
                 extra.append({"model": method, "seed": statistic, "status": f"n = {len(rows)}", **values})
     return pd.concat([table.astype(object), pd.DataFrame(extra, dtype=object)]) if extra else table
 
@@ -138,7 +141,7 @@ def render(table):
     for method, rows in table.groupby("model", sort=False):
         rows = rows[rows["status"] == runs.FINISHED] if (rows["status"] == runs.FINISHED).any() else rows
         cells = {"method": method, "n": len(rows), "status": ", ".join(rows["status"].unique())}
-        for name in PRINTED:
+        for name in (*PRINTED, *(name for name in runs.ACCURACY_COLUMNS if name in table)):
             mean, std = rows[name].mean(), rows[name].std()
             cells[name] = "" if pd.isna(mean) else f"{mean:.4g}" + (f" ± {std:.2g}" if len(rows) > 1 else "")
         lines.append(cells)

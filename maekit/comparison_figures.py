@@ -6,7 +6,6 @@ from matplotlib.lines import Line2D
 from .figures import (
     COLUMN,
     GREY,
-    LOOK,
     PAGE,
     broken_name,
     draw_baselines,
@@ -14,10 +13,12 @@ from .figures import (
     legend_below,
     look_of,
     new_figure,
+    reconstruction_loss,
     relabel,
     styled,
 )  # fmt: skip
 from .runs import DIVERGED
+from .settings import in_order
 
 
 @styled
@@ -29,6 +30,7 @@ def loss_comparison(logs, table):
     """
     figure = new_figure(PAGE, 3.1)
     axes = figure.subplots(1, 2, sharey=True)
+    logs = logs.assign(train_loss=logs.apply(reconstruction_loss, axis=1))
     for ax, column, title in zip(axes, ("train_loss", "val_mse"), ("training", "validation")):
         for method, rows in _by_method(logs):
             colour, style = look_of(method)
@@ -143,8 +145,7 @@ def _by_method(frame):
     """(method, rows) in the order of LOOK, methods that are no norms of ours last."""
     if not len(frame):
         return []
-    known = list(LOOK)
-    names = sorted(frame["model"].unique(), key=lambda m: (known.index(m) if m in known else len(known), m))
+    names = in_order(frame["model"].unique())
     return [(name, frame[frame["model"] == name]) for name in names]
 
 

@@ -83,7 +83,9 @@ def loss_curve(log, summary):
     colour, _ = look_of(summary["model"])
     epochs = [row["epoch"] for row in log]
     marker = "o" if len(epochs) == 1 else None
-    ax.plot(epochs, [row["train_loss"] for row in log], color=colour, label="training", alpha=0.45, marker=marker)
+    ax.plot(
+        epochs, [reconstruction_loss(row) for row in log], color=colour, label="training", alpha=0.45, marker=marker
+    )
     ax.plot(epochs, [row["val_mse"] for row in log], color=colour, label="validation", marker=marker)
     draw_baselines(ax, summary)
     ax.set_title(f"{summary['model']}, seed {summary['seed']}" + diverged_note(summary), loc="left")
@@ -91,6 +93,12 @@ def loss_curve(log, summary):
     ax.set_ylabel("loss (MSE, hidden patches)")
     ax.legend(loc="upper right")
     return figure
+
+
+def reconstruction_loss(row):
+    """Training loss of a row of the log without the classification in it; older logs have no such column."""
+    value = row.get("train_loss_rec")
+    return row["train_loss"] if value is None or np.isnan(value) else value
 
 
 def new_figure(width, height):

@@ -5,18 +5,13 @@ from pathlib import Path
 from . import files, runs, settings, stats
 from .errors import InputError
 
-PROBES = {  # --accuracy: (column, suffix of its files)
-    "joint": ("accuracy", ""),
-    "frozen": ("frozen_accuracy", "_frozen"),
-    "knn": ("knn_accuracy", "_knn"),
-}
 WIDE_SPREAD = 5  # percent points: bins with more are counted
 
 
 def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     """Analyse every trajectory below log_dir, write all into output_dir, and print the summary.
 
-    accuracy: a key of PROBES, or "all" for those that were measured. Raises InputError if there is nothing to analyse,
+    accuracy: a key of runs.ACCURACIES, or "all" for those that were measured. Raises InputError if there is nothing to analyse,
     and, with everything else written, if the points have fewer than 2 distinct MSE values.
     """
     log_dir, output_dir = Path(log_dir), Path(output_dir)
@@ -32,9 +27,9 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     from . import figures, gap_figures
 
     points = runs.tabulate_points(found)
-    measured = [name for name, (column, _) in PROBES.items() if points[column].notna().any()]
-    chosen = measured if accuracy == "all" else [accuracy]
-    if accuracy != "all" and accuracy not in measured and len(points):
+    measured = [probe for probe, column in runs.ACCURACIES.items() if points[column].notna().any()]
+    chosen = [probe for probe in measured if accuracy in (probe, "all")]
+    if accuracy != "all" and not chosen and len(points):
         raise InputError(f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have "
                          f"{', '.join(measured) or 'none'}. Train with --probes {accuracy}, or choose another.")  # fmt: skip
     _make(output_dir)
@@ -48,7 +43,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     notes = [*_unlike(found), *_unended(found)]
     refused = []
     for name in chosen:
-        column, suffix = PROBES[name]
+        column, suffix = runs.ACCURACIES[name], "" if name == "joint" else f"_{name}"
         these = points[points[column].notna()]
         statistics = describe(these, column, n_bins, binning)
         statistics |= {"probe": name, "diverged": _named(found, runs.DIVERGED), "skipped": problems, "notes": notes}
@@ -70,21 +65,24 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
 def tabulate(found, points):
     """DataFrame with a row per norm, learning rate and alpha: the last epoch's MSE and accuracies over seeds.
 
-    n_seeds counts runs that did not diverge; their mean and standard deviation (n - 1) are in <measure>_mean and _std,
-    the latter empty for one seed. n_diverged counts the others.
+    n_seeds counts finished runs; their mean and standard deviation (n - 1) are in <measure>_mean and _std, the latter
+    empty for one seed. n_diverged and n_unended count the others.
     """
     import pandas as pd
 
-    measures = ["mse", *runs.ACCURACIES, *dict.fromkeys(runs.UNTRAINED.values())]
+    measures = ["mse", *runs.ACCURACY_COLUMNS]
     groups = {}
     for run in found:
         groups.setdefault(tuple(run[k] for k in ("model", "decoder", "norm", "lr", "alpha")), []).append(run)
     last = points.sort_values("epoch", kind="stable").groupby("run").tail(1).set_index("run")
     rows = []
     for (model, decoder, norm, lr, alpha), members in groups.items():
-        whole = last.loc[[m["run"] for m in members if m["status"] != runs.DIVERGED]]
+        ended = [m["run"] for m in members if m["status"] == runs.FINISHED]
+        diverged = sum(m["status"] == runs.DIVERGED for m in members)
+        whole = last.loc[ended]
         row = {"norm": norm, "lr": lr, "alpha": alpha, "model": model, "decoder": decoder, "n_seeds": len(whole),
-               "n_diverged": len(members) - len(whole), "epochs": whole["epoch"].max() + 1}  # fmt: skip
+               "n_diverged": diverged, "n_unended": len(members) - len(ended) - diverged,
+               "epochs": whole["epoch"].max() + 1}  # fmt: skip
         for name in measures:
             row |= {f"{name}_mean": whole[name].mean(), f"{name}_std": whole[name].std()}
         rows.append(row)
@@ -95,9 +93,15 @@ def tabulate(found, points):
 def describe(points, column, n_bins=15, binning="equal"):
     """Everything that gap_statistics.json holds on one accuracy: the original's keys, and the kit's beside them.
 
-    points: DataFrame of runs.tabulate_points, `column` not nan. Bins are those of all points; each norm and each sign
-    of alpha has its own Γ in the same bins. Where all MSE are equal reconstruction_gap is None and `note` says why.
+    points: DataFrame of runs.tabulate_points, `column` not nan. Points of diverged runs do not count: one at a huge MSE
+    would leave all others in a single bin. Bins are those of all points that count; each norm and each sign of alpha
+    has its own Γ in the same bins. Without two distinct MSE reconstruction_gap is None and `note` says why.
     """
+    untrained = _untrained(points, column)
+    points = points[points["status"] != runs.DIVERGED]
+    if not len(points):
+        return {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": [], "note": "every run diverged.",
+                "untrained": untrained}  # fmt: skip
     summary = {
         "n_experiments": int(points["alpha"].nunique()),
         "total_points": len(points),
@@ -111,8 +115,7 @@ def describe(points, column, n_bins=15, binning="equal"):
         },
         "overall_correlation": stats.spearman(points["mse"], points[column]),
     }
-    known = {"binning": binning, "bins_asked": n_bins, **correlations, "summary": summary}
-    known["untrained"] = _untrained(points, column)
+    known = {"binning": binning, "bins_asked": n_bins, **correlations, "summary": summary, "untrained": untrained}
     if points["mse"].nunique() < 2:
         note = f"{points['mse'].nunique()} distinct MSE value in {len(points)} points, the gap needs 2 or more."
         return {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": [], "note": note, **known}
@@ -141,8 +144,7 @@ def describe(points, column, n_bins=15, binning="equal"):
 
 def _by_norm(points):
     """(norm, its points), in the order of the registry."""
-    known = list(settings.NORMS)
-    return sorted(points.groupby("norm"), key=lambda part: (known + [part[0]]).index(part[0]))
+    return [(norm, points[points["norm"] == norm]) for norm in settings.in_order(points["norm"].unique())]
 
 
 def _gap(points, column, edges):
@@ -166,15 +168,16 @@ def _signs(points, column, edges):
 
 
 def _untrained(points, column):
-    """The untrained encoder's accuracy at the end, over norms and seeds; None where no run measured it."""
-    last = points.sort_values("epoch", kind="stable").groupby("run").tail(1)
-    values = {norm: rows.groupby("seed")[runs.UNTRAINED[column]].first().dropna() for norm, rows in _by_norm(last)}
+    """The untrained encoder's accuracy at the end of the longest run of each norm and seed; None if not measured."""
+    name = runs.UNTRAINED[column]
+    rows = points[points[name].notna()].sort_values("epoch", kind="stable")
+    values = {norm: part.groupby("seed")[name].last() for norm, part in _by_norm(rows)}
     per_norm = {norm: float(v.mean()) for norm, v in values.items() if len(v)}
     if not per_norm:
         return None
     n = sum(len(v) for v in values.values())
     mean = sum(float(v.sum()) for v in values.values()) / n
-    return {"accuracy": runs.UNTRAINED[column], "mean": mean, "n": n, "per_norm": per_norm}
+    return {"accuracy": name, "mean": mean, "n": n, "per_norm": per_norm}
 
 
 def draw(points, statistics, found, column, output_dir, suffix):
@@ -183,7 +186,7 @@ def draw(points, statistics, found, column, output_dir, suffix):
 
     drawn = {
         f"tube_scatter_signed_alpha{suffix}": gap_figures.tube_scatter(points, statistics, column),
-        f"alpha_vs_final_metrics{suffix}": gap_figures.alpha_vs_final(points, found, column),
+        f"alpha_vs_final_metrics{suffix}": gap_figures.alpha_vs_final(points, statistics, found, column),
         f"negative_vs_positive_comparison{suffix}": gap_figures.negative_vs_positive(points, statistics, column),
         f"accuracy_over_epochs{suffix}": gap_figures.over_epochs(points, found, column),
     }
@@ -208,8 +211,8 @@ def render(statistics):
         if len(s["per_norm"]) > 1:
             lines += [f"  {norm}: Γ = {part['reconstruction_gap']:.1f}, {part['n_runs']} runs; one seed's sweep: "
                       f"{_interval(part['over_seeds'])}" for norm, part in s["per_norm"].items()]  # fmt: skip
-    rho = s["overall_correlation"]
-    if rho["spearman_r"] is not None:
+    rho = s.get("overall_correlation", {})
+    if rho.get("spearman_r") is not None:
         lines.append(f"  Spearman of MSE and accuracy: {rho['spearman_r']:+.2f} (p {rho['p_value']:.2g}, "
                      "which takes epochs for independent)")  # fmt: skip
     if s["untrained"]:

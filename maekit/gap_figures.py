@@ -2,7 +2,8 @@
 
 Hue is alpha: red negative, white (in line plots black) 0, blue positive, on a symmetric logarithmic scale, because
 alphas span 1e-5 to 10. Brightness of a point is its epoch and, where there are several, its learning rate. Points have
-one size. Every norm has a panel of its own, on the same axes and with the same bins.
+one size. Where a figure has panels, every norm has its own, on the same axes and with the same bins. Runs that diverged
+are drawn as far as they were finite, and are in no bin.
 """
 
 import numpy as np
@@ -11,8 +12,9 @@ from matplotlib.colors import ListedColormap, SymLogNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .figures import COLUMN, GREY, LOOK, PAGE, draw_baselines, epoch_axis, legend_below, look_of, new_figure, styled
-from .runs import DIVERGED, UNTRAINED, spell
+from .figures import COLUMN, GREY, PAGE, draw_baselines, epoch_axis, legend_below, look_of, new_figure, styled
+from .runs import DIVERGED, FINISHED, UNTRAINED, spell
+from .settings import in_order
 
 LABELS = {
     "mse": "validation MSE (hidden patches)",
@@ -87,7 +89,7 @@ def tube_scatter(points, statistics, column):
             _draw_bins(ax, part)
         rows = points[points["norm"] == norm]
         _scatter(ax, rows, column, hues, points)
-        _draw_untrained(ax, rows, column)
+        _draw_untrained(ax, statistics, norm)
         gamma = f"Γ = {part['reconstruction_gap']:.1f} ({part['n_bins']} bins)" if part else "no Γ: one MSE value"
         ax.set_title(f"{norm}, {gamma}\nn = {_count(rows)}", loc="left")
         ax.set_xlabel(LABELS["mse"])
@@ -117,7 +119,7 @@ def negative_vs_positive(points, statistics, column):
                 _draw_bins(ax, part)
             _scatter(ax, mine[mine["alpha"] == 0], column, hues, points)
             _scatter(ax, rows, column, hues, points)
-            _draw_untrained(ax, mine, column)
+            _draw_untrained(ax, statistics, norm)
             gamma = f", Γ = {part['reconstruction_gap']:.1f}" if part else ""
             name = f"{norm}, " if len(norms) > 1 else ""
             ax.set_title(f"{name}α {symbol} 0{gamma}\nn = {_count(rows)}", loc="left")
@@ -131,14 +133,14 @@ def negative_vs_positive(points, statistics, column):
 
 
 @styled
-def alpha_vs_final(points, found, column):
-    """MSE and accuracy of the last epoch against alpha: means over seeds, bars their standard deviation.
+def alpha_vs_final(points, statistics, found, column):
+    """MSE and accuracy of finished runs' last epoch against alpha: means over seeds, bars their standard deviation.
 
     found: the trajectories, of which the diverged ones are drawn as crosses below.
     """
     figure = new_figure(PAGE, 3.0)
     axes = figure.subplots(1, 2)
-    ended = points[points["status"] != DIVERGED]
+    ended = points[points["status"] == FINISHED]
     last = ended.sort_values("epoch", kind="stable").groupby("run").tail(1)
     rates, norms = sorted(points["lr"].unique()), _norms(points)
     hues = Hues([run["alpha"] for run in found])
@@ -160,7 +162,7 @@ def alpha_vs_final(points, found, column):
             handles.append(Line2D([], [], label=label, **shade))
     handles += draw_baselines(axes[0], _loss_baselines(found))
     for norm in norms:
-        handles += _draw_untrained(axes[1], points[points["norm"] == norm], column, look_of(norm)[0], norm)
+        handles += _draw_untrained(axes[1], statistics, norm, look_of(norm)[0])
     gone = [run["alpha"] for run in found if run["status"] == DIVERGED]
     for ax, name in zip(axes, ("mse", column)):
         ax.set_xscale("symlog", linthresh=hues.norm.linthresh, linscale=0.4)
@@ -196,7 +198,7 @@ def over_epochs(points, found, column):
             untrained = rows.groupby("epoch")[UNTRAINED[column]].mean().dropna()
             ax.plot(untrained.index, untrained, color=GREEN, linestyle=(0, (4, 2)), linewidth=1.4, zorder=4)
         else:
-            draw_baselines(ax, _loss_baselines(found))
+            baselines = draw_baselines(ax, _loss_baselines(found))
             if rows["mse"].max() > 20 * rows["mse"].min():
                 ax.set_yscale("log")
         ax.set_title(f"{norm}, n = {_count(rows)}", loc="left")
@@ -210,7 +212,7 @@ def over_epochs(points, found, column):
             for i, lr in enumerate(rates)
         ]
     if column == "mse":
-        handles += draw_baselines(axes[0], _loss_baselines(found))
+        handles += baselines
     elif points[UNTRAINED[column]].notna().any():
         handles.append(Line2D([], [], color=GREEN, linestyle=(0, (4, 2)), label="untrained encoder"))
     _finish(figure, handles, points, column)
@@ -225,9 +227,7 @@ def _panels(norms, height):
 
 
 def _norms(points):
-    """Norms in the order of LOOK, unknown ones last."""
-    known = list(LOOK)
-    return sorted(points["norm"].unique(), key=lambda n: (known.index(n) if n in known else len(known), n))
+    return in_order(points["norm"].unique())
 
 
 def _scatter(ax, rows, column, hues, points):
@@ -275,16 +275,14 @@ def _draw_bins(ax, part):
         )
 
 
-def _draw_untrained(ax, rows, column, colour=GREEN, norm=None):
-    """A line at the untrained encoder's final accuracy, mean over seeds; returns its legend handle, if any."""
-    last = rows.sort_values("epoch", kind="stable").groupby("run").tail(1)
-    values = last.groupby("seed")[UNTRAINED[column]].first().dropna()
-    if not len(values):
+def _draw_untrained(ax, statistics, norm, colour=None):
+    """A line at the untrained encoder's accuracy, with a colour for one panel of many norms; its legend handles."""
+    value = ((statistics["untrained"] or {}).get("per_norm") or {}).get(norm)
+    if value is None:
         return []
-    who = "untrained encoder" if norm is None else f"{norm}, untrained"
-    label = f"{who}: {values.mean():.1f} %"
-    line = ax.axhline(values.mean(), color=colour, linestyle=(0, (4, 2)), linewidth=1.2, zorder=4, label=label)
-    if norm is None:
+    label = f"{norm + ', untrained' if colour else 'untrained encoder'}: {value:.1f} %"
+    line = ax.axhline(value, color=colour or GREEN, linestyle=(0, (4, 2)), linewidth=1.2, zorder=4, label=label)
+    if not colour:
         ax.legend(handles=[line], loc="best", handlelength=2.5)
     return [line]
 

@@ -21,20 +21,20 @@ from .errors import InputError
 from .files import atomic_write, read_csv, read_json, write_csv, write_json
 from .settings import DEFAULTS
 
-ACCURACIES = ("accuracy", "frozen_accuracy", "knn_accuracy")  # percent; the first is the joint probe's
+ACCURACIES = {"joint": "accuracy", "frozen": "frozen_accuracy", "knn": "knn_accuracy"}  # probe: column, percent
 UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the same seed before any training
     "accuracy": "untrained_frozen_accuracy",
     "frozen_accuracy": "untrained_frozen_accuracy",
     "knn_accuracy": "untrained_knn_accuracy",
 }
-_ACCURACY_COLUMNS = (*ACCURACIES, "untrained_frozen_accuracy", "untrained_knn_accuracy")
+ACCURACY_COLUMNS = (*ACCURACIES.values(), *dict.fromkeys(UNTRAINED.values()))
 LOG_COLUMNS = (
     "epoch",
     "train_loss",
     "train_loss_rec",
     "train_loss_cls",
     "val_mse",
-    *_ACCURACY_COLUMNS,
+    *ACCURACY_COLUMNS,
     "lr",
     "epoch_time_s",
     "images_per_s",
@@ -82,6 +82,11 @@ class RunFolder:
             check_identity(stored.get("identity", {}), identity, f"--output_dir {self.path}: holds")
         return read_json(self.summary) if stored is not None and self.summary.exists() else None
 
+    def history(self, first_epoch):
+        """Rows of log.csv and norm_alpha.csv of the epochs before one, as Record takes them."""
+        parts = {"log": read_csv(self.log), "alphas": read_csv(self.norm_alpha)}
+        return {name: [row for row in rows if row["epoch"] < first_epoch] for name, rows in parts.items()}
+
     def clear(self):
         """Delete the files of a run, and nothing else that may be in the folder."""
         for file in (self.summary, self.config, self.checkpoint, self.log, self.norm_alpha, self.trajectory,
@@ -127,7 +132,7 @@ class Record:
             {
                 "epoch": row["epoch"],
                 "mse": row["val_mse"],
-                **{name: row[name] for name in _ACCURACY_COLUMNS},
+                **{name: row.get(name) for name in ACCURACY_COLUMNS},
                 "alpha": self.head["alpha"],
                 "lr": self.head["lr"],
             }
@@ -195,7 +200,7 @@ def summarize_log(log):
         "min_loss": best["train_loss"],
         "min_loss_epoch": best["epoch"],
         "val_mse": log[-1]["val_mse"],
-        **{name: log[-1][name] for name in _ACCURACY_COLUMNS if log[-1].get(name) is not None},
+        **{name: log[-1][name] for name in ACCURACY_COLUMNS if log[-1].get(name) is not None},
         "images_per_s": sum(row["images_per_s"] for row in log) / len(log),
         "peak_memory_mb": max((row["peak_memory_mb"] for row in log if row["peak_memory_mb"]), default=None),
     }
@@ -232,8 +237,8 @@ def tabulate_points(trajectories):
     import pandas as pd
 
     rows = [{**_head(run), **point} for run in trajectories for point in run["trajectory"]]
-    return pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *_ACCURACY_COLUMNS]).astype(
-        dict.fromkeys(("alpha", "lr", "mse", *_ACCURACY_COLUMNS), float)
+    return pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *ACCURACY_COLUMNS]).astype(
+        dict.fromkeys(("alpha", "lr", "mse", *ACCURACY_COLUMNS), float)
     )
 
 
@@ -276,13 +281,17 @@ def _read_trajectory(path):
         raise _Unusable(f"is no JSON, or cut off ({error})") from None
     if not isinstance(run, dict):
         raise _Unusable("is no trajectory")
-    _check_numbers(run, ("alpha",), ("lr",), "")
+    run = {name: value for name, value in run.items() if value is not None}
+    _check(run, {"alpha": _NUMBER}, required=True)
+    _check(run, {"lr": _NUMBER, "seed": _WHOLE, "flat_colour": _NUMBER, "smooth_colour": _NUMBER}, required=False)
+    _check(run, dict.fromkeys(("norm", "model", "decoder", "status"), _TEXT), required=False)
     if not isinstance(run.get("trajectory"), list):
         raise _Unusable("lacks the key trajectory")
     for i, point in enumerate(run["trajectory"]):
         if not isinstance(point, dict):
             raise _Unusable(f"point {i} is no point")
-        _check_numbers(point, ("epoch", "mse"), _ACCURACY_COLUMNS, f" in point {i}")
+        _check(point, {"epoch": _WHOLE, "mse": _NUMBER}, required=True, where=f" in point {i}")
+        _check(point, dict.fromkeys(ACCURACY_COLUMNS, _NUMBER), required=False, where=f" in point {i}")
         if "accuracy" not in point:
             raise _Unusable(f"lacks the key accuracy in point {i}")
     if not run["trajectory"] and run.get("status", FINISHED) == FINISHED:
@@ -290,13 +299,17 @@ def _read_trajectory(path):
     return run
 
 
-def _check_numbers(values, required, optional, where):
-    for name in required:
-        if values.get(name) is None:
-            raise _Unusable(f"lacks the key {name}{where}")
-    for name in (*required, *optional):
+_NUMBER, _WHOLE, _TEXT = (int, float), (int,), (str,)
+
+
+def _check(values, kinds, *, required, where=""):
+    """Raise _Unusable unless values has, for each name in kinds, one of those kinds and finite, or is free not to."""
+    for name, kind in kinds.items():
         value = values.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value - value):
+        if value is None and required:
+            raise _Unusable(f"lacks the key {name}{where}")
+        wrong = isinstance(value, bool) or not isinstance(value, kind) or (kind is not _TEXT and value - value)
+        if value is not None and wrong:
             raise _Unusable(f"holds {value!r} for {name}{where}")
 
 

@@ -231,6 +231,12 @@ def norm_name(name):
     raise InputError(f"--norm {name}: unknown. Choose from {', '.join(NORMS)} (or {', '.join(NORMS.values())}).")
 
 
+def in_order(names):
+    """Names of norms in the order of the registry, unknown ones last."""
+    known = list(NORMS)
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
 def probe_names(text, alpha):
     """Those of PROBES that "all", "none" or a list name; joint is always one where alpha is not 0. Raises InputError."""
     typed = {"all": list(PROBES), "none": []}.get(text, text.replace(",", " ").split())
@@ -291,6 +297,9 @@ def _check(v):
             "Lower it, or leave it out for a tenth of the run."
         )
 
+    if "frozen" in probe_names(v["probes"], v["alpha"]) and v["batch_size"] * v["accum_iter"] < 2:
+        raise InputError("--batch_size 1: the frozen probe normalises over the images of a step, of which it needs 2 or "
+                         "more. Raise it or --accum_iter, or leave the probe out with --probes.")  # fmt: skip
     patch = MODELS[v["model"]]
     if v["input_size"] % patch:
         lower = max(patch, v["input_size"] // patch * patch)

@@ -47,6 +47,11 @@ def test_methods_seeds_and_paths_with_spaces_reach_every_command():
     assert all(value(c, "--imagenet_dir") == "x $y" for c in commands)
 
 
+def test_every_run_has_a_checkpoint_folder_of_its_own():
+    folders = [value(c, "--checkpoint_dir") for c in grid("--checkpoint_dir", "fast", "--seeds", "0 1")]
+    assert folders[0] == "fast/LayerNorm/seed0" and len(set(folders)) == 6
+
+
 def test_the_demo_has_an_output_folder_of_its_own():
     assert all(value(c, "--output_dir").startswith("./output_demo/") for c in grid("--demo"))
     assert all(value(c, "--output_dir").startswith("mine/") for c in grid("--demo", "--output_dir", "mine"))

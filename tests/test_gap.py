@@ -187,12 +187,12 @@ def test_the_untrained_encoder_stands_beside_every_accuracy(sweep, analysed):
     assert result.stdout.count("untrained encoder: LayerNorm 45.0 %") == 3
     points = runs.load_trajectories(sweep)
     found, _ = runs.read_trajectories(sweep)
-    for column in runs.ACCURACIES:
+    for column in runs.ACCURACIES.values():
         these = points[points[column].notna()]
         for figure in (
             gap_figures.tube_scatter(these, gap.describe(these, column), column),
             gap_figures.negative_vs_positive(these, gap.describe(these, column), column),
-            gap_figures.alpha_vs_final(these, found, column),
+            gap_figures.alpha_vs_final(these, gap.describe(these, column), found, column),
             gap_figures.over_epochs(these, found, column),
         ):
             legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
@@ -319,6 +319,10 @@ def test_a_log_folder_without_trajectories(tmp_path):
         (lambda text: re.sub(r'"mse": [\d.]+', '"mse": 1e999', text, count=1), "holds inf for mse in point 0"),
         (lambda text: re.sub(r'"mse": [\d.]+', '"mse": "low"', text, count=1), "holds 'low' for mse in point 0"),
         (lambda text: re.sub(r'"trajectory": .*', '"trajectory": []}', text), "has no points"),
+        (lambda text: text.replace('"seed": 0', '"seed": "a"'), "holds 'a' for seed"),
+        (lambda text: text.replace('"model": "vit_tiny"', '"model": ["a"]'), "holds ['a'] for model"),
+        (lambda text: text.replace('"epoch": 3', '"epoch": 0.5'), "holds 0.5 for epoch in point 3"),
+        (lambda text: text.replace('"status"', '"flat_colour": "x", "status"'), "holds 'x' for flat_colour"),
     ],
 )
 def test_a_trajectory_that_cannot_be_used_is_named_and_the_rest_is_analysed(damage, says, tmp_path):
@@ -376,22 +380,55 @@ def test_diverged_and_unended_runs_are_drawn_and_named(tmp_path):
     assert f"{cut.parent}: diverged, 2 finite epochs" in out and f"{gone.parent}: diverged, 0 finite epochs" in out
     assert f"{going.parent}: not ended, 3 finite epochs" in out
     found = statistics(tmp_path / "out")
-    assert set(found["diverged"]) == {str(cut.parent), str(gone.parent)} and found["summary"]["total_points"] == 23
+    assert set(found["diverged"]) == {str(cut.parent), str(gone.parent)}
+    assert found["summary"]["total_points"] == 21 and found["summary"]["n_runs"] == 4  # those of diverged runs in none
     with open(tmp_path / "out/gap_table.csv", newline="") as f:
         rows = {float(row["alpha"]): row for row in csv.DictReader(f)}
     assert rows[-10.0]["n_diverged"] == "1" and rows[-10.0]["mse_mean"] == "" and rows[-5.0]["n_seeds"] == "0"
+    assert rows[5.0]["n_unended"] == "1" and rows[5.0]["mse_mean"] == "" and rows[0.5]["n_unended"] == "0"
     trajectories, _ = runs.read_trajectories(tmp_path / "in")
     points = runs.load_trajectories(tmp_path / "in")
-    figure = gap_figures.alpha_vs_final(points, trajectories, "accuracy")
+    figure = gap_figures.alpha_vs_final(points, gap.describe(points, "accuracy"), trajectories, "accuracy")
     assert any("2 diverged" in t.get_text() for legend in figure.legends for t in legend.get_texts())
     tube = gap_figures.tube_scatter(points, gap.describe(points, "accuracy"), "accuracy")
     assert "points, 1 diverged" in tube.axes[0].get_title(loc="left")
 
 
+def test_a_point_of_a_diverged_run_does_not_move_the_bins(tmp_path):
+    for alpha in (-0.5, 0.0, 0.5):
+        write_trajectory(tmp_path / "in", alpha)
+    analyse(tmp_path / "in", tmp_path / "before", "--accuracy", "joint")
+    far = write_trajectory(tmp_path / "in", -10.0, epochs=1, status="diverged")
+    far.write_text(re.sub(r'"mse": [\d.]+', '"mse": 350.0', far.read_text()))
+    analyse(tmp_path / "in", tmp_path / "after", "--accuracy", "joint")
+    before, after = (statistics(tmp_path / name) for name in ("before", "after"))
+    assert after["bin_statistics"] == before["bin_statistics"] and len(after["diverged"]) == 1
+
+
+def test_the_baseline_is_that_of_the_longest_run(tmp_path):
+    """The probe of an untrained encoder gets better with every epoch; a run that ended early must not lower it."""
+    write_trajectory(tmp_path / "in", 0.5)
+    write_trajectory(tmp_path / "in", -10.0, epochs=1, status="diverged")
+    write_trajectory(tmp_path / "in", 0.1, epochs=2, status="running")
+    analyse(tmp_path / "in", tmp_path / "out", "--accuracy", "frozen")
+    assert statistics(tmp_path / "out", "_frozen")["untrained"]["mean"] == 45.0
+
+
+def test_a_run_that_has_no_epoch_yet_does_not_stop_the_analysis(tmp_path):
+    for alpha in (0.0, 0.5):
+        write_trajectory(tmp_path / "in", alpha)
+    going = write_trajectory(tmp_path / "in", -0.5, epochs=0, status="running")
+    out = analyse(tmp_path / "in", tmp_path / "out").stdout
+    assert f"{going.parent}: not ended, 0 finite epochs" in out
+
+
 def test_a_folder_where_every_run_diverged_at_once_says_so(tmp_path):
     for alpha in (-10.0, 10.0):
         write_trajectory(tmp_path / "in", alpha, epochs=0, status="diverged")
-    assert "Every run diverged" in complaint(tmp_path / "in", tmp_path / "out")
+    for flags in ((), ("--accuracy", "joint")):
+        assert "Every run diverged" in complaint(tmp_path / "in", tmp_path / "out", *flags)
+    write_trajectory(tmp_path / "in", 5.0, epochs=3, status="diverged")
+    assert "every run diverged" in complaint(tmp_path / "in", tmp_path / "out", "--accuracy", "joint")
     assert (tmp_path / "out/gap_table.csv").exists()
 
 

@@ -262,6 +262,21 @@ def test_a_setting_that_an_older_kit_did_not_know_had_its_default_there(tmp_path
         folder.claim({"lr": 1, "alpha": 0.5})
 
 
+def test_a_checkpoint_of_an_older_kit_keeps_the_log_that_lies_beside_it(tmp_path):
+    """Its checkpoint had no history and its log fewer columns."""
+    flags = (*DEMO, "--epochs", "2", "--norm", "dyt", "--output_dir", tmp_path)
+    train_here(*flags, check=0)
+    whole = files.read_csv(tmp_path / "log.csv")
+    state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    del state["history"]
+    torch.save(state, tmp_path / "checkpoint.pth")
+    kept = [name for name in runs.LOG_COLUMNS if "accuracy" not in name and "loss_" not in name]
+    files.write_csv(tmp_path / "log.csv", kept, [{name: row[name] for name in kept} for row in whole])
+    (tmp_path / "summary.json").unlink()
+    train_here(*flags, check=0)
+    assert [row["train_loss"] for row in files.read_csv(tmp_path / "log.csv")] == [r["train_loss"] for r in whole]
+
+
 class TestCheckpointDir:
     """--checkpoint_dir: weights on another disk."""
 
@@ -292,6 +307,14 @@ class TestCheckpointDir:
         assert (tmp_path / "weights/checkpoint.pth").read_bytes() == before
         train_here(*flags, "--output_dir", tmp_path / "b", "--alpha", "0.5", "--overwrite", check=0)
         assert (tmp_path / "weights/checkpoint.pth").read_bytes() != before
+
+    def test_weights_alone_are_no_checkpoint_to_go_on_from(self, tmp_path):
+        flags = (*QUICK, "--output_dir", tmp_path / "run", "--checkpoint_dir", tmp_path / "weights")
+        train_here(*flags, check=0)
+        shutil.rmtree(tmp_path / "run")
+        file = tmp_path / "weights/checkpoint.pth"
+        torch.save({"model": torch.load(file, weights_only=True)["model"]}, file)
+        assert "is no checkpoint of a run" in complaint(*flags)
 
     def test_one_that_cannot_be_written_is_named(self, tmp_path):
         (tmp_path / "file").write_text("")

@@ -120,6 +120,7 @@ def test_alpha_and_probes_make_another_run():
         (["--alpha", "-inf"], "--alpha -inf: must be finite"),
         (["--probes", "joint,linear"], "--probes joint,linear: linear is unknown"),
         (["--probes", ""], "--probes: is empty"),
+        (["--probes", "all", "--batch_size", "1"], "--batch_size 1: the frozen probe normalises over the images"),
         (["--eval_every", "0"], "--eval_every 0: must be positive"),
     ],
     ids=" ".join,

@@ -112,6 +112,10 @@ def test_what_is_typed_wins_and_reaches_every_command():
         assert c["--imagenet_dir"] == "a b/$x" and "--hf_dataset" not in c and c["--mask_ratio"] == "0.5"
         assert c["--epochs"] == "3" and c["--output_dir"].startswith("my out/imagenette-mae-reconstruction-gap/mine/")
     assert grid(QUICK, "--hf_dataset", "a/b")[0]["--hf_dataset"] == "a/b"
+    folders = [c["--checkpoint_dir"] for c in grid(QUICK, "--checkpoint_dir", "/fast disk")]
+    assert len(set(folders)) == 3 and all(f.startswith("/fast disk/vit_tiny_base-8b_alpha-") for f in folders)
+    words = shlex.split(run(QUICK, "--hf_config", "160px", "--dry_run", check=0).stdout.splitlines()[0])
+    assert words[len(words) - words[::-1].index("--hf_config")] == "160px"  # the last one counts
 
 
 def test_the_seeds_variables_are_defaults():
@@ -138,6 +142,9 @@ def test_duplicate_points_are_dropped_with_a_notice():
         (("--lrs", "fast"), "--lrs fast: is not a number"),
         (("--lrs", "-1e-3"), "--lrs -1e-3: must be positive"),
         (("--lrs", "0"), "--lrs 0: must be positive"),
+        (("--lrs", ""), "--lrs: is empty"),
+        (("--lrs=", "--demo"), "--lrs: is empty"),
+        (("--output_dir", ""), "--output_dir: is empty"),
         (("--norms", "batchnorm"), "batchnorm: unknown"),
         (("--seeds", "1.5"), "--seeds 1.5: must be whole numbers"),
         (("--alphas",), "--alphas: needs a value"),
@@ -186,7 +193,7 @@ def test_a_small_sweep_from_commands_to_figures_and_its_rerun(tmp_path):
     assert out.count("finished after 1 epochs") == 2
     found, problems = runs.read_trajectories(root)
     assert [f["alpha"] for f in found] == [-0.5, 0.5] and not problems
-    assert all(point[name] is not None for f in found for point in f["trajectory"] for name in runs.ACCURACIES)
+    assert all(point[name] is not None for f in found for point in f["trajectory"] for name in runs.ACCURACIES.values())
     assert (tmp_path / "analysis_demo-quick/tube_scatter_signed_alpha_frozen.pdf").exists()
     assert len(list((tmp_path / "checkpoints/demo-quick").glob("*/checkpoint.pth"))) == 2
     before = {f: f.stat().st_mtime_ns for f in root.rglob("*") if f.is_file() and f.name != "commands.txt"}
