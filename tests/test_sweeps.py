@@ -258,7 +258,7 @@ def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_
     assert trajectory["status"] == "running" and 1 <= len(kept) < 40
     assert [p["epoch"] for p in kept] == list(range(len(kept)))
     assert json.loads((second / "trajectory.json").read_text())["status"] == "finished"
-    assert f"{first}: not ended, {len(kept)} finite epochs" in out
+    assert f"{first}: not ended, {len(kept)} finite epoch" in out
     run(QUICK, *LONG, "--output_dir", tmp_path, check=0)
     whole = json.loads((first / "trajectory.json").read_text())
     assert whole["status"] == "finished" and len(whole["trajectory"]) == 40
