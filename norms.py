@@ -25,8 +25,16 @@ class _AffineNorm(nn.Module):
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.normalized_shape = shape
         self.channels_first = channels_first
-        self.weight = nn.Parameter(torch.ones(shape)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(shape)) if affine and bias else None
+        self.weight = nn.Parameter(torch.empty(shape)) if affine else None
+        self.bias = nn.Parameter(torch.empty(shape)) if affine and bias else None
+        _AffineNorm.reset_parameters(self)
+
+    def reset_parameters(self):
+        """The initial values again, as nn.LayerNorm's."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def affine(self, x):
         weight, bias = self.weight, self.bias
@@ -65,6 +73,10 @@ class DynamicTanh(_AffineNorm):
         self.alpha_init = alpha_init
         self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
 
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.constant_(self.alpha, self.alpha_init)
+
     def forward(self, x):
         return self.affine(torch.tanh(self.alpha * x))
 
@@ -82,6 +94,11 @@ class DynamicErf(_AffineNorm):
         self.alpha_init, self.shift_init = alpha_init, shift_init
         self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
         self.shift = nn.Parameter(torch.full((1,), float(shift_init)))
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.constant_(self.alpha, self.alpha_init)
+        nn.init.constant_(self.shift, self.shift_init)
 
     def forward(self, x):
         return self.affine(torch.erf(self.alpha * x + self.shift))
@@ -120,6 +137,11 @@ class AdaptiveDynamicTanh(_AffineNorm):
         self.alpha_min, self.alpha_max = alpha_min, alpha_max
         self.alpha_base = nn.Parameter(torch.full((1,), float(alpha_init)))
         self.register_buffer("grad_norm_smoothed", torch.ones(1))
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.constant_(self.alpha_base, self.alpha_init)
+        nn.init.ones_(self.grad_norm_smoothed)
 
     @property
     def alpha(self):

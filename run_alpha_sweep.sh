@@ -21,6 +21,7 @@
 #   --output_dir DIR     everything goes below it (default: outputs)
 #   --checkpoint_dir DIR checkpoints go below it (default: checkpoints/<sweep> in --output_dir)
 #   --name NAME          name of the sweep in the names of folders (default: full)
+#   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --demo               demo data and settings; alphas and epochs stay the sweep's; what is typed wins
 #   --dry_run            print the commands and run nothing
 #   --help               this text, then the options of train.py, which every other option goes to as it is
@@ -48,6 +49,7 @@ output_dir=outputs
 checkpoint_dir=
 name=full
 demo=
+clone_mae=
 data_flags=(--hf_dataset frgfm/imagenette --hf_config 320px)
 dry_run=
 help=
@@ -70,6 +72,7 @@ while [ $# -gt 0 ]; do
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --name) read_value "$@" && name=$VALUE ;;
     --demo) demo=1 && data_flags=() ;;
+    --clone_mae) clone_mae=1 ;;
     --dry_run) dry_run=1 ;;
     --help | -h) help=1 ;;
     --imagenet_dir | --hf_dataset) data_flags=() && train_flags+=("$1") ;;
@@ -80,6 +83,7 @@ done
 [ -n "$output_dir" ] || fail "--output_dir: is empty. Leave it out for outputs."
 [ -n "$name" ] || fail "--name: is empty. Leave it out for full."
 
+if [ -n "$clone_mae" ] && [ -z "$help" ]; then clone_mae; fi
 if [ -n "$dry_run$help" ]; then use_any_python; else use_environment; fi
 if [ -n "$help" ]; then
     print_banner "${BASH_SOURCE[0]}"

@@ -13,6 +13,7 @@ rem                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh)
 rem   --seeds "0 1 ..."    one run per method and seed (default: 0)
 rem   --output_dir DIR     results; runs are in DIR\<method>\seed<k> (default: output_comparison; demo: output_demo)
 rem   --demo               demo data and settings; what is typed wins
+rem   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 rem   --dry_run            print the commands and run nothing
 rem   --help               this text, then the options of train.py, which every other option goes to as it is
 rem
@@ -25,6 +26,7 @@ set "KIT=%~dp0"
 set "methods=LayerNorm DynamicTanh AdaptiveDynamicTanh"
 set "seeds=0"
 set "output_dir="
+set "clone_mae="
 set "dry_run="
 set "help="
 set "train_flags="
@@ -44,6 +46,7 @@ for %%n in (--methods --norms --norm) do if "%flag%"=="%%n" set "option=methods"
 for %%n in (--seeds --seed) do if "%flag%"=="%%n" set "option=seeds"
 if "%flag%"=="--output_dir" set "option=output_dir"
 if defined option goto take_value
+if "%flag%"=="--clone_mae" set "clone_mae=1" & goto word_read
 if "%flag%"=="--dry_run" set "dry_run=1" & goto word_read
 for %%n in (--help -h) do if "%flag%"=="%%n" set "help=1"
 if "%flag%"=="--demo" if not defined output_dir set "output_dir=output_demo"
@@ -107,6 +110,8 @@ if errorlevel 1 set "problem=PYTHON=%PYTHON% cannot run the kit (see above). Ins
 
 :have_python
 if defined help goto help
+if defined clone_mae call :clone_mae
+if defined clone_mae if errorlevel 1 exit /b %ERRORLEVEL%
 rem values.py prints the names only if all of them are known, else an error.
 set "names="
 for /f "delims=" %%m in ('set "PYTHONPATH=%KIT%"^& "%PYTHON%" -m maekit.drivers.values --methods %methods%') do call :add_name %%m
@@ -143,6 +148,15 @@ exit /b 0
 :add_name
 set "names=%names% %1"
 exit /b 0
+
+rem The PYTHONPATH of the runs stays the user's.
+:clone_mae
+setlocal
+if defined dry_run echo set "PYTHONPATH=%KIT%" ^& "%PYTHON%" -m maekit.upstream "%KIT%mae"
+if defined dry_run exit /b 0
+set "PYTHONPATH=%KIT%"
+"%PYTHON%" -m maekit.upstream "%KIT%mae"
+exit /b %ERRORLEVEL%
 
 rem A failed run does not stop the rest, an interrupt does.
 :run_one

@@ -14,6 +14,7 @@
 #   --output_dir DIR     results; runs are in DIR/<method>/seed<k> (default: ./output_comparison; demo: ./output_demo)
 #   --checkpoint_dir DIR checkpoints, in DIR/<method>/seed<k> (default: the run's folder)
 #   --demo               demo data and settings; what is typed wins
+#   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --dry_run            print the commands and run nothing
 #   --help               this text, then the options of train.py, which every other option goes to as it is
 #
@@ -29,6 +30,7 @@ methods="LayerNorm DynamicTanh AdaptiveDynamicTanh"
 seeds=0
 output_dir=
 checkpoint_dir=
+clone_mae=
 dry_run=
 train_flags=()
 
@@ -43,6 +45,7 @@ while [ $# -gt 0 ]; do
         train_flags+=(--demo)
         : "${output_dir:=./output_demo}"
         ;;
+    --clone_mae) clone_mae=1 ;;
     --dry_run) dry_run=1 ;;
     --help | -h)
         print_banner "${BASH_SOURCE[0]}"
@@ -67,6 +70,7 @@ print_grid() {
     done
 }
 
+if [ -n "$clone_mae" ]; then clone_mae; fi
 if [ -n "$dry_run" ]; then use_any_python; else use_environment; fi
 names=$(grid_values --methods "$methods")
 seeds=$(grid_values --seeds "$seeds")

@@ -3,12 +3,16 @@
 Tensors and plain values only, so that torch.load(weights_only=True) reads them, upstream's scripts included.
 """
 
+import argparse
+import pathlib
 import pickle
+import re
 
 import torch
 
 from .errors import InputError
 from .files import atomic_write
+from .model import encoder_weights, interpolate_positions
 
 # What torch.load raises for bytes that are no checkpoint, or none any more.
 UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
@@ -32,13 +36,28 @@ def save(path, *, model, optimizer, scaler, epoch, args, **extra):
             raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
+# What upstream's scripts put into a checkpoint beside tensors and plain values: their arguments.
+_UPSTREAMS = [argparse.Namespace, type(pathlib.Path()), pathlib.PurePosixPath, pathlib.PureWindowsPath]
+
+
 def read(path):
-    """A checkpoint's dict, on the CPU; at least `model` is in it. Raises InputError if the file is none."""
+    """A checkpoint's dict, on the CPU; at least `model` is in it. Raises InputError if the file is none.
+
+    Nothing in the file is executed: besides tensors and plain values, only upstream's argparse.Namespace is let in.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_UPSTREAMS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError(f"--resume {path}: no such file. Use auto, never, or the path of a checkpoint.") from error
+        raise InputError(f"{path}: no such file. Give the path of a checkpoint.") from error
     except UNREADABLE as error:
+        wanted = _python_object(error)
+        if wanted:
+            raise InputError(
+                f"{path}: needs the Python object {wanted}, and unpickling objects can run any code, so it is refused. If "
+                "you trust the file, keep its weights: python -c \"import torch; torch.save({'model': torch.load("
+                f"'{path}', weights_only=False)['model']}}, 'weights.pth')\"."
+            ) from error
         raise InputError(
             f"{path}: truncated, damaged or no checkpoint; torch.load(weights_only=True) cannot read it "
             f"({type(error).__name__})."
@@ -48,20 +67,88 @@ def read(path):
     return state
 
 
+def _python_object(error):
+    """Name of the object that torch.load(weights_only=True) refused to make, or None if that was not the reason."""
+    found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
+    return found.group(1) if found else None
+
+
 def load_model(path, state, model):
     """Load a checkpoint's weights strictly. Raises InputError naming the first parameter that does not fit."""
-    theirs, ours = state["model"], model.state_dict()
+    _load(path, state["model"], model, model.state_dict())
+
+
+def load_encoder(path, state, mae, *, needs_norm=True, say=print):
+    """Load the encoder of any MAE checkpoint, position tables interpolated for another input size, which is said.
+
+    Decoder and classifier of the file are left alone. needs_norm: whether the final norm has to be in it; a network that
+    upstream fine-tuned has none. Raises InputError naming the first parameter that does not fit.
+    """
+    theirs, ours = encoder_weights(state["model"]), encoder_weights(mae.state_dict())
+    if not needs_norm:
+        theirs, ours = ({k: v for k, v in w.items() if not k.startswith("norm.")} for w in (theirs, ours))
+    _load(path, _resized(path, theirs, ours, say), mae, ours)
+
+
+def load_weights(path, state, mae, say=print):
+    """Load encoder and, if it is there, decoder of any MAE checkpoint, for pre-training; what is special is said."""
+    theirs, ours = dict(state["model"]), mae.state_dict()
+    if not has_decoder(state):
+        load_encoder(path, state, mae, say=say)
+        say(
+            f"{path}: an encoder without decoder. The decoder starts from random weights: losses and reconstructions mean "
+            "nothing until it is trained."
+        )
+        return
+    theirs = {name: value for name, value in theirs.items() if not name.startswith(("head.", "fc_norm."))}
+    _load(path, _resized(path, theirs, ours, say), mae, ours)
+
+
+def has_decoder(state):
+    """Whether a checkpoint has a decoder; the official files for fine-tuning have none."""
+    return any(name.startswith("decoder_") for name in state["model"])
+
+
+def _resized(path, theirs, ours, say):
+    """Their weights with the position tables of our input size."""
+    theirs = dict(theirs)
+    for name in ("pos_embed", "decoder_pos_embed"):
+        if name not in theirs or name not in ours or theirs[name].shape[2:] != ours[name].shape[2:]:
+            continue
+        old, new = (round((table[name].shape[1] - 1) ** 0.5) for table in (theirs, ours))
+        if old != new:
+            say(f"{path}: {name} is interpolated from {old} x {old} patches to {new} x {new}.")
+            theirs[name] = interpolate_positions(theirs[name], new)
+    return theirs
+
+
+def _load(path, theirs, model, ours):
+    """Load the entries named in `ours`, part of the model's state dict, from `theirs`, which must have no others."""
     for name in [*ours, *theirs]:
-        if name not in theirs:
-            raise InputError(f"{path}: belongs to another model, has no {name}. See --model, --norm, --decoder_type.")
-        if name not in ours:
-            raise InputError(f"{path}: belongs to another model, has {name}. See --model, --norm, --decoder_type.")
+        if name not in theirs or name not in ours:
+            what = f"has no {name}" if name in ours else f"has {name}"
+            raise InputError(f"{path}: belongs to another model, {what}{_other_norm(theirs, ours)}. "
+                             "See --model, --norm, --decoder_type.")  # fmt: skip
         if theirs[name].shape != ours[name].shape and not theirs[name].numel() == ours[name].numel() == 1:
             raise InputError(
                 f"{path}: belongs to another model, {name} is {tuple(theirs[name].shape)} there and "
                 f"{tuple(ours[name].shape)} here. See --model, --input_size, --decoder_type."
             )
-    model.load_state_dict({name: theirs[name].reshape(ours[name].shape) for name in ours})
+    model.load_state_dict({name: theirs[name].reshape(ours[name].shape) for name in ours}, strict=False)
+
+
+def norm_of(weights):
+    """Registry name of the norm whose parameters a state dict has in its first block."""
+    parts = {name.rpartition(".")[2] for name in weights if name.startswith("blocks.0.norm1.")}
+    for part, norm in (("alpha_base", "AdaptiveDynamicTanh"), ("shift", "DynamicErf"), ("alpha", "DynamicTanh")):
+        if part in parts:
+            return norm
+    return "LayerNorm" if "bias" in parts else "RMSNorm"
+
+
+def _other_norm(theirs, ours):
+    there, here = norm_of(theirs), norm_of(ours)
+    return "" if there == here else f" (its norm layers are {there}, here they are {here})"
 
 
 def probe_states(head, frozen):
@@ -75,7 +162,7 @@ def load_probes(path, state, head, frozen, seed):
     The baseline probe belongs to the untrained encoder of its seed: one of another seed is left out.
     """
     stored = dict(state.get("probes", {}))
-    if "frozen" in stored and state.get("args", {}).get("seed") != seed:
+    if "frozen" in stored and _seed(state) != seed:
         stored["frozen"] = {name: part for name, part in stored["frozen"].items() if not name.startswith("untrained")}
     for name, part in (("joint", head), ("frozen", frozen)):
         if part is not None and name in stored:
@@ -83,6 +170,11 @@ def load_probes(path, state, head, frozen, seed):
                 part.load_state_dict(stored[name])
             except (KeyError, RuntimeError, ValueError) as error:
                 raise InputError(f"{path}: its {name} probe is of another encoder or other classes.") from error
+
+
+def _seed(state):
+    args = state.get("args", {})
+    return args.get("seed") if isinstance(args, dict) else None
 
 
 def load_training(path, state, optimizer, scaler):

@@ -5,6 +5,8 @@ that decides the masks, index int64 (N,), broken int64 (N,) with the index of a 
 """
 
 import math
+import random
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -20,26 +22,50 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BROKEN_SHARE = 0.01  # more unreadable images than this end the run
 
 # Independent random streams; the tag comes first, because numpy fills short keys up with zeros.
-_ORDER, _CROP, _VAL_MASK, _REPLACEMENT = range(1, 5)
+_ORDER, _CROP, _VAL_MASK, _REPLACEMENT, _AUGMENTATION, MIXING, DROPPING = range(1, 8)
 
 
 def _generator(stream, *key):
     return np.random.default_rng((stream, *key))
 
 
-class TrainImages(Dataset):
-    """Random crop, flip and mask noise of (epoch, index): the same ones in any process, at any time."""
+def seed_of(stream, *key):
+    """A 32-bit seed for what takes nothing else; `stream`: MIXING or DROPPING."""
+    return int(np.random.SeedSequence((stream, *key)).generate_state(1)[0])
 
-    def __init__(self, images, input_size, patches, seed, with_labels=False):
+
+@contextmanager
+def seeded(stream, *key):
+    """Python's, numpy's and torch's global random streams (the CPU's) from a seed; afterwards they are as before."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = seed_of(stream, *key)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class TrainImages(Dataset):
+    """Random crop, flip and mask noise of (epoch, index): the same ones in any process, at any time.
+
+    crop_box: random_resized_crop_box or another function of its kind.
+    """
+
+    def __init__(self, images, input_size, patches, seed, with_labels=False, crop_box=None):
         self.images, self.input_size, self.patches, self.seed = images, input_size, patches, seed
         self.labels = images.labels if with_labels else None
+        self.crop_box = crop_box or random_resized_crop_box
 
     def __getitem__(self, key):
         epoch, index = key
-        another = _generator(_REPLACEMENT, self.seed, epoch, index)
-        image, used, broken = _read(self.images, index, lambda: int(another.integers(len(self.images))))
+        image, used, broken = _read_another(self.images, self.seed, epoch, index)
         rng = _generator(_CROP, self.seed, epoch, index)
-        top, left, height, width = random_resized_crop_box(rng, image.height, image.width)
+        top, left, height, width = self.crop_box(rng, image.height, image.width)
         flip = rng.random() < 0.5
         size = [self.input_size, self.input_size]
         image = TF.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC)
@@ -47,6 +73,23 @@ class TrainImages(Dataset):
             image = TF.hflip(image)
         noise = rng.random(self.patches, dtype=np.float32)
         return _sample(image, self.labels, used, noise, broken)
+
+
+class AugmentedImages(Dataset):
+    """Labelled images through a transform to float tensors that draws from the global random streams, as timm's do.
+
+    Here those are seeded by (epoch, index), so that an image is augmented alike in any process, at any time.
+    """
+
+    def __init__(self, images, transform, seed):
+        self.images, self.transform, self.seed, self.labels = images, transform, seed, images.labels
+
+    def __getitem__(self, key):
+        epoch, index = key
+        image, used, broken = _read_another(self.images, self.seed, epoch, index)
+        with seeded(_AUGMENTATION, self.seed, epoch, index):
+            image = self.transform(image)
+        return {"images": image, "labels": int(self.labels[used]), "index": used, "broken": broken}
 
 
 class ValImages(Dataset):
@@ -149,9 +192,17 @@ class Batches:
             raise InputError(str(error).strip().splitlines()[-1].removeprefix("maekit.errors.InputError: ")) from None
 
 
-def train_batches(images, model, optim, *, seed, broken, workers, pin=False, with_labels=False):
-    """Training batches in the order of a BatchOrder. model, optim: ModelSettings, OptimSettings."""
-    dataset = TrainImages(images, model.input_size, model.patches, seed, with_labels)
+def train_batches(
+    images, model, optim, *, seed, broken, workers, pin=False, with_labels=False, crop_box=None, transform=None
+):
+    """Training batches in the order of a BatchOrder. model, optim: ModelSettings, OptimSettings.
+
+    The images are TrainImages or, with a transform, AugmentedImages.
+    """
+    if transform is None:
+        dataset = TrainImages(images, model.input_size, model.patches, seed, with_labels, crop_box)
+    else:
+        dataset = AugmentedImages(images, transform, seed)
     order = BatchOrder(len(images), optim.batch_size, optim.accum_iter, seed)
     return Batches(dataset, broken, workers, pin, batch_sampler=order)
 
@@ -163,6 +214,11 @@ def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_l
     """
     dataset = ValImages(images, model.input_size, model.patches, with_labels)
     return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size)
+
+
+def whole_batches(images, run, loading):
+    """Training images as validation has them: whole, once, in order; for one pass."""
+    return val_batches(images, run.model, batch_size=run.optim.batch_size, keep_workers=False, **loading)
 
 
 class Pixels:
@@ -199,6 +255,21 @@ def random_resized_crop_box(rng, height, width, scale=(0.2, 1.0), ratio=(3 / 4, 
     elif width / height > ratio[1]:
         w = round(height * ratio[1])
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def single_try_crop_box(rng, height, width, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    """random_resized_crop_box as BYOL's code and upstream's linear probing (util/crop.py) have it: one try, cut to fit."""
+    area = height * width * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    w, h = min(round(math.sqrt(area * aspect)), width), min(round(math.sqrt(area / aspect)), height)
+    w, h = max(w, 1), max(h, 1)  # upstream's would be empty for images of few pixels
+    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+def _read_another(images, seed, epoch, index):
+    """_read with a random image in place of a broken one."""
+    rng = _generator(_REPLACEMENT, seed, epoch, index)
+    return _read(images, index, lambda: int(rng.integers(len(images))))
 
 
 def _read(images, index, another):

@@ -75,6 +75,33 @@ def look_of(method):
     return LOOK.get(method, (GREY, "-"))
 
 
+def run_curve(log, summary):
+    """loss_curve of a pre-training, evaluation_curve of another task."""
+    return evaluation_curve(log, summary) if "acc1" in log[-1] else loss_curve(log, summary)
+
+
+@styled
+def evaluation_curve(log, summary):
+    """Losses and accuracy of one fine-tuning or linear probing over epochs. log: rows of log.csv; summary: its run's."""
+    figure = new_figure(PAGE, 2.5)
+    losses, accuracy = figure.subplots(1, 2)
+    colour, _ = look_of(summary["model"])
+    epochs = [row["epoch"] for row in log]
+    marker = "o" if len(epochs) == 1 else None
+    losses.plot(epochs, [r["train_loss"] for r in log], color=colour, label="training", alpha=0.45, marker=marker)
+    losses.plot(epochs, [row["val_loss"] for row in log], color=colour, label="validation", marker=marker)
+    losses.set_ylabel("cross entropy")
+    losses.set_title(
+        f"{summary['model']}, seed {summary['seed']}, {summary['task']}" + diverged_note(summary), loc="left"
+    )
+    losses.legend(loc="upper right")
+    accuracy.plot(epochs, [row["acc1"] for row in log], color=colour, marker=marker)
+    accuracy.set_ylabel("top-1 accuracy, validation (%)")
+    for ax in (losses, accuracy):
+        epoch_axis(ax)
+    return figure
+
+
 @styled
 def loss_curve(log, summary):
     """Training and validation loss of one run over epochs. log: rows of log.csv; summary: of summary.json."""

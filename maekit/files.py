@@ -1,6 +1,7 @@
 """Files that are whole or not there: JSON, CSV and arrays written atomically and read back. No torch."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -24,6 +25,12 @@ def atomic_write(path):
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def sha256(path):
+    """Hash of a file's bytes in hexadecimal."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_json(path, value):

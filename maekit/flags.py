@@ -1,9 +1,10 @@
-"""The flags of train.py and the parser that all scripts share. Defaults are in settings.py. No torch."""
+"""The flags of train.py and the parser that all scripts share. Defaults are in recipes.py. No torch."""
 
 import argparse
 import re
 
-from .settings import DEFAULTS, DEMO, MODELS, NORMS, PROBES
+from .recipes import DEFAULTS, DEMO, OF_TASK, TASKS
+from .settings import MODELS, NORMS, PROBES, UNTRAINED
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +26,10 @@ def build_parser(prog, description):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    group = parser.add_argument_group("task")
+    _flag(group, "task", str, f"{', '.join(TASKS)}: what to do; all but the first evaluate an encoder", "NAME")
+    _flag(group, "init", str, f"weights to start from: a run's folder, a checkpoint, or {UNTRAINED}", "WHERE")
+
     group = parser.add_argument_group("data")
     _flag(group, "imagenet_dir", str, "ILSVRC folder (Data/CLS-LOC/{train,val}), or one with train/ and val/", "DIR")
     group.add_argument("--demo", action="store_true", help="train on crops of ten photographs, with a small model")
@@ -48,6 +53,9 @@ def build_parser(prog, description):
     _flag(group, "mask_ratio", float, "share of patches that are hidden")
     group.add_argument("--norm_pix_loss", action="store_true", default=None, help="targets normalised patch by patch")
 
+    _flag(group, "mae_dir", str, "clone of upstream's MAE to train; default: ./mae, else one on PYTHONPATH, else ours; "
+          "builtin: ours", "DIR")  # fmt: skip
+
     group = parser.add_argument_group("probes")
     _flag(group, "alpha", float, "loss = reconstruction + alpha x classification; any sign")
     _flag(group, "probes", str, f'accuracies to score: all, none, or some of "{" ".join(PROBES)}"', "NAMES")
@@ -63,6 +71,15 @@ def build_parser(prog, description):
     _flag(group, "warmup_epochs", float, "linear warm-up; default: 10, at most a tenth of the run")
     _flag(group, "weight_decay", float, "AdamW's, on parameters of two dimensions and more")
 
+    group = parser.add_argument_group("fine-tuning")
+    _flag(group, "layer_decay", float, "each layer's rate over that of the layer above")
+    _flag(group, "drop_path", float, "stochastic depth of the last block; less below, linearly")
+    _flag(group, "mixup", float, "mixup's alpha; 0: off")
+    _flag(group, "cutmix", float, "cutmix's alpha; 0: off")
+    _flag(group, "smoothing", float, "label smoothing")
+    _flag(group, "reprob", float, "probability of random erasing")
+    _flag(group, "aa", str, "timm's name of the augmentation policy; none: crop and flip only", "NAME")
+
     group = parser.add_argument_group("run")
     _flag(group, "output_dir", str, "the run's folder; default: ./output_train/<norm>/seed<seed>", "DIR")
     _flag(group, "checkpoint_dir", str, "where checkpoint.pth goes; default: the run's folder", "DIR")
@@ -76,9 +93,9 @@ def build_parser(prog, description):
 
 
 def _flag(group, name, kind, text, metavar="X"):
-    default, demo = DEFAULTS[name], DEMO.get(name)
-    if default is not None:
-        text += f" (default: {default}" + (f"; demo: {demo}" if demo is not None else "") + ")"
-    elif demo is not None:
-        text += f" (demo: {demo})"
+    named = {"default": DEFAULTS[name], "demo": DEMO.get(name)}
+    named |= {task: recipe[name] for task, recipe in OF_TASK.items() if name in recipe}
+    named = [f"{of}: {value}" for of, value in named.items() if value is not None]
+    if named:
+        text += f" ({'; '.join(named)})"
     group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text.replace("%", "%%"))

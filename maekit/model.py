@@ -4,13 +4,14 @@ Images are (N, 3, H, W), square, normalised. L = (H / patch)^2 patches; a patch 
 rows first, channels last. Masks are (N, L) with 1 where a patch is hidden.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 
@@ -44,16 +45,23 @@ ALIASES = {
 DECODER_WIDTHS = {"tiny": 192, "small": 384, "base": 512, "large": 768}
 
 
-def build_mae(name, *, img_size=224, decoder_type=None, norm_pix_loss=False):
+def build_mae(name, *, img_size=224, decoder_type=None, norm_pix_loss=False, upstream=None):
     """A MaskedAutoencoder by name (a key of MODELS or ALIASES), freshly initialised from torch's global generator.
 
     decoder_type: None for the model's own, "linear", or "<size>-<blocks>b" such as "base-8b" (sizes: DECODER_WIDTHS).
-    Raises KeyError for an unknown name and ValueError for an unknown decoder or an img_size that patches do not tile.
+    upstream: the module models_mae of a clone of facebookresearch/mae; the model is then of its class, with the weights
+    that ours would have. Raises KeyError for an unknown name and ValueError for an unknown decoder or an img_size that
+    patches do not tile.
     """
     patch_size, encoder, decoder = MODELS[ALIASES.get(name, name)]
     if decoder_type is not None:
         decoder = parse_decoder(decoder_type)
-    return MaskedAutoencoder(img_size, patch_size, encoder, decoder, norm_pix_loss=norm_pix_loss)
+    ours = MaskedAutoencoder(img_size, patch_size, encoder, decoder, norm_pix_loss=norm_pix_loss)
+    if upstream is None:
+        return ours
+    theirs = upstream_mae(upstream, img_size, patch_size, encoder, decoder, norm_pix_loss=norm_pix_loss)
+    theirs.load_state_dict(ours.state_dict())
+    return theirs
 
 
 def parse_decoder(decoder_type):
@@ -125,27 +133,12 @@ class MaskedAutoencoder(nn.Module):
         """(N, L, patch^2 * 3) -> (N, 3, H, W)."""
         return unpatchify(patches, self.patch_size)
 
-    def random_masking(self, x, mask_ratio, noise):
-        """Keep the int(L (1 - mask_ratio)) patches of least noise.
-
-        x (N, L, D), noise (N, L) -> visible (N, kept, D), mask (N, L), ids_restore (N, L).
-        """
-        n, length, width = x.shape
-        kept = int(length * (1 - mask_ratio))
-        ids_shuffle = noise.argsort(dim=1)
-        ids_restore = ids_shuffle.argsort(dim=1)
-        ids_keep = ids_shuffle[:, :kept, None].expand(-1, -1, width)
-        visible = x.gather(1, ids_keep)
-        mask = x.new_ones(n, length, dtype=torch.float32)
-        mask[:, :kept] = 0
-        return visible, mask.gather(1, ids_restore), ids_restore
-
     def forward_encoder(self, images, mask_ratio, noise=None):
         """(N, 3, H, W) -> latent (N, 1 + kept, D) with the CLS token first, mask (N, L), ids_restore (N, L)."""
         x = self.patch_embed(images) + self.pos_embed[:, 1:]
         if noise is None:
             noise = torch.rand(x.shape[:2], device=x.device)
-        x, mask, ids_restore = self.random_masking(x, mask_ratio, noise)
+        x, mask, ids_restore = random_masking(x, mask_ratio, noise)
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat((cls_token.to(x.dtype), x), dim=1)
         for block in self.blocks:
@@ -189,6 +182,116 @@ class MaskedAutoencoder(nn.Module):
             mean, std = patch_statistics(self.patchify(images))
             pred = pred * std + mean
         return self.unpatchify(pred)
+
+
+def upstream_mae(module, img_size, patch_size, encoder, decoder, *, norm_pix_loss=False):
+    """A model of upstream's own class, for any Transformer sizes, that takes `noise` and draws pictures as ours does.
+
+    module: models_mae of a clone. Of upstream's arithmetic only the place where the mask's noise comes from is changed.
+    """
+
+    class UpstreamMAE(module.MaskedAutoencoderViT):
+        noise = None
+
+        def random_masking(self, x, mask_ratio):
+            noise = torch.rand(x.shape[:2], device=x.device) if self.noise is None else self.noise
+            return random_masking(x, mask_ratio, noise)
+
+        def forward_encoder(self, images, mask_ratio, noise=None):
+            self.noise = noise
+            try:
+                return super().forward_encoder(images, mask_ratio)
+            finally:
+                self.noise = None
+
+        def forward(self, images, mask_ratio=0.75, noise=None):
+            latent, mask, ids_restore = self.forward_encoder(images, mask_ratio, noise)
+            pred = self.forward_decoder(latent, ids_restore)
+            return self.forward_loss(images, pred, mask), pred, mask
+
+        reconstruct = MaskedAutoencoder.reconstruct
+
+    sizes = decoder or Transformer(encoder.width, 0, 1)
+    mae = UpstreamMAE(
+        img_size, patch_size, 3, encoder.width, encoder.depth, encoder.heads, sizes.width, sizes.depth, sizes.heads,
+        mlp_ratio=4, norm_layer=partial(nn.LayerNorm, eps=1e-6), norm_pix_loss=norm_pix_loss,
+    )  # fmt: skip
+    if decoder is None:  # upstream has no linear decoder
+        mae.decoder_embed, mae.decoder_norm = nn.Identity(), nn.Identity()
+    return mae
+
+
+def to_timm(mae, *, num_classes=0, global_pool="token", drop_path_rate=0.0):
+    """The encoder of a masked autoencoder, ours or upstream's, as timm's VisionTransformer: same weights, same norms.
+
+    Its forward_features(images)[:, 0] is the CLS token of forward_encoder(images, mask_ratio=0). With global_pool "avg"
+    the final norm is a fresh one after pooling, as in upstream's fine-tuning. The head of num_classes is timm's, new;
+    position tables may be trained. No random number is drawn from the global stream.
+    """
+    first = mae.blocks[0]
+    with torch.random.fork_rng(devices=[]):
+        vit = VisionTransformer(
+            img_size=mae.patch_embed.img_size,
+            patch_size=mae.patch_embed.patch_size,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            embed_dim=mae.cls_token.shape[-1],
+            depth=len(mae.blocks),
+            num_heads=first.attn.num_heads,
+            mlp_ratio=first.mlp.fc1.out_features / first.mlp.fc1.in_features,
+            drop_path_rate=drop_path_rate,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+    for ours, theirs in zip(vit.blocks, mae.blocks):
+        ours.norm1, ours.norm2 = copy.deepcopy(theirs.norm1), copy.deepcopy(theirs.norm2)
+    encoder = encoder_weights(mae.state_dict())
+    norm = copy.deepcopy(mae.norm)
+    if global_pool == "token":
+        vit.norm = norm
+    else:
+        norm.reset_parameters()
+        vit.fc_norm = norm
+        encoder = {name: value for name, value in encoder.items() if not name.startswith("norm.")}
+    missing, unexpected = vit.load_state_dict(encoder, strict=False)
+    missing = [name for name in missing if not name.startswith(("head.", "fc_norm."))]
+    if missing or unexpected:
+        raise ValueError(f"no encoder of timm's VisionTransformer: {missing} missing, {unexpected} left over")
+    return vit.to(mae.cls_token.device)
+
+
+def encoder_weights(state):
+    """Those entries of a state dict that are the encoder's: no decoder, no classifier."""
+    return {name: value for name, value in state.items() if not name.startswith(NOT_ENCODER)}
+
+
+NOT_ENCODER = ("decoder_", "mask_token", "head.", "fc_norm.")
+
+
+def interpolate_positions(table, grid):
+    """A position table (1, 1 + g^2, D) for another grid (1, 1 + grid^2, D): bicubic, the CLS row as it is.
+
+    As upstream's util/pos_embed.py.
+    """
+    old = round((table.shape[1] - 1) ** 0.5)
+    patches = table[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    patches = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def random_masking(x, mask_ratio, noise):
+    """Keep the int(L (1 - mask_ratio)) patches of least noise.
+
+    x (N, L, D), noise (N, L) -> visible (N, kept, D), mask (N, L), ids_restore (N, L).
+    """
+    n, length, width = x.shape
+    kept = int(length * (1 - mask_ratio))
+    ids_shuffle = noise.argsort(dim=1)
+    ids_restore = ids_shuffle.argsort(dim=1)
+    ids_keep = ids_shuffle[:, :kept, None].expand(-1, -1, width)
+    visible = x.gather(1, ids_keep)
+    mask = x.new_ones(n, length, dtype=torch.float32)
+    mask[:, :kept] = 0
+    return visible, mask.gather(1, ids_restore), ids_restore
 
 
 def patchify(images, patch_size):

@@ -74,12 +74,8 @@ class OnlineProbe:
     """
 
     def __init__(self, width, classes, device, seed):
-        self.layers = nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), linear(width, classes, seed))
-        self.layers.to(device)
-        weight, bias = self.layers[1].weight, self.layers[1].bias
-        # timm's Lars leaves the trust ratio out where there is no weight decay, unless told otherwise
-        groups = [{"params": [weight], "always_adapt": True, "peak": 1.0}, {"params": [bias], "peak": BIAS_LR}]
-        self.optimizer = Lars(groups, lr=PROBE_LR, momentum=PROBE_MOMENTUM)
+        self.layers = probe_layers(width, classes, seed).to(device)
+        self.optimizer = lars(self.layers[1], lr=PROBE_LR, bias_scale=BIAS_LR)
         self.steps = 0
 
     @torch.enable_grad()
@@ -89,7 +85,7 @@ class OnlineProbe:
         progress: how much of the run is over, 0 to 1; the rate is half a cosine of it.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * PROBE_LR * 0.5 * (1 + math.cos(math.pi * progress))
+            group["lr"] = group["lr_scale"] * PROBE_LR * 0.5 * (1 + math.cos(math.pi * progress))
         self.steps += 1
         self.layers[0].momentum = max(NORM_MOMENTUM, 1 / self.steps)  # a plain mean at first
         with torch.autocast(features.device.type, enabled=False):
@@ -113,6 +109,50 @@ class OnlineProbe:
         self.layers.load_state_dict(state["layers"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm without affine part for features that no gradient goes through, over the batches of all processes.
+
+    What SyncBatchNorm is, which refuses to work on CPU. State dict as nn.BatchNorm1d's.
+    """
+
+    def __init__(self, width):
+        super().__init__(width, eps=1e-6, affine=False)
+
+    def forward(self, x):
+        """(N, D) -> (N, D)."""
+        if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return super().forward(x)
+        n = x.new_tensor(float(len(x)))
+        torch.distributed.all_reduce(n)
+        mean = x.sum(dim=0)
+        torch.distributed.all_reduce(mean)
+        mean /= n
+        var = ((x - mean) ** 2).sum(dim=0)
+        torch.distributed.all_reduce(var)
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var / (n - 1), self.momentum)
+        return (x - mean) / (var / n + self.eps).sqrt()
+
+
+def probe_layers(width, classes, seed):
+    """A linear classifier of batch-normalised features, nn.Sequential."""
+    return nn.Sequential(GlobalBatchNorm1d(width), linear(width, classes, seed))
+
+
+def lars(layer, *, lr, weight_decay=0.0, bias_scale=1.0):
+    """LARS (arXiv 1708.03888) for a linear layer: its bias has neither decay nor trust ratio; as upstream's util/lars.py.
+
+    bias_scale: the bias's rate over lr. Each group's lr_scale is for a schedule to multiply its rate by.
+    """
+    # timm's Lars leaves the trust ratio out where there is no weight decay, unless told otherwise
+    groups = [
+        {"params": [layer.weight], "always_adapt": True, "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": [layer.bias], "weight_decay": 0.0, "lr_scale": bias_scale},
+    ]
+    return Lars(groups, lr=lr, momentum=PROBE_MOMENTUM)
 
 
 class FrozenProbes:

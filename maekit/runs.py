@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .files import atomic_write, read_csv, read_json, write_csv, write_json
-from .settings import DEFAULTS
+from .recipes import DEFAULTS
 
 ACCURACIES = {"joint": "accuracy", "frozen": "frozen_accuracy", "knn": "knn_accuracy"}  # probe: column, percent
 UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the same seed before any training
@@ -44,6 +44,9 @@ LOG_COLUMNS = (
     "norm_alpha_max",
     "norm_alpha_saturated",
 )
+EVALUATION_COLUMNS = ("epoch", "train_loss", "val_loss", "acc1", "acc5", *LOG_COLUMNS[LOG_COLUMNS.index("lr") :])
+SCORES = {**ACCURACIES, "top-1": "acc1", "top-5": "acc5"}  # for the terminal
+MEASURED_LAST = ("val_mse", *ACCURACY_COLUMNS, "val_loss", "acc1", "acc5")  # of the last epoch, in summary.json
 ALPHA_COLUMNS = ("epoch", "layer", "alpha", "saturated")
 FINISHED, DIVERGED, RUNNING = "finished", "diverged", "running"
 
@@ -98,12 +101,13 @@ class RunFolder:
 class Record:
     """What a run has measured so far, epoch by epoch, and the files that hold it.
 
-    folder: RunFolder. head: the run's entry in trajectory.json (alpha, lr, model, decoder, norm, seed). log, alphas:
-    the rows of log.csv and norm_alpha.csv so far; the checkpoint keeps them, so that files and weights always agree.
+    folder: RunFolder. columns: of log.csv, LOG_COLUMNS or EVALUATION_COLUMNS. head: the run's entry in trajectory.json
+    (alpha, lr, model, decoder, norm, seed), None for no such file. log, alphas: the rows of log.csv and norm_alpha.csv
+    so far; the checkpoint keeps them, so that files and weights always agree.
     """
 
-    def __init__(self, folder, head, log=(), alphas=()):
-        self.folder, self.head = folder, head
+    def __init__(self, folder, columns, head, log=(), alphas=()):
+        self.folder, self.columns, self.head = folder, columns, head
         self.log, self.alphas = list(log), list(alphas)
 
     def history(self):
@@ -113,11 +117,11 @@ class Record:
     def add(self, row, layers, status):
         """Append an epoch and write.
 
-        row: values of LOG_COLUMNS but the norms' alphas, others are left out; layers: (name, alpha, saturated or None)
+        row: values of the columns but the norms' alphas, others are left out; layers: (name, alpha, saturated or None)
         of each norm layer.
         """
         row = {**row, **_alpha_columns(layers)}
-        self.log.append({name: row.get(name) for name in LOG_COLUMNS})
+        self.log.append({name: row.get(name) for name in self.columns})
         self.alphas += [dict(zip(ALPHA_COLUMNS, (row["epoch"], *layer))) for layer in layers]
         self.write(status)
 
@@ -126,8 +130,10 @@ class Record:
 
         The latter has the format of the original gap scripts; null is what was not measured.
         """
-        write_csv(self.folder.log, LOG_COLUMNS, self.log)
+        write_csv(self.folder.log, self.columns, self.log)
         write_csv(self.folder.norm_alpha, ALPHA_COLUMNS, self.alphas)
+        if self.head is None:
+            return
         points = [
             {
                 "epoch": row["epoch"],
@@ -199,8 +205,8 @@ def summarize_log(log):
         "final_loss": log[-1]["train_loss"],
         "min_loss": best["train_loss"],
         "min_loss_epoch": best["epoch"],
-        "val_mse": log[-1]["val_mse"],
-        **{name: log[-1][name] for name in ACCURACY_COLUMNS if log[-1].get(name) is not None},
+        **{name: log[-1][name] for name in MEASURED_LAST if log[-1].get(name) is not None},
+        **({"max_acc1": max(row["acc1"] for row in log)} if "acc1" in best else {}),
         "images_per_s": sum(row["images_per_s"] for row in log) / len(log),
         "peak_memory_mb": max((row["peak_memory_mb"] for row in log if row["peak_memory_mb"]), default=None),
     }

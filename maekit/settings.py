@@ -1,11 +1,14 @@
-"""The settings of a training run: defaults, what --demo changes, checks, and the objects that the parts take. No torch."""
+"""The settings of a run: how they come about, checks, and the objects that the parts take. No torch."""
 
 import math
 import os
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from . import files, recipes
 from .errors import InputError
+from .recipes import FINETUNE, KNN, PRETRAIN, TASKS
 
 # Plain lists, so that flags are checked before torch is imported; the tests hold them equal to the registries.
 NORMS = {  # name: alias
@@ -31,52 +34,7 @@ MODELS = {  # name: patch size
 DECODER_SIZES = ("tiny", "small", "base", "large")
 PROBES = ("joint", "frozen", "knn")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-# Every default is here and nowhere else. None: worked out in resolve().
-DEFAULTS = {
-    "norm": "LayerNorm",
-    "dyt_alpha_init": 0.5,
-    "adyt_lambda": 0.1,
-    "adyt_smooth": 0.9,
-    "adyt_alpha_min": 0.1,
-    "adyt_alpha_max": 2.0,
-    "model": "mae_vit_base_patch16",
-    "decoder_type": None,
-    "input_size": 224,
-    "mask_ratio": 0.75,
-    "norm_pix_loss": False,
-    "epochs": 100,
-    "batch_size": 64,
-    "accum_iter": 1,
-    "lr": None,
-    "blr": 1e-3,
-    "min_lr": 0.0,
-    "warmup_epochs": None,
-    "weight_decay": 0.05,
-    "alpha": 0.0,
-    "probes": "none",
-    "eval_every": 5,
-    "imagenet_dir": "ILSVRC",
-    "hf_dataset": None,
-    "hf_config": None,
-    "max_images": None,
-    "num_workers": None,
-    "output_dir": None,
-    "checkpoint_dir": None,
-    "seed": 0,
-    "device": "auto",
-    "precision": "auto",
-    "resume": "auto",
-    "overwrite": False,
-    "dry_run": False,
-}
-# What --demo changes: a model, sizes and a rate that teach something on two cores in minutes.
-DEMO = {
-    "model": "mae_vit_demo_patch8",
-    "input_size": 64,
-    "epochs": 20,
-    "lr": 4e-3,
-}
+UNTRAINED = "untrained"  # --init: random weights
 
 
 @dataclass(frozen=True)
@@ -143,9 +101,31 @@ class ProbeSettings:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One training run, every value resolved and checked."""
+class FinetuneSettings:
+    """The regularisation of fine-tuning: layer-wise rate decay, drop path, mixup, cutmix, label smoothing, random
+    erasing, and timm's name of the augmentation policy ("none" for none)."""
 
+    layer_decay: float
+    drop_path: float
+    mixup: float
+    cutmix: float
+    smoothing: float
+    reprob: float
+    aa: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, every value resolved and checked.
+
+    task: one of TASKS. init: path of the checkpoint whose weights it starts from; None: weights of its seed. mae_dir:
+    as typed. finetune: None for other tasks.
+    """
+
+    task: str
+    init: str | None
+    mae_dir: str | None
+    finetune: FinetuneSettings | None
     norm: NormSettings
     model: ModelSettings
     data: DataSettings
@@ -164,19 +144,27 @@ class Settings:
         """What decides the numbers of the run, flat and by the names of the flags.
 
         Two commands with equal identities on equal data are the same run: the second goes on where the first stopped.
-        A precision left to the device is not in it yet.
+        Which weights --init and which model --mae_dir stand for, and a precision left to the device, are not in it.
         """
-        optim, model, norm = asdict(self.optim), asdict(self.model), asdict(self.norm)
-        model["model"] = model.pop("name")
-        flags = {"norm": norm["name"]}
+        optim, norm = asdict(self.optim), asdict(self.norm)
+        flags = {"task": self.task, "norm": norm["name"]}
         flags.update({OPTION_FLAGS[norm["name"]][option]: value for option, value in norm["options"].items()})
-        flags.update(model)
-        flags.update(optim)
-        flags.update(alpha=self.probes.alpha, probes=" ".join(self.probes.names) or "none")
-        if "knn" in self.probes.names:
-            flags["eval_every"] = self.probes.eval_every
+        flags.update(model=self.model.name, input_size=self.model.input_size)
+        if self.task == PRETRAIN:
+            flags.update(
+                mask_ratio=self.model.mask_ratio,
+                norm_pix_loss=self.model.norm_pix_loss,
+                decoder_type=self.model.decoder_type,
+                alpha=self.probes.alpha,
+                probes=" ".join(self.probes.names) or "none",
+            )
+            if "knn" in self.probes.names:
+                flags["eval_every"] = self.probes.eval_every
+            flags["resume"] = None if self.resume in ("auto", "never") else self.resume
+        if self.task != KNN:
+            flags.update(optim)
+        flags.update(asdict(self.finetune) if self.finetune else {})
         flags.update(max_images=self.data.max_images, seed=self.seed)
-        flags["resume"] = None if self.resume in ("auto", "never") else self.resume
         return flags if self.precision == "auto" else {**flags, "precision": self.precision}
 
 
@@ -196,17 +184,33 @@ OPTION_FLAGS = {
 
 
 def resolve(typed, *, cores=None):
-    """Settings from the flags that flags.build_parser parsed: what was typed wins, then --demo, then the defaults. Raises InputError."""
-    v = {**DEFAULTS, **(DEMO if typed.demo else {})}
-    v.update({name: value for name, value in vars(typed).items() if value is not None})
+    """Settings from the flags that flags.build_parser parsed. Raises InputError.
+
+    What was typed wins, then what the run of --init had, then --demo, then the task's recipe.
+    """
+    given = {name: value for name, value in vars(typed).items() if value is not None}
+    task = given.get("task", PRETRAIN)
+    if task not in TASKS:
+        raise InputError(f"--task {task}: unknown. Choose from {', '.join(TASKS)}.")
+    init, stored = _open_init(task, given.get("init"))
+    model = given.get("model", stored.get("model"))
+    v = {**recipes.of(task, model, demo=typed.demo), **stored, **given}
     _check_source(typed)
     _check(v)
     lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] / 256
-    warmup = v["warmup_epochs"] if v["warmup_epochs"] is not None else min(10, v["epochs"] / 10)
+    warmup = v["warmup_epochs"]
+    if warmup is None:
+        warmup = recipes.warmup_epochs(task, v["model"], v["epochs"])
     workers = v["num_workers"] if v["num_workers"] is not None else min(4, cores or available_cores())
     name = norm_name(v["norm"])
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
+    regularisation = {field: v[field] for field in FinetuneSettings.__dataclass_fields__}
+    folder = ("output_train", name, f"seed{v['seed']}") + (() if task == PRETRAIN else (task,))
     return Settings(
+        task=task,
+        init=init,
+        mae_dir=v["mae_dir"],
+        finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
         norm=NormSettings(name, {option: v[flag] for option, flag in OPTION_FLAGS[name].items()}),
         model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
         data=DataSettings(images, v["max_images"], workers, v["hf_dataset"], v["hf_config"]),
@@ -214,13 +218,37 @@ def resolve(typed, *, cores=None):
         probes=ProbeSettings(v["alpha"], probe_names(v["probes"], v["alpha"]), v["eval_every"]),
         seed=v["seed"],
         precision=v["precision"],
-        output_dir=v["output_dir"] or os.path.join("output_train", name, f"seed{v['seed']}"),
+        output_dir=v["output_dir"] or os.path.join(*folder),
         checkpoint_dir=v["checkpoint_dir"],
         device=v["device"],
         resume=v["resume"],
         overwrite=v["overwrite"],
         dry_run=v["dry_run"],
     )
+
+
+def _open_init(task, typed):
+    """(checkpoint or None, settings of the run it is of, by the names of the flags) of --init. Raises InputError.
+
+    An evaluation takes over what says which network it is: the norm with its options, the model, the input size.
+    """
+    if typed is None and task != PRETRAIN:
+        raise InputError(f"--task {task}: needs --init: a run's folder, a checkpoint, or untrained for random weights.")
+    if typed in (None, UNTRAINED):
+        return None, {}
+    path = Path(typed)
+    if path.is_file():
+        return str(path), {}
+    if not (path / "config.json").is_file():
+        what = "no run in it (no config.json)" if path.is_dir() else "no such file or folder"
+        raise InputError(f"--init {typed}: {what}. Use a run's folder, a checkpoint, or untrained.")
+    config = files.read_json(path / "config.json")
+    identity = config.get("identity", {})
+    checkpoint = Path(config.get("settings", {}).get("checkpoint_dir") or path) / "checkpoint.pth"
+    if not checkpoint.is_file():
+        raise InputError(f"--init {typed}: the run has no checkpoint yet, {checkpoint} is not there. Train it first.")
+    network = ("norm", "model", "input_size", *(flag for options in OPTION_FLAGS.values() for flag in options.values()))
+    return str(checkpoint), {} if task == PRETRAIN else {name: identity[name] for name in network if name in identity}
 
 
 def norm_name(name):
@@ -279,13 +307,22 @@ def _check(v):
 
     if not math.isfinite(v["alpha"]):
         raise InputError(f"--alpha {v['alpha']}: must be finite.")
+    evaluates = v["task"] == FINETUNE and v["epochs"] == 0  # a classifier as it is
     for name in ("epochs", "batch_size", "accum_iter", "max_images", "eval_every", "input_size", "lr", "blr",
-                 "dyt_alpha_init"):  # fmt: skip
-        if v[name] is not None and not 0 < v[name] < math.inf:
+                 "dyt_alpha_init", "layer_decay"):  # fmt: skip
+        if v[name] is not None and not 0 < v[name] < math.inf and not (name == "epochs" and evaluates):
             raise InputError(f"--{name} {v[name]}: must be positive.")
-    for name in ("min_lr", "weight_decay", "num_workers", "warmup_epochs", "adyt_lambda", "seed"):
+    for name in ("min_lr", "weight_decay", "num_workers", "warmup_epochs", "adyt_lambda", "seed", "mixup", "cutmix"):
         if v[name] is not None and not 0 <= v[name] < math.inf:
             raise InputError(f"--{name} {v[name]}: must not be negative.")
+    for name in ("drop_path", "smoothing", "reprob"):
+        if not 0 <= v[name] < 1:
+            raise InputError(f"--{name} {v[name]}: must be in [0, 1).")
+    if v["task"] == FINETUNE and (v["mixup"] or v["cutmix"]) and v["batch_size"] % 2:
+        raise InputError(f"--batch_size {v['batch_size']}: mixup and cutmix mix pairs of images, so it must be even. "
+                         "Or go without: --mixup 0 --cutmix 0.")  # fmt: skip
+    if v["task"] != PRETRAIN and v["resume"] not in ("auto", "never"):
+        raise InputError(f"--resume {v['resume']}: is for pre-training; --task {v['task']} starts from --init.")
     if not 0 <= v["adyt_smooth"] < 1:
         raise InputError(f"--adyt_smooth {v['adyt_smooth']}: must be in [0, 1); 1 would never adapt.")
     low, high = v["adyt_alpha_min"], v["adyt_alpha_max"]

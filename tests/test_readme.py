@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from maekit import runs, settings
+from maekit import recipes, runs
 from maekit.flags import build_parser
 
 from .conftest import KIT, run
@@ -31,10 +31,10 @@ def test_the_table_of_options_has_every_flag_and_no_other():
 @pytest.mark.parametrize("flag", ROWS)
 def test_the_defaults_in_the_table_are_the_codes(flag):
     default, demo = ROWS[flag]
-    if not any(settings.DEFAULTS.get(flag) is nothing for nothing in (None, False)):
-        assert default == str(settings.DEFAULTS[flag])
-    if flag in settings.DEMO:
-        assert demo == str(settings.DEMO[flag])
+    if not any(recipes.DEFAULTS.get(flag) is nothing for nothing in (None, False)):
+        assert default == str(recipes.DEFAULTS[flag])
+    if flag in recipes.DEMO:
+        assert demo == str(recipes.DEMO[flag])
     elif flag != "output_dir":
         assert demo == ""
 

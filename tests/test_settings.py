@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from maekit import settings
+from maekit import recipes, settings
 from maekit.errors import InputError
 from maekit.flags import build_parser
 
@@ -46,7 +46,7 @@ def test_warm_up_is_at_most_a_tenth_of_the_run():
 def test_what_is_typed_wins_over_the_demo():
     settled = resolved("--demo", "--epochs", "3")
     assert settled.optim.epochs == 3
-    assert settled.model.name == settings.DEMO["model"] and settled.optim.lr == settings.DEMO["lr"]
+    assert settled.model.name == recipes.DEMO["model"] and settled.optim.lr == recipes.DEMO["lr"]
     assert settled.data.imagenet_dir is None
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from maekit import runs, settings
+from maekit import recipes, runs, settings
 
 from .conftest import KIT, run
 
@@ -92,7 +92,7 @@ def test_what_the_demo_sets_is_left_to_it_and_the_grid_stays_the_sweeps():
     commands = grid(SWEEP, "--demo")
     assert [c["--alpha"] for c in commands] == THE_SEEDS_ALPHAS
     for c in commands:
-        assert "--demo" in c and c["--epochs"] == "50" and c["--lr"] == str(settings.DEMO["lr"])
+        assert "--demo" in c and c["--epochs"] == "50" and c["--lr"] == str(recipes.DEMO["lr"])
         assert not {"--model", "--decoder_type", "--batch_size", "--hf_dataset", "--num_workers"} & set(c)
         assert c["--output_dir"].startswith("outputs/demo-mae-reconstruction-gap/full/")
         assert c["--checkpoint_dir"].startswith("outputs/checkpoints/demo-full/")

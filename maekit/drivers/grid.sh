@@ -26,6 +26,14 @@ print_banner() {
     sed -n '2,/^$/s/^# \{0,1\}//p' "$1"
 }
 
+# clone_mae: clone upstream's MAE, patched, into mae beside the scripts; in a dry run print the command instead. It needs
+# no packages, so it can come before the environment.
+clone_mae() (
+    use_any_python
+    set -- env "PYTHONPATH=$KIT" "$PYTHON" -m maekit.upstream "$KIT/mae"
+    if [ -n "$dry_run" ]; then command_line "$@"; else exec "$@"; fi
+)
+
 # Print the arguments as one line that a shell reads back as the same arguments.
 command_line() {
     local word line=

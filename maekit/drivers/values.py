@@ -9,14 +9,14 @@ python -m maekit.drivers.values --workers 16             -> 16, at most the core
 import math
 import sys
 
-from maekit import errors, runs, settings
+from maekit import errors, recipes, runs, settings
 from maekit.errors import InputError
 
 
 def main(argv):
     flag, *typed = argv
     if flag == "--demo":
-        print(spelled(flag, str(settings.DEMO[typed[0]])))
+        print(spelled(flag, str(recipes.DEMO[typed[0]])))
         return
     if flag == "--workers":
         print(min(int(typed[0]), settings.available_cores()))
