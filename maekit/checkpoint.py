@@ -36,8 +36,13 @@ def save(path, *, model, optimizer, scaler, epoch, args, **extra):
             raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
-# What upstream's scripts put into a checkpoint beside tensors and plain values: their arguments.
-_UPSTREAMS = [argparse.Namespace, type(pathlib.Path()), pathlib.PurePosixPath, pathlib.PureWindowsPath]
+# What upstream's scripts put into a checkpoint beside tensors and plain values: their arguments, in which may be paths,
+# of any system and by the names that any Python has for them.
+_UPSTREAMS = [argparse.Namespace] + [
+    (pathlib.PurePath, f"{module}.{name}")
+    for module in ("pathlib", "pathlib._local")
+    for name in ("PosixPath", "WindowsPath")
+]
 
 
 def read(path):
