@@ -119,7 +119,7 @@ norms=$(grid_values --norms "$norms")
 seeds=$(grid_values --seeds "$seeds")
 
 # Every run of the sweep, a command a line.
-print_grid() {
+print_commands() {
     local lr alpha norm seed run
     for lr in $lrs; do
         for alpha in $alphas; do
@@ -137,7 +137,7 @@ print_grid() {
 }
 
 if [ -n "$dry_run" ]; then
-    print_grid
+    print_commands
     exit
 fi
 
@@ -145,4 +145,4 @@ fi
 for alpha in $alphas; do [ "$alpha" = 0.0 ] || break; done
 "$PYTHON" "$KIT/train.py" --dry_run --alpha "$alpha" "${train_flags[@]}"
 
-run_and_analyse "$root" "$PYTHON" "$KIT/analysis.py" gap --log_dir "$root" --output_dir "$output_dir/analysis_$sweep"
+run_and_analyse commands "$root" "$PYTHON" "$KIT/analysis.py" gap --log_dir "$root" --output_dir "$output_dir/analysis_$sweep"

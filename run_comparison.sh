@@ -13,6 +13,11 @@
 #   --seeds "0 1 ..."    one run per method and seed (default: 0)
 #   --output_dir DIR     results; runs are in DIR/<method>/seed<k> (default: ./output_comparison; demo: ./output_demo)
 #   --checkpoint_dir DIR checkpoints, in DIR/<method>/seed<k> (default: the run's folder)
+#   --eval "A B ..."     then evaluate every encoder, and beside it the same network with random weights: finetune,
+#                        linprobe, knn; results are in DIR/<method>/seed<k>/<task> and .../untrained_<task>
+#   --finetune_flags "..." --linprobe_flags "..."
+#                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
+#                        others they get those on data, model, norm and device
 #   --demo               demo data and settings; what is typed wins
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --dry_run            print the commands and run nothing
@@ -30,9 +35,13 @@ methods="LayerNorm DynamicTanh AdaptiveDynamicTanh"
 seeds=0
 output_dir=
 checkpoint_dir=
+evals=
+finetune_flags=
+linprobe_flags=
 clone_mae=
 dry_run=
 train_flags=()
+shared_flags=() # those of train_flags that evaluations get, too
 
 while [ $# -gt 0 ]; do
     WORDS=1
@@ -41,9 +50,19 @@ while [ $# -gt 0 ]; do
     --seeds | --seed) read_value "$@" && seeds=$VALUE ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
+    --eval) read_value "$@" && evals=${VALUE//,/ } ;;
+    --finetune_flags) read_text "$@" && finetune_flags=$VALUE ;;
+    --linprobe_flags) read_text "$@" && linprobe_flags=$VALUE ;;
     --demo)
+        shared_flags+=(--demo)
         train_flags+=(--demo)
         : "${output_dir:=./output_demo}"
+        ;;
+    --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --model | --input_size | --device | \
+        --precision | --dyt_alpha_init | --adyt_*)
+        read_value "$@"
+        shared_flags+=("${1%%=*}" "$VALUE")
+        train_flags+=("${1%%=*}" "$VALUE")
         ;;
     --clone_mae) clone_mae=1 ;;
     --dry_run) dry_run=1 ;;
@@ -59,27 +78,66 @@ done
 : "${output_dir:=./output_comparison}"
 
 # Every run of the comparison, a command a line.
-print_grid() {
+print_commands() {
     local seed method
     for seed in $seeds; do
         for method in $names; do
-            command_line "$PYTHON" "$KIT/train.py" --norm "$method" --seed "$seed" \
-                --output_dir "$output_dir/$method/seed$seed" \
-                ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$method/seed$seed"} ${train_flags[@]+"${train_flags[@]}"}
+            print_run "$method" "$seed" "" ${train_flags[@]+"${train_flags[@]}"}
         done
     done
+}
+
+# Every evaluation of their encoders, pre-trained and untrained.
+print_evaluations() {
+    local seed method task
+    for task in $evals; do
+        for seed in $seeds; do
+            for method in $names; do
+                print_evaluation "/$task" --init "$output_dir/$method/seed$seed"
+                print_evaluation "/untrained_$task" --init untrained
+            done
+        done
+    done
+}
+
+print_evaluation() {
+    # shellcheck disable=SC2046 # a list of words
+    (set -f && print_run "$method" "$seed" "$1" --task "$task" "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} \
+        $(flags_of "$task"))
+}
+
+flags_of() {
+    case $1 in
+    finetune) printf '%s\n' "$finetune_flags" ;;
+    linprobe) printf '%s\n' "$linprobe_flags" ;;
+    esac
+}
+
+# print_run METHOD SEED SUBFOLDER FLAG...
+print_run() {
+    local run=$1/seed$2$3
+    command_line "$PYTHON" "$KIT/train.py" --norm "$1" --seed "$2" --output_dir "$output_dir/$run" \
+        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:4}"
 }
 
 if [ -n "$clone_mae" ]; then clone_mae; fi
 if [ -n "$dry_run" ]; then use_any_python; else use_environment; fi
 names=$(grid_values --methods "$methods")
 seeds=$(grid_values --seeds "$seeds")
+[ -z "$evals" ] || evals=$(grid_values --eval "$evals")
 if [ -n "$dry_run" ]; then
-    print_grid
+    print_commands
+    print_evaluations
     exit
 fi
 
 # What is wrong with the flags or the data is wrong for every run: said once, before the first.
 "$PYTHON" "$KIT/train.py" --dry_run ${train_flags[@]+"${train_flags[@]}"}
+for task in $evals; do
+    # shellcheck disable=SC2046 # a list of words
+    (set -f && exec "$PYTHON" "$KIT/train.py" --dry_run --task "$task" --init untrained \
+        ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
+done
 
-run_and_analyse "$output_dir" "$PYTHON" "$KIT/analysis.py" comparison --output_dir "$output_dir"
+run_and_analyse "commands${evals:+ evaluations}" "$output_dir" \
+    "$PYTHON" "$KIT/analysis.py" comparison --output_dir "$output_dir"

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from . import files, runs, settings
+from . import files, recipes, runs, settings
 from .errors import InputError
 
+ACCURACIES = tuple(dict.fromkeys((*runs.ACCURACY_COLUMNS, *runs.EVALUATION_ACCURACIES)))  # k-NN is in both
 # Columns of summary.json that are measurements: they get a mean and a deviation over seeds.
 MEASURES = (
     "total_epochs",
@@ -14,7 +15,7 @@ MEASURES = (
     "min_loss",
     "min_loss_epoch",
     "val_mse",
-    *runs.ACCURACY_COLUMNS,
+    *ACCURACIES,
     "psnr",
     "ssim",
     "images_per_s",
@@ -34,13 +35,15 @@ def write(root):
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"--output_dir {root}: no such folder. Run the comparison first.")
-    found = sorted(runs.load_runs(root), key=by_method_and_seed)
+    everything = sorted(runs.load_runs(root), key=by_method_and_seed)
+    found = [run for run in everything if not runs.is_evaluation(run)]
+    evaluations = [run for run in everything if runs.is_evaluation(run)]
     if not any(run["log"] or run["summary"] for run in found):
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
     from . import comparison_figures, figures
 
-    table = tabulate(found)
+    table = tabulate(found, evaluations)
     with_seeds = add_means(table)
     with files.atomic_write(root / "comparison_table.csv") as f:
         f.write(with_seeds.to_csv(index=False, lineterminator="\n").encode())
@@ -53,6 +56,9 @@ def write(root):
         "loss_comparison": comparison_figures.loss_comparison(logs, table) if len(logs) else None,
         "timing_comparison": comparison_figures.timing_comparison(table) if len(logs) else None,
         "alpha_dynamics": comparison_figures.alpha_dynamics(alphas) if len(alphas) else None,
+        "evaluation_comparison": comparison_figures.evaluation_comparison(table, chance(evaluations))
+        if table.filter(runs.EVALUATION_ACCURACIES).notna().any(axis=None) and evaluations
+        else None,
     }
     pictures = load_pictures(found)
     drawn["reconstruction_comparison"] = comparison_figures.reconstruction_comparison(pictures) if pictures else None
@@ -61,7 +67,14 @@ def write(root):
             figures.save(figure, root / f"{name}.png")
 
     print(render(table))
-    for notice in [*unequal_settings(found), *unended(table)]:
+    if evaluations:
+        print(render_evaluations(table))
+    tasks = {run["config"]["identity"]["task"] for run in evaluations}
+    same_task = [[run for run in evaluations if run["config"]["identity"]["task"] == task] for task in sorted(tasks)]
+    for notice in [
+        *(notice for group in (found, *same_task) for notice in unequal_settings(group)),
+        *unended(table), *unended(tabulate(evaluations)),
+    ]:  # fmt: skip
         print(f"note: {notice}")
     print(f"written to {root}: comparison_table.csv, {', '.join(n for n, f in drawn.items() if f is not None)}")
 
@@ -72,20 +85,28 @@ def by_method_and_seed(run):
     return list(settings.NORMS).index(identity["norm"]), identity["seed"]
 
 
-def tabulate(found):
-    """DataFrame with a row a run: the columns of summary.json, from the log alone for a run that has not ended."""
+def tabulate(found, evaluations=()):
+    """DataFrame with a row a run: the columns of summary.json, from the log alone for a run that has not ended.
+
+    Accuracies of the finished evaluations below a run's folder are columns of its row, see runs.EVALUATION_ACCURACIES.
+    """
     import pandas as pd
 
+    scores = {}
+    for run in evaluations:
+        if run["summary"] and "acc1" in run["summary"]:
+            scores.setdefault(run["path"].parent, {})[runs.evaluation_column(run)] = run["summary"]["acc1"]
     rows = []
     for run in found:
         identity = run["config"]["identity"]
         unended = {"model": identity["norm"], "seed": identity["seed"], "status": UNFINISHED}
-        rows.append({**(run["summary"] or {**unended, **runs.summarize_log(run["log"])}), "path": str(run["path"])})
+        summary = run["summary"] or {**unended, **runs.summarize_log(run["log"])}
+        rows.append({**summary, **scores.get(run["path"], {}), "path": str(run["path"])})
     columns = dict.fromkeys(["model", "seed", "status", *MEASURES, *(name for row in rows for name in row)])
     table = pd.DataFrame(rows, columns=list(columns))
     table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)
     table = table.astype({"total_epochs": "Int64", "min_loss_epoch": "Int64"})  # integers, though some are missing
-    return table.drop(columns=[name for name in runs.ACCURACY_COLUMNS if table[name].isna().all()])
+    return table.drop(columns=[name for name in ACCURACIES if table[name].isna().all()])
 
 
 def add_means(table):
@@ -153,9 +174,42 @@ def render(table):
     return text
 
 
+def render_evaluations(table):
+    """Top-1 accuracies as text: a line a method and task, pre-trained, untrained, and their difference, paired by seed."""
+    import pandas as pd
+
+    from . import stats
+
+    lines = []
+    for method, rows in table.groupby("model", sort=False):
+        for task in recipes.EVALUATIONS:
+            pair = rows.filter([f"{task}_accuracy", f"untrained_{task}_accuracy"])
+            cells = {"method": method, "task": task}
+            for name in pair:
+                values = pair[name].dropna()
+                std = f" ± {values.std():.1f}" if len(values) > 1 else ""
+                cells["untrained" if name.startswith("untrained") else "pre-trained"] = (
+                    f"{values.mean():.1f} %{std}" if len(values) else ""
+                )
+            if pair.shape[1] == 2 and len(difference := (pair.iloc[:, 0] - pair.iloc[:, 1]).dropna()):
+                known = stats.t_interval(difference)
+                interval = "" if known["low"] is None else f" (95 %: {known['low']:+.1f} to {known['high']:+.1f})"
+                cells["difference"] = f"{known['mean']:+.1f}{interval}, n = {known['n']}"
+            if len(cells) > 2:
+                lines.append(cells)
+    heading = "\ntop-1 accuracy of evaluations; untrained: the same network and recipe from random weights\n"
+    return heading + pd.DataFrame(lines).fillna("").to_string(index=False)
+
+
+def chance(evaluations):
+    """Percent that guessing gets right, None where the evaluations are of different numbers of classes."""
+    classes = {run["config"]["data"]["classes"] for run in evaluations}
+    return 100 / classes.pop() if len(classes) == 1 else None
+
+
 def unequal_settings(found):
     """Sentences on settings, other than norm and seed, that are not the same in all runs."""
-    own = {"norm", "seed", *(flag for options in settings.OPTION_FLAGS.values() for flag in options.values())}
+    own = {"norm", "seed", "init", *(flag for options in settings.OPTION_FLAGS.values() for flag in options.values())}
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
         values = {str(run["config"]["identity"].get(name)) for run in found}
         if name not in own and len(values) > 1:

@@ -17,6 +17,7 @@ from .figures import (
     relabel,
     styled,
 )  # fmt: skip
+from .recipes import EVALUATIONS
 from .runs import DIVERGED
 from .settings import in_order
 
@@ -139,6 +140,54 @@ def alpha_dynamics(alphas):
         relabel(shades[0], "encoder layers, deeper darker"), relabel(shades[1], "decoder layers"),
     ])  # fmt: skip
     return figure
+
+
+@styled
+def evaluation_comparison(table, chance=None):
+    """Top-1 accuracy of every method's encoder, a panel per task: pre-trained, and the same network untrained.
+
+    table: a row per run, with some of runs.EVALUATION_ACCURACIES. Small marks are seeds, large ones their means; a line
+    joins the two means. chance: percent that guessing gets right, drawn if given.
+    """
+    tasks = [task for task in EVALUATIONS if table.filter([f"{task}_accuracy", f"untrained_{task}_accuracy"]).size]
+    methods = list(_by_method(table))
+    figure = new_figure(PAGE, 0.9 + 0.38 * len(methods))
+    axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for ax, task in zip(axes, tasks):
+        for y, (method, rows) in enumerate(methods):
+            colour, means = look_of(method)[0], []
+            for column, face in ((f"untrained_{task}_accuracy", "white"), (f"{task}_accuracy", colour)):
+                values = rows[column].dropna() if column in rows else []
+                if not len(values):
+                    continue
+                means.append(values.mean())
+                look = {"markeredgecolor": colour, "markerfacecolor": face}
+                ax.plot(means[-1], y, "o", markersize=6, zorder=3, **look)
+                if len(values) > 1:
+                    ax.plot(values, np.full(len(values), y + 0.27), "o", markersize=2.5, zorder=3, **look)
+            ax.plot(means, [y] * len(means), color=colour, linewidth=1, zorder=2)
+        if chance is not None:
+            ax.axvline(chance, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1)
+        ax.set_title(TASK_TITLES[task], loc="left")
+        ax.set_xlabel("top-1 accuracy (%)")
+        ax.set_yticks(range(len(methods)), [f"{broken_name(m)} (n = {len(rows)})" for m, rows in methods])
+        ax.set_ylim(len(methods) - 0.4, -0.6)
+    look = {"linestyle": "none", "marker": "o", "markersize": 6, "markeredgecolor": GREY}
+    handles = [
+        Line2D([], [], markerfacecolor=GREY, label="pre-trained", **look),
+        Line2D([], [], markerfacecolor="white", label="random weights", **look),
+    ]
+    if len(table) > len(methods):
+        handles.append(Line2D([], [], **{**look, "markersize": 2.5}, markerfacecolor=GREY, label="single seeds"))
+    if chance is not None:
+        handles.append(
+            Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), linewidth=1, label=f"chance: {chance:.3g} %")
+        )
+    legend_below(figure, handles)
+    return figure
+
+
+TASK_TITLES = {"finetune": "fine-tuning", "linprobe": "linear probing", "knn": "k-NN"}
 
 
 def _by_method(frame):

@@ -68,7 +68,7 @@ def build_parser(prog, description):
     _flag(group, "lr", float, "peak learning rate; default: blr x batch_size x accum_iter / 256")
     _flag(group, "blr", float, "base learning rate")
     _flag(group, "min_lr", float, "learning rate at the end")
-    _flag(group, "warmup_epochs", float, "linear warm-up; default: 10, at most a tenth of the run")
+    _flag(group, "warmup_epochs", float, "linear warm-up; default: the recipe's, less in a shorter run")
     _flag(group, "weight_decay", float, "AdamW's, on parameters of two dimensions and more")
 
     group = parser.add_argument_group("fine-tuning")

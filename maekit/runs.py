@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .files import atomic_write, read_csv, read_json, write_csv, write_json
-from .recipes import DEFAULTS
+from .recipes import DEFAULTS, EVALUATIONS, PRETRAIN
 
 ACCURACIES = {"joint": "accuracy", "frozen": "frozen_accuracy", "knn": "knn_accuracy"}  # probe: column, percent
 UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the same seed before any training
@@ -28,6 +28,9 @@ UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the sam
     "knn_accuracy": "untrained_knn_accuracy",
 }
 ACCURACY_COLUMNS = (*ACCURACIES.values(), *dict.fromkeys(UNTRAINED.values()))
+EVALUATION_ACCURACIES = tuple(  # top-1 in percent, of a pre-trained encoder and of the same network with random weights
+    f"{of}{task}_accuracy" for task in EVALUATIONS for of in ("", "untrained_")
+)
 LOG_COLUMNS = (
     "epoch",
     "train_loss",
@@ -230,6 +233,17 @@ def load_runs(root):
             }
         )
     return runs
+
+
+def is_evaluation(run):
+    """Whether a run of load_runs is no pre-training."""
+    return run["config"]["identity"].get("task", PRETRAIN) != PRETRAIN
+
+
+def evaluation_column(run):
+    """Which of EVALUATION_ACCURACIES an evaluation gives."""
+    identity = run["config"]["identity"]
+    return f"{'' if identity['init'] else 'untrained_'}{identity['task']}_accuracy"
 
 
 def load_trajectories(folder):

@@ -331,7 +331,7 @@ def _check(v):
     if v["warmup_epochs"] is not None and v["warmup_epochs"] >= v["epochs"]:
         raise InputError(
             f"--warmup_epochs {v['warmup_epochs']:g}: as long as the run or longer (--epochs {v['epochs']}). "
-            "Lower it, or leave it out for a tenth of the run."
+            "Lower it, or leave it out for the recipe's share of the run."
         )
 
     if "frozen" in probe_names(v["probes"], v["alpha"]) and v["batch_size"] * v["accum_iter"] < 2:

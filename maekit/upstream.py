@@ -33,8 +33,8 @@ _BUILTIN = "--mae_dir builtin for the kit's own model"
 # What would make git look at another repository than the folder it is started in.
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
               "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")  # fmt: skip
-# Files compare by what is in them: no line ends, executable bits or filters of this user's git.
-_PLAIN = ("core.autocrlf=input", "core.safecrlf=false", "core.fileMode=false", "core.attributesFile=")
+# Files compare by what is in them: no line ends or filters of this user's git.
+_PLAIN = ("core.autocrlf=input", "core.safecrlf=false", "core.attributesFile=")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _check_folder(path, named):
         raise InputError(f"{named}: {kind}. Name a clone of {URL}, or {_BUILTIN}.")
     if not (path / "models_mae.py").is_file():
         raise InputError(f"{named}: no models_mae.py in it. Name a clone of {URL}, or {_BUILTIN}.")
-    # Without a .git of its own, git would answer for a repository around it, such as the kit's.
+    # Without a .git of its own, or with a broken one, git would answer for a repository around it, such as the kit's.
     if not (path / ".git").exists():
         raise InputError(f"{named}: is not a git clone (no .git in it), so nothing tells whether it was changed. "
                          f"git clone {URL}, or {_BUILTIN}.")  # fmt: skip
@@ -303,7 +303,7 @@ class _Look:
 
 
 class _Git:
-    """git in one folder, and in no repository around it.
+    """git in one folder, whatever the environment says of others.
 
     scratch, objects: what git writes goes to the folder `scratch`; what it reads comes from the folder `objects` too.
     """
@@ -313,7 +313,7 @@ class _Git:
         if shutil.which("git") is None:
             raise InputError(f"{named}: git, which tells what is in it, is not installed. Install it, or {_BUILTIN}.")
         self.env = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-        self.env.update(LC_ALL="C", GIT_TERMINAL_PROMPT="0", GIT_CEILING_DIRECTORIES=str(path.resolve().parent))
+        self.env.update(LC_ALL="C", GIT_TERMINAL_PROMPT="0")
         if scratch is not None:
             self.options = tuple(word for setting in _PLAIN for word in ("-c", setting))
             store = scratch / "objects"

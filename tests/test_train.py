@@ -17,6 +17,7 @@ import torch
 import train as train_module
 from maekit import data, files, settings
 from maekit.flags import build_parser
+from maekit.jobs import learning_rate
 
 from .conftest import KIT, WNIDS, train, train_here, write_ilsvrc
 
@@ -151,7 +152,7 @@ def test_the_rate_is_upstreams_linear_warm_up_and_half_cosine():
     optim = settings.OptimSettings(100, 64, 1, 2e-3, 1e-5, 10, 0.05)
     at = {0: 0.0, 5: 1e-3, 10: 2e-3, 55: 1e-5 + (2e-3 - 1e-5) / 2, 100: 1e-5}
     for epoch, rate in at.items():
-        assert train_module.learning_rate(epoch, optim) == pytest.approx(rate, rel=1e-12, abs=1e-15)
+        assert learning_rate(epoch, optim) == pytest.approx(rate, rel=1e-12, abs=1e-15)
 
 
 @pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])

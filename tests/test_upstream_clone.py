@@ -282,10 +282,13 @@ class TestWhereItIsLookedFor:
 
     def test_pythonpath_as_upstreams_users_set_it(self, mae, tmp_path):
         """export PYTHONPATH=$PYTHONPATH:$(pwd)/mae"""
-        code = "import sys; sys.path.append(sys.argv[1]); from maekit import upstream; print(upstream._place(None, upstream.Path(sys.argv[2])))"
-        out = run(sys.executable, "-c", code, KIT, tmp_path / "kit", cwd=tmp_path, check=0,
-                  env={"PYTHONPATH": f":{mae}"}).stdout  # fmt: skip
-        assert str(mae) in out and "PYTHONPATH" in out
+        code = (
+            "import sys; sys.path.append(sys.argv[1]); from maekit import upstream; upstream.COMMIT = sys.argv[3]\n"
+            "upstream.PATCH = upstream.Path(sys.argv[4]); print(upstream.find(None, sys.argv[2]).path)"
+        )
+        words = (KIT, tmp_path / "kit", upstream.COMMIT, upstream.PATCH)
+        env = {"PYTHONPATH": f":{mae}"}
+        assert run(sys.executable, "-c", code, *words, cwd=tmp_path, env=env, check=0).stdout == f"{mae}\n"
 
     def test_a_bad_folder_says_how_it_was_found(self, tmp_path, monkeypatch):
         (tmp_path / "mae").mkdir()
@@ -356,6 +359,28 @@ class TestPatching:
             assert upstream.find(str(mae)).patched
             assert git(mae, "diff", "--name-only").split() == sorted(PATCHED)
             git(mae, "checkout", ".")
+
+    def test_a_reader_finds_every_file_whole_all_the_time(self, mae, monkeypatch):
+        real, done, seen = upstream.atomic_write, threading.Event(), set()
+
+        def slow(path):
+            time.sleep(0.05)
+            return real(path)
+
+        def read():
+            while not done.is_set():
+                try:
+                    seen.add((mae / "models_mae.py").read_text())
+                except OSError as error:
+                    seen.add(str(error))
+
+        monkeypatch.setattr(upstream, "atomic_write", slow)
+        reader = threading.Thread(target=read)
+        reader.start()
+        upstream.find(str(mae)).ensure_patched()
+        done.set()
+        reader.join()
+        assert seen == {MODEL, PATCHED["models_mae.py"]}
 
     def test_one_that_another_process_patched_meanwhile_is_left_as_it_is(self, mae):
         clone, said = upstream.find(str(mae)), []
@@ -553,8 +578,8 @@ def instead_of_the_network(place):
 class TestDrivers:
     def test_a_dry_run_prints_the_command_and_clones_nothing(self, driver, tmp_path):
         kit = copy_of_the_kit(tmp_path)
-        lines = [shlex.split(line) for line in
-                 run("bash", kit / driver, "--dry_run", "--clone_mae", "--demo", check=0).stdout.splitlines()]  # fmt: skip
+        out = run("bash", kit / driver, "--dry_run", "--clone_mae", "--demo", check=0).stdout
+        lines = [shlex.split(line) for line in out.splitlines()]
         assert lines[0] == ["env", f"PYTHONPATH={kit}", sys.executable, "-m", "maekit.upstream", str(kit / "mae")]
         assert len(lines) >= 4 and all(str(kit / "train.py") in line for line in lines[1:])
         assert not any("--clone_mae" in line for line in lines)

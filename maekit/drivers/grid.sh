@@ -15,6 +15,18 @@ read_value() {
     esac
 }
 
+# read_text: read_value for a value that may begin with --, as a list of flags does.
+read_text() {
+    case $1 in
+    *=*) read_value "$@" ;;
+    *)
+        [ $# -gt 1 ] || fail "$1: needs a value. See $0 --help."
+        VALUE=$2
+        WORDS=2
+        ;;
+    esac
+}
+
 # grid_values --flag VALUES: the values of a list, checked and spelled, or exit code 2.
 grid_values() {
     # shellcheck disable=SC2086 # the list is split on purpose
@@ -43,15 +55,18 @@ command_line() {
     printf '%s\n' "${line% }"
 }
 
-# run_and_analyse FOLDER COMMAND...: write what the driver's print_grid prints to FOLDER/commands.txt, run it, then run
-# COMMAND, the analysis. Exits: 1 if a run failed, else with the analysis.
+# run_and_analyse "GRIDS" FOLDER COMMAND...: for each word of GRIDS write what the driver's print_<word> prints to
+# FOLDER/<word>.txt, run these files in turn, then COMMAND, the analysis. Exits: 1 if a run failed, else with the analysis.
 run_and_analyse() {
-    local grid=$1/commands.txt code=0
-    # Renamed into place, so that a driver that reads the file of another grid goes on reading its own.
-    { mkdir -p "$1" && print_grid >"$grid.$$" && mv "$grid.$$" "$grid"; } 2>/dev/null ||
-        fail "--output_dir: $1 cannot be written. Choose another --output_dir."
-    shift
-    run_grid "$grid"
+    local grid grids=$1 folder=$2 code=0
+    shift 2
+    for grid in $grids; do
+        # Renamed into place, so that a driver that reads the file of another grid goes on reading its own.
+        { mkdir -p "$folder" && "print_$grid" >"$folder/$grid.$$" && mv "$folder/$grid.$$" "$folder/$grid.txt"; } \
+            2>/dev/null || fail "--output_dir: $folder cannot be written. Choose another --output_dir."
+    done
+    FAILURES=
+    for grid in $grids; do run_grid "$folder/$grid.txt"; done
     "$@" || code=$?
     if [ -n "$FAILURES" ]; then
         printf '\nfailed; the same command tries again:\n%s' "$FAILURES" >&2
@@ -65,7 +80,6 @@ run_and_analyse() {
 run_grid() {
     local line code number=0 failed=0 total
     total=$(grep -c . "$1")
-    FAILURES=
     while IFS= read -r line <&3; do
         number=$((number + 1))
         printf '\n[%d/%d] %s\n' "$number" "$total" "$line"

@@ -2,6 +2,7 @@
 
 python -m maekit.drivers.values --alphas -0.5 0 5e-1     -> -0.5, 0.0, 0.5
 python -m maekit.drivers.values --norms ln dyt           -> LayerNorm, DynamicTanh
+python -m maekit.drivers.values --eval linprobe knn      -> linprobe, knn
 python -m maekit.drivers.values --demo lr                -> what --demo sets it to
 python -m maekit.drivers.values --workers 16             -> 16, at most the cores there are
 """
@@ -37,6 +38,10 @@ def spelled(flag, text):
     """A value of a flag as folders and commands have it. Raises InputError."""
     if flag in ("--methods", "--norms"):
         return settings.norm_name(text)
+    if flag == "--eval":
+        if text not in recipes.EVALUATIONS:
+            raise InputError(f"{flag} {text}: unknown. Choose from {', '.join(recipes.EVALUATIONS)}.")
+        return text
     if flag == "--seeds":
         if not text.isdecimal():
             raise InputError(f"{flag} {text}: must be whole numbers, 0 or more.")
