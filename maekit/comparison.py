@@ -56,10 +56,10 @@ def write(root):
         "loss_comparison": comparison_figures.loss_comparison(logs, table) if len(logs) else None,
         "timing_comparison": comparison_figures.timing_comparison(table) if len(logs) else None,
         "alpha_dynamics": comparison_figures.alpha_dynamics(alphas) if len(alphas) else None,
-        "evaluation_comparison": comparison_figures.evaluation_comparison(table, chance(evaluations))
-        if table.filter(runs.EVALUATION_ACCURACIES).notna().any(axis=None) and evaluations
-        else None,
     }
+    scored = table[table["status"] == runs.FINISHED].filter(runs.EVALUATION_ACCURACIES).notna().any(axis=None)
+    if evaluations and scored:
+        drawn["evaluation_comparison"] = comparison_figures.evaluation_comparison(table, chance(evaluations))
     pictures = load_pictures(found)
     drawn["reconstruction_comparison"] = comparison_figures.reconstruction_comparison(pictures) if pictures else None
     for name, figure in drawn.items():
@@ -67,7 +67,7 @@ def write(root):
             figures.save(figure, root / f"{name}.png")
 
     print(render(table))
-    if evaluations:
+    if evaluations and scored:
         print(render_evaluations(table))
     tasks = {run["config"]["identity"]["task"] for run in evaluations}
     same_task = [[run for run in evaluations if run["config"]["identity"]["task"] == task] for task in sorted(tasks)]
@@ -175,13 +175,16 @@ def render(table):
 
 
 def render_evaluations(table):
-    """Top-1 accuracies as text: a line a method and task, pre-trained, untrained, and their difference, paired by seed."""
+    """Top-1 accuracies as text: a line a method and task, pre-trained, untrained, and their difference, paired by seed.
+
+    Of encoders whose pre-training is finished.
+    """
     import pandas as pd
 
     from . import stats
 
     lines = []
-    for method, rows in table.groupby("model", sort=False):
+    for method, rows in table[table["status"] == runs.FINISHED].groupby("model", sort=False):
         for task in recipes.EVALUATIONS:
             pair = rows.filter([f"{task}_accuracy", f"untrained_{task}_accuracy"])
             cells = {"method": method, "task": task}

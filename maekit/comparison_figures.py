@@ -18,7 +18,7 @@ from .figures import (
     styled,
 )  # fmt: skip
 from .recipes import EVALUATIONS
-from .runs import DIVERGED
+from .runs import DIVERGED, FINISHED
 from .settings import in_order
 
 
@@ -147,8 +147,10 @@ def evaluation_comparison(table, chance=None):
     """Top-1 accuracy of every method's encoder, a panel per task: pre-trained, and the same network untrained.
 
     table: a row per run, with some of runs.EVALUATION_ACCURACIES. Small marks are seeds, large ones their means; a line
-    joins the two means. chance: percent that guessing gets right, drawn if given.
+    joins the two means. Only encoders whose pre-training is finished are in it. chance: percent that guessing gets
+    right, drawn if given.
     """
+    table = table[table["status"] == FINISHED]
     tasks = [task for task in EVALUATIONS if table.filter([f"{task}_accuracy", f"untrained_{task}_accuracy"]).size]
     methods = list(_by_method(table))
     figure = new_figure(PAGE, 0.9 + 0.38 * len(methods))

@@ -8,6 +8,10 @@ class InputError(Exception):
     """Something the user typed or supplied cannot be used; the text names the value and the way out."""
 
 
+class NothingToDo(Exception):
+    """What was asked for has no object, which is no mistake; the text says why. Exit code 0."""
+
+
 # Of all operating-system errors, those that mean: the place to write to is not usable, or not any more.
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -18,6 +22,9 @@ def exit_code(main):
         return main() or 0
     except InputError as error:
         return _complain(str(error))
+    except NothingToDo as notice:
+        print(notice)
+        return 0
     except OSError as error:
         if error.errno not in _STORAGE:
             raise

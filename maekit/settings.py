@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import files, recipes
-from .errors import InputError
+from .errors import InputError, NothingToDo
 from .recipes import FINETUNE, KNN, PRETRAIN, TASKS
 
 # Plain lists, so that flags are checked before torch is imported; the tests hold them equal to the registries.
@@ -237,15 +237,21 @@ def _open_init(task, typed):
     if typed in (None, UNTRAINED):
         return None, {}
     path = Path(typed)
-    if path.is_file():
-        return str(path), {}
-    if not (path / "config.json").is_file():
+    run = path.parent if path.name == "checkpoint.pth" else path
+    if not (run / "config.json").is_file():
+        if path.is_file():
+            return str(path), {}
         what = "no run in it (no config.json)" if path.is_dir() else "no such file or folder"
-        raise InputError(f"--init {typed}: {what}. Use a run's folder, a checkpoint, or untrained.")
-    config = files.read_json(path / "config.json")
+        raise InputError(f"--init {typed}: {what}. Use a run's folder, a checkpoint, or {UNTRAINED}.")
+    config = files.read_json(run / "config.json")
     identity = config.get("identity", {})
-    checkpoint = Path(config.get("settings", {}).get("checkpoint_dir") or path) / "checkpoint.pth"
+    checkpoint = (
+        path if run != path else Path(config.get("settings", {}).get("checkpoint_dir") or run, "checkpoint.pth")
+    )
     if not checkpoint.is_file():
+        summary = run / "summary.json"
+        if summary.is_file() and files.read_json(summary).get("status") == "diverged":
+            raise NothingToDo(f"{run}: has diverged in its first epoch, there is nothing to evaluate.")
         raise InputError(f"--init {typed}: the run has no checkpoint yet, {checkpoint} is not there. Train it first.")
     network = ("norm", "model", "input_size", *(flag for options in OPTION_FLAGS.values() for flag in options.values()))
     return str(checkpoint), {} if task == PRETRAIN else {name: identity[name] for name in network if name in identity}
