@@ -15,12 +15,11 @@ alphas and learning rates run_alpha_sweep.sh's.
 
 import os
 import sys
-import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from maekit import errors, files, flags, recipes, runs, settings, upstream
+from maekit import errors, faults, files, flags, parallel, recipes, runs, settings, upstream
 from maekit.errors import InputError
 
 
@@ -34,6 +33,7 @@ def main(argv=None):
     source = sources.open_source(run.data, run.seed)
     check_batches(run, source)
     check_labels(run, source)
+    check_processes(source)
     if run.dry_run:
         print(
             f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
@@ -54,11 +54,20 @@ def main(argv=None):
         "mae_dir": None if clone is None else f"upstream at {clone.commit[:12]}",
         "data": source.fingerprint,
     }
-    summary = folder.claim(identity, overwrite=run.overwrite)
+    parallel.start()
+    summary = parallel.on_main(lambda: folder.claim(identity, overwrite=run.overwrite))
     if summary is not None:
-        print(f"{folder.path}: {summary['status']} already, nothing to do.")
+        parallel.say(f"{folder.path}: {summary['status']} already, nothing to do.")
         return 0
-    train(run, source, folder, identity, clone)
+    errors.each_for_itself()
+    try:
+        train(run, source, folder, identity, clone)
+    except BaseException as error:
+        faults.note(folder, error)
+        raise faults.explained(error, run) from error
+    finally:
+        folder.release()
+    parallel.stop()
     return 0
 
 
@@ -72,6 +81,14 @@ def check_batches(run, source):
     if optim.effective_batch > n:
         raise InputError(f"--accum_iter {optim.accum_iter}: {optim.effective_batch} images a step, the data set has "
                          f"{n}. Use at most {n // optim.batch_size}.")  # fmt: skip
+
+
+def check_processes(source):
+    """Raise InputError if there are more processes than validation images."""
+    if parallel.size() > len(source.val):
+        raise InputError(
+            f"{parallel.size()} processes: the data set has {len(source.val)} validation images. Use fewer."
+        )
 
 
 def check_labels(run, source):
@@ -97,64 +114,79 @@ def train(run, source, folder, identity, clone=None):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
     # Threads that spin while they wait cost a CPU that is shared several times its speed. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
     import norms
     from maekit import figures
+    from maekit.keeper import Keeper
+    from maekit.loggers import TensorBoard
+    from maekit.stopping import StopRequest
 
-    started = time.monotonic()
     job = open_job(run, source, clone)
     identity = with_precision(identity, folder, job.device)
     state = job.resume(folder, identity)
-    first_epoch, elapsed, baselines = state["first_epoch"], state["elapsed_s"], state["baselines"]
-    files.write_json(folder.config, describe(run, source, identity, job, clone))
+    first_epoch, position, baselines = state["first_epoch"], state["position"], state["baselines"]
+    own = folder if parallel.is_main() else None  # of several processes one writes
+    if own:
+        files.write_json(folder.config, describe(run, source, identity, job, clone))
     if baselines is None:
         baselines = job.baselines()
     head = {**trajectory_head(run), **baselines} if job.keeps_trajectory else None
-    record = runs.Record(folder, job.columns, head, **state["history"])
+    record = runs.Record(own, job.columns, head, **state["history"])
     record.write(runs.RUNNING)
+    progress = runs.Status(own, job.epochs)
+    progress.write(runs.RUNNING, first_epoch)
 
     status = runs.FINISHED
-    images = len(job.batches) * run.optim.batch_size if job.epochs else 0
+    images = len(job.batches) * run.optim.batch_size * parallel.size() if job.epochs else 0
+    done = first_epoch * images + (position["batch"] * images // len(job.batches) if position else 0)
     with (
-        SummaryWriter(folder.tensorboard, purge_step=first_epoch) as board,
-        tqdm(desc=run.norm.name, unit="img", total=job.epochs * images, initial=first_epoch * images,
-             mininterval=0.5 if sys.stderr.isatty() else 60, dynamic_ncols=True) as bar,
+        StopRequest() as stop,
+        TensorBoard(own and folder.tensorboard, first_epoch) as board,
+        open(os.devnull, "w") as nowhere,
+        tqdm(desc=run.norm.name, unit="img", total=job.epochs * images, initial=done, dynamic_ncols=True,
+             mininterval=0.5 if sys.stderr.isatty() else 60, file=sys.stderr if own else nowhere) as bar,
     ):  # fmt: skip
+        keeper = Keeper(
+            job, folder, record, progress, stop, run.saving, state["elapsed_s"], args=identity, baselines=baselines
+        )
         for epoch in range(first_epoch, job.epochs):
-            row = job.measure_epoch(epoch, bar)
+            row = job.measure_epoch(epoch, bar, keeper.after_step, position)
+            position = None
             if row is None:
                 status = runs.DIVERGED
-                bar.write(f"epoch {epoch}: the loss is not finite, the run has diverged; its finite epochs are kept.")
+                parallel.say(
+                    f"epoch {epoch}: the loss is not finite, the run has diverged; its finite epochs are kept."
+                )
                 break
             record.add({**row, **baselines}, norms.norm_alphas(job.network), runs.RUNNING)
-            job.save(
-                folder.checkpoint, epoch=epoch, args=identity, elapsed_s=elapsed + time.monotonic() - started,
-                baselines=baselines, history=record.history(),
-            )  # fmt: skip
-            for name, value in record.log[-1].items():
-                if name != "epoch" and value is not None:
-                    board.add_scalar(name, value, epoch)
-            bar.write(one_line(row, job.epochs))
+            board.add(record.log[-1])
+            if own:
+                bar.write(one_line(row, job.epochs))
+            progress.write(runs.RUNNING, epoch + 1, 0.0, row["images_per_s"])
+            keeper.after_epoch(epoch)
 
     measured = job.ending(folder) if status == runs.FINISHED else {}
+    broken = job.count_broken()
+    if own is None:
+        return
     summary = {
         "model": run.norm.name,
         "task": run.task,
         "alpha": run.probes.alpha,
         "seed": run.seed,
         "status": status,
-        "total_time": elapsed + time.monotonic() - started,
+        "total_time": keeper.elapsed_s(),
         **runs.summarize_log(record.log),
         **measured,
         **baselines,
-        "broken_images": len(job.broken),
+        "broken_images": broken,
     }
     record.write(status)
     if record.log:
         figures.save(figures.run_curve(record.log, summary), folder.loss_curve)
-    files.write_json(folder.summary, summary)  # last: its presence says that the run has ended
+    files.write_json(folder.summary, summary)  # last but one: its presence says that the run has ended
+    progress.write(status, len(record.log))
     scores = f", {one_line(measured)}" if not record.log else f" after {len(record.log)} epochs"
     print(f"{folder.path}: {status}{scores}.")
 
@@ -166,7 +198,7 @@ def open_job(run, source, clone=None):
     from maekit.pretraining import Pretraining
 
     if clone is not None:
-        clone = clone.ensure_patched()
+        clone = parallel.on_main(lambda: clone.ensure_patched(parallel.say))
     build = partial(build_model, run, clone)
     if run.task == recipes.PRETRAIN:
         return Pretraining(run, source, build, norms.update_adaptive)

@@ -4,12 +4,16 @@ Tensors and plain values only, so that torch.load(weights_only=True) reads them,
 """
 
 import argparse
+import os
 import pathlib
 import pickle
 import re
+import zipfile
+import zlib
 
 import torch
 
+from . import parallel
 from .errors import InputError
 from .files import atomic_write
 from .model import encoder_weights, interpolate_positions
@@ -18,8 +22,11 @@ from .model import encoder_weights, interpolate_positions
 UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
 
 
-def save(path, *, model, optimizer, scaler, epoch, args, **extra):
-    """Write a checkpoint atomically. args: flat dict of plain values; extra: tensors or plain values."""
+def save(folder, *, model, optimizer, scaler, epoch, args, **extra):
+    """Write a RunFolder's checkpoint atomically; the one before stays as folder.previous_checkpoint.
+
+    epoch: the last finished one. args: flat dict of plain values; extra: tensors or plain values.
+    """
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -28,7 +35,7 @@ def save(path, *, model, optimizer, scaler, epoch, args, **extra):
         "args": args,
         **extra,
     }
-    with atomic_write(path) as f:
+    with atomic_write(folder.checkpoint, previous=folder.previous_checkpoint) as f:
         try:
             torch.save(state, f)
         except RuntimeError as error:  # torch's writer hides the system's error, a full disk say, in its own
@@ -70,6 +77,42 @@ def read(path):
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise InputError(f"{path}: no checkpoint; expected a dict with the weights under 'model'.")
     return state
+
+
+def read_newest(folder):
+    """(path, dict) of a RunFolder's newest checkpoint whose bytes are those that were written; (None, None) without one.
+
+    A damaged one is put aside as checkpoint.damaged.pth and the one before is taken, which is said. Raises InputError if
+    there is none left.
+    """
+    path, previous = folder.checkpoint, folder.previous_checkpoint
+    if not path.exists():
+        return (previous, read(previous)) if previous.exists() else (None, None)
+    try:
+        return path, verified(path)
+    except InputError as error:
+        if not previous.exists():
+            raise
+        state = verified(previous)
+        aside = folder.damaged_checkpoint
+        parallel.say(f"{error} It is {aside.name} now, and the checkpoint before it is taken.")
+        if parallel.is_main():
+            os.replace(path, aside)
+        return previous, state
+
+
+def verified(path):
+    """What `read` returns, of a file whose checksums hold; torch.load does not look at them. Raises InputError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+        if isinstance(error, OSError) and not path.exists():
+            raise
+        raise InputError(f"{path}: truncated, damaged or no checkpoint ({error}).") from error
+    if broken is not None:
+        raise InputError(f"{path}: damaged, the checksum of {broken} in it is wrong.")
+    return read(path)
 
 
 def _python_object(error):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from . import parallel
 from .errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -116,24 +117,26 @@ class BatchOrder:
     """The batches of an epoch as lists of (epoch, index): a seeded shuffle, cut to whole optimizer steps.
 
     `batch_size` images a batch, `accum_iter` batches a step; images that do not fill a step wait for another epoch.
-    Call `set_epoch` before iterating.
+    Of several processes each gets its part of every batch of processes x batch_size images, so that a step is of the
+    same images however many processes share it. Call `set_epoch` before iterating; `first` is the batch to begin with.
     """
 
     def __init__(self, n_images, batch_size, accum_iter, seed):
         self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
-        self.steps = n_images // (batch_size * accum_iter)
+        self.steps = n_images // (batch_size * accum_iter * parallel.size())
         self.batches = self.steps * accum_iter
-        self.epoch = 0
+        self.epoch = self.first = 0
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def set_epoch(self, epoch, first=0):
+        self.epoch, self.first = epoch, first
 
     def __len__(self):
         return self.batches
 
     def __iter__(self):
         order = _generator(_ORDER, self.seed, self.epoch).permutation(self.n_images).tolist()
-        for start in range(0, self.batches * self.batch_size, self.batch_size):
+        for batch in range(self.first, self.batches):
+            start = (batch * parallel.size() + parallel.rank()) * self.batch_size
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
 
 
@@ -208,12 +211,13 @@ def train_batches(
 
 
 def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_labels=False, keep_workers=True):
-    """Every validation image once, in order; the last batch may be smaller.
+    """Every validation image once, in order; the last batch may be smaller. Several processes take turns by image.
 
     keep_workers: the worker processes stay for the next pass over the images.
     """
     dataset = ValImages(images, model.input_size, model.patches, with_labels)
-    return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size)
+    own = range(parallel.rank(), len(dataset), parallel.size())
+    return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size, sampler=own)
 
 
 def whole_batches(images, run, loading):

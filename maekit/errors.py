@@ -1,7 +1,10 @@
 """Bad input as one line and exit code 2; what a user can mend is never a traceback."""
 
 import errno
+import os
 import sys
+
+BUSY = 75  # EX_TEMPFAIL
 
 
 class InputError(Exception):
@@ -10,6 +13,14 @@ class InputError(Exception):
 
 class NothingToDo(Exception):
     """What was asked for has no object, which is no mistake; the text says why. Exit code 0."""
+
+
+class Stopped(Exception):
+    """A signal, named by the text, ended the run after its state was saved. Exit code 143."""
+
+
+class Busy(Exception):
+    """Another process is at it; the text says at what. Exit code 75, which asks to try again later."""
 
 
 # Of all operating-system errors, those that mean: the place to write to is not usable, or not any more.
@@ -22,6 +33,12 @@ def exit_code(main):
         return main() or 0
     except InputError as error:
         return _complain(str(error))
+    except Stopped as stopped:
+        print(f"stopped by {stopped}; the same command goes on from there.", file=sys.stderr)
+        return 143
+    except Busy as notice:
+        print(notice, file=sys.stderr)
+        return BUSY
     except NothingToDo as notice:
         print(notice)
         return 0
@@ -43,6 +60,19 @@ def exit_code(main):
         return 130
 
 
+# Of several processes all check the flags and the data alike, and the first speaks for all; from the start of the
+# training on each may meet something of its own.
+_ALIKE = [True]
+
+
+def each_for_itself():
+    """From now on every process says what it meets."""
+    _ALIKE.clear()
+
+
 def _complain(text):
-    print(f"error: {text}", file=sys.stderr)
+    """One line, in the first of several processes; what only another one met it says as well, by its number."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not _ALIKE:
+        print(f"error: {text}" if rank == "0" else f"error in process {rank}: {text}", file=sys.stderr)
     return 2

@@ -12,7 +12,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from . import checkpoint, data, probes, runs
+from . import checkpoint, data, parallel, probes, runs
 from .errors import InputError
 from .jobs import Job
 from .model import to_timm
@@ -35,13 +35,14 @@ class Classification(Job):
             measured = (F.cross_entropy(logits, labels, reduction="sum"), best[:, 0].sum(), best.sum())
             sums = sums + torch.stack([value.to(self.device.sum_dtype) for value in measured])
             n += len(labels)
-        loss, top1, top5 = (sums / n).tolist()
+        n = parallel.add(sums.new_tensor(n))
+        loss, top1, top5 = (parallel.add(sums) / n).tolist()
         return {"val_loss": loss, "acc1": 100 * top1, "acc5": 100 * top5}
 
-    def logits(self, images):
-        """(N, 3, H, W) normalised -> (N, classes)."""
+    def logits(self, images, classifier=None):
+        """(N, 3, H, W) normalised -> (N, classes). classifier: self.trained in a training step, else as it is."""
         with self.device.autocast():
-            return self.network(images)
+            return (classifier or self.network)(images)
 
 
 class Finetuning(Classification):
@@ -107,8 +108,10 @@ class Finetuning(Classification):
         if self.mixup:
             with data.seeded(data.MIXING, seed, epoch, i):
                 images, labels = self.mixup(images, labels)
-        torch.manual_seed(data.seed_of(data.DROPPING, seed, epoch, i))  # of drop path: equal after a resume
-        return [self.criterion(self.logits(images).float(), labels)]
+        torch.manual_seed(
+            data.seed_of(data.DROPPING, seed, epoch, i, parallel.rank())
+        )  # of drop path: equal after a resume
+        return [self.criterion(self.logits(images, self.trained).float(), labels)]
 
     def ending(self, folder):
         return self.validate() if self.epochs == 0 else {}
@@ -136,14 +139,14 @@ class LinearProbing(Classification):
         )
         self.optimizer = probes.lars(layer, lr=run.optim.lr, weight_decay=run.optim.weight_decay)
 
-    def logits(self, images):
+    def logits(self, images, classifier=None):
         with torch.no_grad(), self.device.autocast():
             features = self.network.forward_features(images)
-        return self.network.head(features[:, 0].float())  # in float32, whatever the encoder's precision
+        return (classifier or self.network.head)(features[:, 0].float())  # in float32, whatever the encoder's precision
 
     def losses(self, batch, epoch, i):
         labels = batch["labels"].to(self.device.torch, non_blocking=True)
-        return [F.cross_entropy(self.logits(self.pixels.normalize(batch["images"])), labels)]
+        return [F.cross_entropy(self.logits(self.pixels.normalize(batch["images"]), self.trained), labels)]
 
 
 class Knn(Job):

@@ -12,8 +12,11 @@ from .errors import InputError
 
 
 @contextmanager
-def atomic_write(path):
-    """Open a binary file that appears under `path` whole or not at all: temporary name, flush to disk, rename."""
+def atomic_write(path, previous=None):
+    """Open a binary file that appears under `path` whole or not at all: temporary name, flush to disk, rename.
+
+    previous: path that the file which was there before gets.
+    """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,6 +24,8 @@ def atomic_write(path):
             yield f
             f.flush()
             os.fsync(f.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)

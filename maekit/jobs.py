@@ -2,11 +2,14 @@
 
 import math
 import time
+from contextlib import nullcontext
+from functools import partial
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from . import checkpoint, data, runs
+from . import checkpoint, data, parallel, runs
 from .device import Device
 from .errors import InputError
 
@@ -15,7 +18,8 @@ class Job:
     """Base of Pretraining, Finetuning, LinearProbing and Knn: what the loop in train.py asks of a training.
 
     A job sets `model` (what is trained), `optimizer`, `batches` and `network` (the part that has the norm layers and is
-    saved), and defines `losses` and `validate`. `adapt` is called with `network` before each optimizer step.
+    saved), and defines `losses` and `validate`. `adapt` is called with `network` before each optimizer step. Several
+    processes train `parallel_model`, which averages their gradients.
 
     columns: the names of a row of its log. keeps_trajectory: whether its epochs are points of the reconstruction gap.
     """
@@ -37,6 +41,7 @@ class Job:
         self.val_batches = data.val_batches(source.val, run.model, batch_size=run.optim.batch_size, **self.loading)
         self.classes = len(source.classes)
         self.epochs = run.optim.epochs
+        self.parallel_model = None  # made with the first step, of `model` as it is then
 
     # what a kind of job says of itself
 
@@ -71,17 +76,19 @@ class Job:
     # what all of them do
 
     def resume(self, folder, identity):
-        """Load the folder's checkpoint, or the one --resume names.
+        """Load the folder's newest whole checkpoint, or the one --resume names.
 
-        Returns a dict: first_epoch to train, elapsed_s so far, baselines (None if not measured), history of the log.
+        Returns a dict: first_epoch to train, position in it (None: its start), elapsed_s so far, baselines (None if not
+        measured), history of the log.
         """
-        fresh = {"first_epoch": 0, "elapsed_s": 0.0, "baselines": None, "history": {}}
+        fresh = {"first_epoch": 0, "position": None, "elapsed_s": 0.0, "baselines": None, "history": {}}
         named = None if self.run.resume in ("auto", "never") else self.run.resume
-        path = folder.checkpoint if folder.checkpoint.exists() else named
-        if path is None:
-            return fresh
-        state = checkpoint.read(path)
-        own = path == folder.checkpoint
+        path, state = checkpoint.read_newest(folder)
+        own = path is not None
+        if not own:
+            if named is None:
+                return fresh
+            path, state = named, checkpoint.read(named)
         if own:
             if not isinstance(state.get("args"), dict):
                 raise InputError(
@@ -97,23 +104,33 @@ class Job:
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.epochs:
             raise InputError(f"--resume {path}: has {first_epoch} epochs already; --epochs {self.epochs} adds none.")
-        print(f"{path}: goes on with epoch {first_epoch} of {self.epochs}.")
+        within = "" if not state.get("position") else f", batch {state['position']['batch']}"
+        parallel.say(f"{path}: goes on with epoch {first_epoch}{within} of {self.epochs}.")
         if own:
             fresh |= {"history": folder.history(first_epoch)}  # of a kit whose checkpoints did not have it
             fresh |= {name: state[name] for name in fresh if name in state}
         return {**fresh, "first_epoch": first_epoch}
 
-    def save(self, path, **extra):
-        """Write the checkpoint."""
+    def count_broken(self):
+        """Unreadable images that all processes have met."""
+        return int(parallel.add(torch.tensor(len(self.broken))))
+
+    def save(self, folder, **extra):
+        """Write the checkpoint; the one before stays beside it."""
         checkpoint.save(
-            path, model=self.network, optimizer=self.optimizer, scaler=self.device.scaler,
+            folder, model=self.network, optimizer=self.optimizer, scaler=self.device.scaler,
             probes=self.probe_states(), **extra,
         )  # fmt: skip
 
-    def measure_epoch(self, epoch, bar):
-        """Train one epoch and validate: the epoch's row of the log, or None if a loss is not finite."""
-        started = time.monotonic()
-        row = self.train_one_epoch(epoch, bar)
+    def measure_epoch(self, epoch, bar, after_step, position=None):
+        """Train one epoch and validate: the epoch's row of the log, or None if a loss is not finite.
+
+        after_step: called with a function that makes the position, after every optimizer step but the epoch's last.
+        position: where in the epoch to begin, as a checkpoint has it: {epoch, batch, sums, seconds}.
+        """
+        before = position["seconds"] if position else 0.0
+        started = time.monotonic() - before
+        row = self.train_one_epoch(epoch, bar, started, after_step, position)
         epoch_time = time.monotonic() - started
         if not math.isfinite(row["train_loss"]):
             return None
@@ -124,28 +141,39 @@ class Job:
             "epoch": epoch,
             **row,
             "epoch_time_s": epoch_time,
-            "images_per_s": len(self.batches) * self.run.optim.batch_size / epoch_time,
+            "images_per_s": len(self.batches) * self.run.optim.batch_size * parallel.size() / epoch_time,
             "peak_memory_mb": self.device.peak_memory_mb(),
         }
 
-    def train_one_epoch(self, epoch, bar):
-        """One pass over the training images: mean losses, train_loss nan as soon as it is not finite, and the last lr."""
+    def train_one_epoch(self, epoch, bar, started, after_step, position):
+        """One pass over the training images: mean losses, train_loss nan as soon as it is not finite, and the last lr.
+
+        Every process returns the same.
+        """
         optim, device, optimizer = self.run.optim, self.device, self.optimizer
         self.model.train()
+        if parallel.size() > 1 and self.parallel_model is None:
+            self.parallel_model = DistributedDataParallel(self.model, broadcast_buffers=False)
         optimizer.zero_grad(set_to_none=True)
-        self.batches.order.set_epoch(epoch)
-        sums = 0.0  # becomes a tensor on the device; reading it waits, so only when the bar is drawn
-        drawn = time.monotonic()
-        for i, batch in enumerate(self.batches):
+        first, sums = 0, torch.zeros(len(self.loss_names), dtype=device.sum_dtype, device=device.torch)
+        if position:
+            first = position["batch"]
+            sums += torch.tensor(position["sums"], dtype=device.sum_dtype, device=device.torch)
+        self.batches.order.set_epoch(epoch, first)
+        drawn = time.monotonic()  # reading a loss waits for the device, so only when the bar is drawn
+        for i, batch in enumerate(self.batches, start=first):
             if i % optim.accum_iter == 0:
                 at = epoch + i / len(self.batches)  # in epochs
                 lr = learning_rate(at, optim)
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group.get("lr_scale", 1)
 
-            losses = self.losses(batch, epoch, i)
-            device.scaler.scale(losses[0] / optim.accum_iter).backward()
-            if (i + 1) % optim.accum_iter == 0:
+            last = (i + 1) % optim.accum_iter == 0
+            with nullcontext() if last or not self.parallel_model else self.parallel_model.no_sync():
+                losses = self.losses(batch, epoch, i)
+                device.scaler.scale(losses[0] / optim.accum_iter).backward()
+            sums[: len(losses)] += torch.stack([loss.detach().to(device.sum_dtype) for loss in losses])
+            if last:
                 device.scaler.unscale_(optimizer)
                 self.adapt(self.network)
                 device.scaler.step(optimizer)
@@ -153,15 +181,30 @@ class Job:
                 optimizer.zero_grad(set_to_none=True)
                 self.after_step(at)
 
-            sums = sums + torch.stack([loss.detach().to(device.sum_dtype) for loss in losses])
-            bar.update(len(batch["images"]))
+            bar.update(len(batch["images"]) * parallel.size())
             if time.monotonic() - drawn > bar.mininterval:
                 drawn, mean = time.monotonic(), float(sums[0]) / (i + 1)
-                if not math.isfinite(mean):
+                if not math.isfinite(mean) and parallel.size() == 1:
                     return {"train_loss": math.nan}
                 bar.set_postfix(epoch=epoch, loss=f"{mean:.4f}", refresh=False)
-        means = (sums / len(self.batches)).tolist()
-        return {**dict(zip(self.loss_names, means)), "lr": lr}
+            if last and i + 1 < len(self.batches):
+                seconds = time.monotonic() - started
+                after_step(partial(self.position, epoch, i + 1, sums, seconds), epoch, (i + 1) / len(self.batches))
+        means = (parallel.add(sums) / (len(self.batches) * parallel.size())).tolist()
+        return {**dict(zip(self.loss_names[: len(losses)], means)), "lr": lr}
+
+    def position(self, epoch, batch, sums, seconds):
+        """A place between two steps, as a checkpoint has it. Called by all processes, which all get the same.
+
+        batch: the next one. sums: of the losses so far, of this process; seconds: spent on the epoch so far.
+        """
+        sums = parallel.add(sums.clone()) / parallel.size()
+        return {"epoch": epoch, "batch": batch, "sums": sums.tolist(), "seconds": seconds}
+
+    @property
+    def trained(self):
+        """What the forward pass of a step goes through."""
+        return self.parallel_model or self.model
 
 
 def learning_rate(epoch, optim):

@@ -3,7 +3,7 @@
 import torch
 from timm.optim import param_groups_weight_decay
 
-from . import checkpoint, data, files, probes, runs, validation
+from . import checkpoint, data, files, parallel, probes, runs, validation
 from .jobs import Job
 
 
@@ -37,7 +37,7 @@ class Pretraining(Job):
         images, mask_ratio = self.pixels.normalize(batch["images"]), self.run.model.mask_ratio
         noise, labels = (batch[name].to(self.device.torch, non_blocking=True) for name in ("noise", "labels"))
         with self.device.autocast():
-            out = self.model(images, mask_ratio, noise, labels)
+            out = self.trained(images, mask_ratio, noise, labels)
             if self.frozen:
                 self.frozen.observe(self.frozen.features(out.cls_token, images, mask_ratio, noise), labels)
         return [part for part in (out.loss, out.reconstruction, out.classification) if part is not None]
@@ -68,7 +68,9 @@ class Pretraining(Job):
         return probes.knn_accuracy(mae, known, self.val_batches, self.classes, self.device, self.pixels)
 
     def ending(self, folder):
-        """Draw reconstructions; their quality."""
+        """Draw reconstructions; their quality. In the main process alone."""
+        if not parallel.is_main():
+            return {}
         pictures, quality = validation.reconstruct(
             self.mae, self.val_batches.dataset, self.device, self.pixels, self.run.model.mask_ratio
         )

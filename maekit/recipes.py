@@ -47,6 +47,8 @@ DEFAULTS = {
     "num_workers": None,
     "output_dir": None,
     "checkpoint_dir": None,
+    "checkpoint_every": 1,
+    "checkpoint_minutes": 30.0,
     "seed": 0,
     "device": "auto",
     "precision": "auto",

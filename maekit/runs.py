@@ -5,21 +5,30 @@ log.csv                a row per epoch
 norm_alpha.csv         a row per epoch and layer, for norms that have an alpha
 trajectory.json        (mse, accuracies) per epoch, in the format of the original gap scripts
 summary.json           the run in one line, once it has ended
-checkpoint.pth         weights, optimizer, probes, epoch (in --checkpoint_dir, if there is one)
+checkpoint.pth         weights, optimizer, probes, epoch (in --checkpoint_dir, if there is one), and the one before
+status.json            where the run is, for drivers: written every few seconds
+run.lock               held by the process that trains
 reconstructions.npz    pictures
 loss_curve.png .pdf, tensorboard/
 """
 
 import json
+import math
+import os
 import shutil
+import socket
 import subprocess
+import time
 from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 
-from .errors import InputError
+from .errors import Busy, InputError
 from .files import atomic_write, read_csv, read_json, write_csv, write_json
+from .locks import Lock
 from .recipes import DEFAULTS, EVALUATIONS, PRETRAIN
+
+BEFORE = {**DEFAULTS, "processes": 1}  # what settings were before there was a flag for them
 
 ACCURACIES = {"joint": "accuracy", "frozen": "frozen_accuracy", "knn": "knn_accuracy"}  # probe: column, percent
 UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the same seed before any training
@@ -51,7 +60,8 @@ EVALUATION_COLUMNS = ("epoch", "train_loss", "val_loss", "acc1", "acc5", *LOG_CO
 SCORES = {**ACCURACIES, "top-1": "acc1", "top-5": "acc5"}  # for the terminal
 MEASURED_LAST = ("val_mse", *ACCURACY_COLUMNS, "val_loss", "acc1", "acc5")  # of the last epoch, in summary.json
 ALPHA_COLUMNS = ("epoch", "layer", "alpha", "saturated")
-FINISHED, DIVERGED, RUNNING = "finished", "diverged", "running"
+FINISHED, DIVERGED, RUNNING, PREEMPTED, FAILED = "finished", "diverged", "running", "preempted", "failed"
+STATUS_SECONDS = 3.0  # between two status.json
 
 
 class RunFolder:
@@ -68,6 +78,11 @@ class RunFolder:
         self.trajectory = self.path / "trajectory.json"
         self.summary = self.path / "summary.json"
         self.checkpoint = Path(checkpoint_dir or path) / "checkpoint.pth"
+        self.previous_checkpoint = self.checkpoint.with_name("checkpoint.previous.pth")
+        self.damaged_checkpoint = self.checkpoint.with_name("checkpoint.damaged.pth")
+        self.status = self.path / "status.json"
+        self.lock = self.path / "run.lock"
+        self._held = Lock(self.lock)
         self.reconstructions = self.path / "reconstructions.npz"
         self.loss_curve = self.path / "loss_curve.png"
         self.tensorboard = self.path / "tensorboard"
@@ -76,17 +91,32 @@ class RunFolder:
         """Make the folder this run's own and return the summary of the run if it has ended already, else None.
 
         identity: everything that decides the run's numbers, as a flat dict. Raises InputError if the folder cannot
-        be written, or holds a run of another identity; `overwrite` deletes that run, and only files of ours.
+        be written, or holds a run of another identity; `overwrite` deletes that run, and only files of ours. Raises
+        Busy if another process is training there; until `release` no other one can.
         """
         _make_writable(self.path, "--output_dir")
         if self.checkpoint.parent != self.path:
             _make_writable(self.checkpoint.parent, "--checkpoint_dir")
+        summary = None if overwrite else self._ended(identity)
+        if summary is not None:
+            return summary
+        if not self._held.acquire():
+            raise Busy(f"{self.path}: {self._held.holder()} is training it.")
         if overwrite:
             self.clear()
+        return self._ended(identity)  # by now, perhaps
+
+    def release(self):
+        """Let other processes have the folder."""
+        self._held.release()
+
+    def _ended(self, identity):
         stored = read_json(self.config) if self.config.exists() else None
-        if stored is not None:
-            check_identity(stored.get("identity", {}), identity, f"--output_dir {self.path}: holds")
-        return read_json(self.summary) if stored is not None and self.summary.exists() else None
+        # a run that left no state behind, one that was out of memory say, binds nobody
+        if stored is None or not any(f.exists() for f in (self.checkpoint, self.previous_checkpoint, self.summary)):
+            return None
+        check_identity(stored.get("identity", {}), identity, f"--output_dir {self.path}: holds")
+        return read_json(self.summary) if self.summary.exists() else None
 
     def history(self, first_epoch):
         """Rows of log.csv and norm_alpha.csv of the epochs before one, as Record takes them."""
@@ -95,16 +125,47 @@ class RunFolder:
 
     def clear(self):
         """Delete the files of a run, and nothing else that may be in the folder."""
-        for file in (self.summary, self.config, self.checkpoint, self.log, self.norm_alpha, self.trajectory,
+        for file in (self.summary, self.status, self.config, self.checkpoint, self.previous_checkpoint,
+                     self.damaged_checkpoint, self.log, self.norm_alpha, self.trajectory,
                      self.reconstructions, self.loss_curve, self.loss_curve.with_suffix(".pdf")):  # fmt: skip
             file.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
 
 
+class Status:
+    """Where a run is, as status.json tells drivers: {status, epoch, epochs, share, images_per_s, process, host, time}.
+
+    folder: RunFolder, or None to write nothing.
+    """
+
+    def __init__(self, folder, epochs):
+        self.folder, self.epochs = folder, epochs
+        self.written = -math.inf
+
+    def write(self, status, epoch, share=0.0, images_per_s=None):
+        """share: of the epoch, 0 to 1."""
+        self.written = time.monotonic()
+        if self.folder is None:
+            return
+        known = {"status": status, "epoch": epoch, "epochs": self.epochs, "share": share, "images_per_s": images_per_s}
+        try:
+            write_json(
+                self.folder.status,
+                {**known, "process": os.getpid(), "host": socket.gethostname(), "time": time.time()},
+            )
+        except OSError:
+            pass  # nothing depends on it; what does will meet the same error and say so
+
+    def write_sometimes(self, *place):
+        """write(RUNNING, ...) if the last time was some seconds ago."""
+        if time.monotonic() - self.written > STATUS_SECONDS:
+            self.write(RUNNING, *place)
+
+
 class Record:
     """What a run has measured so far, epoch by epoch, and the files that hold it.
 
-    folder: RunFolder. columns: of log.csv, LOG_COLUMNS or EVALUATION_COLUMNS. head: the run's entry in trajectory.json
+    folder: RunFolder, or None to write nothing. columns: of log.csv, LOG_COLUMNS or EVALUATION_COLUMNS. head: the run's entry in trajectory.json
     (alpha, lr, model, decoder, norm, seed), None for no such file. log, alphas: the rows of log.csv and norm_alpha.csv
     so far; the checkpoint keeps them, so that files and weights always agree.
     """
@@ -133,6 +194,8 @@ class Record:
 
         The latter has the format of the original gap scripts; null is what was not measured.
         """
+        if self.folder is None:
+            return
         write_csv(self.folder.log, self.columns, self.log)
         write_csv(self.folder.norm_alpha, ALPHA_COLUMNS, self.alphas)
         if self.head is None:
@@ -170,7 +233,7 @@ def check_identity(stored, identity, where):
     A setting that the stored run did not know yet had its default then.
     """
     for name, value in identity.items():
-        theirs = stored.get(name, DEFAULTS.get(name, value))
+        theirs = stored.get(name, BEFORE.get(name, value))
         if theirs != value:
             raise InputError(
                 f"{where} a run with {_spell(name, theirs)}, this one has {_spell(name, value)}. Choose another "

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import files, recipes
+from . import files, parallel, recipes
 from .errors import InputError, NothingToDo
 from .recipes import FINETUNE, KNN, PRETRAIN, TASKS
 
@@ -85,10 +85,12 @@ class OptimSettings:
     min_lr: float
     warmup_epochs: float
     weight_decay: float
+    processes: int = 1
 
     @property
     def effective_batch(self):
-        return self.batch_size * self.accum_iter
+        """Images of an optimizer step, over all processes."""
+        return self.batch_size * self.accum_iter * self.processes
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,14 @@ class ProbeSettings:
     alpha: float
     names: tuple
     eval_every: int
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """A checkpoint after every so many epochs, and within an epoch after so many minutes."""
+
+    epochs: int
+    minutes: float
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,7 @@ class Settings:
     data: DataSettings
     optim: OptimSettings
     probes: ProbeSettings
+    saving: SavingSettings
     seed: int
     precision: str
     output_dir: str
@@ -197,7 +208,7 @@ def resolve(typed, *, cores=None):
     v = {**recipes.of(task, model, demo=typed.demo), **stored, **given}
     _check_source(typed)
     _check(v)
-    lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] / 256
+    lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] * parallel.size() / 256
     warmup = v["warmup_epochs"]
     if warmup is None:
         warmup = recipes.warmup_epochs(task, v["model"], v["epochs"])
@@ -214,8 +225,11 @@ def resolve(typed, *, cores=None):
         norm=NormSettings(name, {option: v[flag] for option, flag in OPTION_FLAGS[name].items()}),
         model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
         data=DataSettings(images, v["max_images"], workers, v["hf_dataset"], v["hf_config"]),
-        optim=OptimSettings(v["epochs"], v["batch_size"], v["accum_iter"], lr, v["min_lr"], warmup, v["weight_decay"]),
+        optim=OptimSettings(
+            v["epochs"], v["batch_size"], v["accum_iter"], lr, v["min_lr"], warmup, v["weight_decay"], parallel.size()
+        ),
         probes=ProbeSettings(v["alpha"], probe_names(v["probes"], v["alpha"]), v["eval_every"]),
+        saving=SavingSettings(v["checkpoint_every"], v["checkpoint_minutes"]),
         seed=v["seed"],
         precision=v["precision"],
         output_dir=v["output_dir"] or os.path.join(*folder),
@@ -315,7 +329,7 @@ def _check(v):
         raise InputError(f"--alpha {v['alpha']}: must be finite.")
     evaluates = v["task"] == FINETUNE and v["epochs"] == 0  # a classifier as it is
     for name in ("epochs", "batch_size", "accum_iter", "max_images", "eval_every", "input_size", "lr", "blr",
-                 "dyt_alpha_init", "layer_decay"):  # fmt: skip
+                 "dyt_alpha_init", "layer_decay", "checkpoint_every", "checkpoint_minutes"):  # fmt: skip
         if v[name] is not None and not 0 < v[name] < math.inf and not (name == "epochs" and evaluates):
             raise InputError(f"--{name} {v[name]}: must be positive.")
     for name in ("min_lr", "weight_decay", "num_workers", "warmup_epochs", "adyt_lambda", "seed", "mixup", "cutmix"):

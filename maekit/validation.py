@@ -7,6 +7,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.utils.data import default_collate
 
+from . import parallel
 from .model import patch_statistics, unpatchify
 from .probes import percent
 
@@ -37,7 +38,8 @@ def validate(model, batches, device, pixels, mask_ratio, frozen=None):
             correct.setdefault(name, []).append(classes == labels)
         total += out.reconstruction.to(device.sum_dtype) * len(images)
         n += len(images)
-    return {"val_mse": float(total) / n, **{name: percent(torch.cat(parts)) for name, parts in correct.items()}}
+    total, n = parallel.add(torch.stack([total, total.new_tensor(n)])).tolist()
+    return {"val_mse": total / n, **{name: percent(torch.cat(parts)) for name, parts in correct.items()}}
 
 
 @torch.inference_mode()
@@ -62,7 +64,8 @@ def baselines(batches, pixels, model, mask_ratio):
             error = ((prediction - target) ** 2).mean(-1)
             sums[i] += (error * mask).sum() / mask.sum() * len(images)
         n += len(images)
-    flat, smooth = (sums / n).tolist()
+    n = parallel.add(sums.new_tensor(n))
+    flat, smooth = (parallel.add(sums) / n).tolist()
     return {"flat_colour": flat, "smooth_colour": None if model.norm_pix_loss else smooth}
 
 

@@ -1,0 +1,64 @@
+"""When a training saves its state: after epochs, after minutes, and when the system asks it to stop."""
+
+import time
+
+from . import parallel, runs
+from .errors import Stopped
+
+_GO_ON, _SAVE, _STOP = range(3)
+
+
+class Keeper:
+    """Saves a job into its run folder. All processes of a run call it alike; the main one writes.
+
+    record, status: the run's Record and Status. saving: SavingSettings. elapsed_s: of earlier starts of this run.
+    constant: what every checkpoint holds alike, args and baselines.
+    """
+
+    def __init__(self, job, folder, record, status, stop, saving, elapsed_s, **constant):
+        self.job, self.folder, self.record, self.status, self.stop = job, folder, record, status, stop
+        self.saving, self.constant = saving, constant
+        self.saved = time.monotonic()
+        self.started = self.saved - elapsed_s
+
+    def elapsed_s(self):
+        """Seconds that the run has taken over all its starts."""
+        return time.monotonic() - self.started
+
+    def after_step(self, position, epoch, share):
+        """Between two optimizer steps, at a share of an epoch from 0 to 1.
+
+        position: function that makes the place to go on from, see Job.position.
+        """
+        self.status.write_sometimes(epoch, share)
+        wish = _STOP if self.stop.name else _GO_ON
+        if parallel.is_main() and wish == _GO_ON and time.monotonic() - self.saved > 60 * self.saving.minutes:
+            wish = _SAVE
+        wish = parallel.agree(wish)
+        if wish != _GO_ON:
+            place = position()
+            self.save(place["epoch"] - 1, place)
+            if wish == _STOP:
+                self.give_way(place["epoch"])
+
+    def after_epoch(self, epoch):
+        """After an epoch that was measured and recorded."""
+        stop = self.stop.agreed()
+        if stop or (epoch + 1) % self.saving.epochs == 0 or epoch + 1 == self.job.epochs:
+            self.save(epoch)
+        if stop:
+            self.give_way(epoch + 1)
+
+    def save(self, epoch, position=None):
+        """Write the checkpoint; epoch: the last finished one."""
+        if parallel.is_main():
+            self.job.save(
+                self.folder, epoch=epoch, position=position, elapsed_s=self.elapsed_s(),
+                history=self.record.history(), **self.constant,
+            )  # fmt: skip
+        self.saved = time.monotonic()
+
+    def give_way(self, epoch):
+        """End the run, whose state is saved. Raises Stopped."""
+        self.status.write(runs.PREEMPTED, epoch)
+        raise Stopped(self.stop.name or "another process of the run")
