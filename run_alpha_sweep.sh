@@ -6,7 +6,8 @@
 #   ./run_alpha_sweep.sh                            Imagenette, vit_tiny, 25 alphas, 50 epochs
 #   ./quick_sweep_test.sh, ./lr_alpha_sweep.sh      the same with fewer alphas and epochs
 #
-# The same command again skips what is done and goes on where it stopped. Options of this script:
+# The same command again skips what is done and goes on where it stopped. With the word status among its options it
+# counts which runs are done, running, failed, diverged and left. Options of this script:
 #
 #   --alphas "A B ..."   weights of the classification loss (default: 25 of both signs, 0.00001 to 10, and 0)
 #   --lrs "A B ..."      peak learning rates (default: 0.00015; demo: the demo's)
@@ -21,6 +22,9 @@
 #   --output_dir DIR     everything goes below it (default: outputs)
 #   --checkpoint_dir DIR checkpoints go below it (default: checkpoints/<sweep> in --output_dir)
 #   --name NAME          name of the sweep in the names of folders (default: full)
+#   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
+#   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
+#   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --demo               demo data and settings; alphas and epochs stay the sweep's; what is typed wins
 #   --dry_run            print the commands and run nothing
@@ -55,6 +59,7 @@ dry_run=
 help=
 train_flags=()
 
+status=
 while [ $# -gt 0 ]; do
     WORDS=1
     case ${1%%=*} in
@@ -74,9 +79,10 @@ while [ $# -gt 0 ]; do
     --demo) demo=1 && data_flags=() ;;
     --clone_mae) clone_mae=1 ;;
     --dry_run) dry_run=1 ;;
+    status) status=1 ;;
     --help | -h) help=1 ;;
     --imagenet_dir | --hf_dataset) data_flags=() && train_flags+=("$1") ;;
-    *) train_flags+=("$1") ;;
+    *) read_running_flag "$@" || train_flags+=("$1") ;;
     esac
     shift "$WORDS"
 done
@@ -84,7 +90,8 @@ done
 [ -n "$name" ] || fail "--name: is empty. Leave it out for full."
 
 if [ -n "$clone_mae" ] && [ -z "$help" ]; then clone_mae; fi
-if [ -n "$dry_run$help" ]; then use_any_python; else use_environment; fi
+check_running_flags
+if [ -n "$dry_run$help$status" ]; then use_any_python; else use_environment; fi
 if [ -n "$help" ]; then
     print_banner "${BASH_SOURCE[0]}"
     echo "Here: --name $name --alphas \"$alphas\" --lrs \"$lrs\" --epochs $epochs"
@@ -105,6 +112,7 @@ else
     : "${batch_size:=512}" "${model:=vit_tiny}" "${decoder_type:=base-8b}"
     : "${num_workers:=$(grid_values --workers 16)}"
 fi
+[ -z "$status" ] || show_status "$root"
 for flag in batch_size num_workers model decoder_type; do
     [ -z "${!flag}" ] || train_flags+=("--$flag" "${!flag}")
 done
@@ -126,7 +134,7 @@ print_commands() {
             for norm in $norms; do
                 for seed in $seeds; do
                     run=${norm}_lr${lr}_seed${seed}
-                    command_line "$PYTHON" "$KIT/train.py" --alpha "$alpha" --lr "$lr" --norm "$norm" --seed "$seed" \
+                    train_command --alpha "$alpha" --lr "$lr" --norm "$norm" --seed "$seed" \
                         --output_dir "$root/$alpha/$run" \
                         --checkpoint_dir "$checkpoint_dir/${architecture}_alpha-${alpha}_$run" \
                         "${train_flags[@]}"

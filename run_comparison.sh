@@ -5,7 +5,8 @@
 #   ./run_comparison.sh --demo                          ten photographs, a small model, minutes on two cores
 #   ./run_comparison.sh --imagenet_dir /data/ILSVRC     ImageNet, ViT-B/16, 100 epochs
 #
-# The same command again goes on where it stopped. Options of this script:
+# The same command again goes on where it stopped. With the word status among its options it counts which runs are
+# done, running, failed, diverged and left. Options of this script:
 #
 #   --methods "A B ..."  normalisation layers: LayerNorm (ln), RMSNorm (rms), DynamicTanh (dyt),
 #                        AdaptiveDynamicTanh (adyt), DynamicErf (derf); --norms is the same flag
@@ -19,6 +20,9 @@
 #                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 #                        others they get those on data, model, norm and device
 #   --demo               demo data and settings; what is typed wins
+#   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
+#   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
+#   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --dry_run            print the commands and run nothing
 #   --help               this text, then the options of train.py, which every other option goes to as it is
@@ -43,6 +47,7 @@ dry_run=
 train_flags=()
 shared_flags=() # those of train_flags that evaluations get, too
 
+status=
 while [ $# -gt 0 ]; do
     WORDS=1
     case ${1%%=*} in
@@ -66,12 +71,13 @@ while [ $# -gt 0 ]; do
         ;;
     --clone_mae) clone_mae=1 ;;
     --dry_run) dry_run=1 ;;
+    status) status=1 ;;
     --help | -h)
         print_banner "${BASH_SOURCE[0]}"
         use_any_python
         exec "$PYTHON" "$KIT/train.py" --help
         ;;
-    *) train_flags+=("$1") ;;
+    *) read_running_flag "$@" || train_flags+=("$1") ;;
     esac
     shift "$WORDS"
 done
@@ -116,12 +122,14 @@ flags_of() {
 # print_run METHOD SEED SUBFOLDER FLAG...
 print_run() {
     local run=$1/seed$2$3
-    command_line "$PYTHON" "$KIT/train.py" --norm "$1" --seed "$2" --output_dir "$output_dir/$run" \
+    train_command --norm "$1" --seed "$2" --output_dir "$output_dir/$run" \
         ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:4}"
 }
 
+check_running_flags
 if [ -n "$clone_mae" ]; then clone_mae; fi
-if [ -n "$dry_run" ]; then use_any_python; else use_environment; fi
+if [ -n "$dry_run$status" ]; then use_any_python; else use_environment; fi
+[ -z "$status" ] || show_status "$output_dir"
 names=$(grid_values --methods "$methods")
 seeds=$(grid_values --seeds "$seeds")
 [ -z "$evals" ] || evals=$(grid_values --eval "$evals")

@@ -66,6 +66,17 @@ class Lock:
         self.file = None
 
 
+def is_held(path):
+    """Whether a process holds the lock on a path."""
+    if not os.path.exists(path):
+        return False
+    lock = Lock(path)
+    if lock.acquire():
+        lock.release()
+        return False
+    return True
+
+
 def _lock(file):
     try:
         if fcntl is not None:

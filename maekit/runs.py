@@ -7,6 +7,7 @@ trajectory.json        (mse, accuracies) per epoch, in the format of the origina
 summary.json           the run in one line, once it has ended
 checkpoint.pth         weights, optimizer, probes, epoch (in --checkpoint_dir, if there is one), and the one before
 status.json            where the run is, for drivers: written every few seconds
+output.txt             what it printed, if it ran beside others
 run.lock               held by the process that trains
 reconstructions.npz    pictures
 loss_curve.png .pdf, tensorboard/
@@ -82,6 +83,7 @@ class RunFolder:
         self.damaged_checkpoint = self.checkpoint.with_name("checkpoint.damaged.pth")
         self.status = self.path / "status.json"
         self.lock = self.path / "run.lock"
+        self.output = self.path / "output.txt"
         self._held = Lock(self.lock)
         self.reconstructions = self.path / "reconstructions.npz"
         self.loss_curve = self.path / "loss_curve.png"

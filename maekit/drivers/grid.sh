@@ -55,48 +55,60 @@ command_line() {
     printf '%s\n' "${line% }"
 }
 
+# read_running_flag FLAG ...: options of how runs are run, alike in all drivers. Sets WORDS; 1 if it is none of them.
+read_running_flag() {
+    case ${1%%=*} in
+    --jobs) read_value "$@" && jobs=$VALUE ;;
+    --nproc) read_value "$@" && nproc=$VALUE ;;
+    --slurm) read_text "$@" && slurm=$VALUE ;;
+    *) return 1 ;;
+    esac
+}
+jobs=1
+nproc=1
+slurm=
+
+check_running_flags() {
+    local flag
+    for flag in jobs nproc; do
+        case ${!flag} in
+        '' | *[!0-9]* | 0*) fail "--$flag ${!flag}: must be a whole number, 1 or more." ;;
+        esac
+    done
+}
+
+# show_status FOLDER: how far the runs of its grids are. For this, too, there is `status` in front of a driver's options.
+show_status() {
+    local grid files=()
+    for grid in "$1/commands.txt" "$1/evaluations.txt"; do
+        [ ! -e "$grid" ] || files+=("$grid")
+    done
+    [ ${#files[@]} != 0 ] || fail "status: no runs were started in $1. See --output_dir."
+    exec "$PYTHON" "$KIT/maekit/drivers/pool.py" --status "${files[@]}"
+}
+
+# train_command FLAG...: a line that trains, in as many processes as --nproc says.
+train_command() {
+    if [ "$nproc" = 1 ]; then
+        command_line "$PYTHON" "$KIT/train.py" "$@"
+    else
+        command_line "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" "$KIT/train.py" "$@"
+    fi
+}
+
 # run_and_analyse "GRIDS" FOLDER COMMAND...: for each word of GRIDS write what the driver's print_<word> prints to
-# FOLDER/<word>.txt, run these files in turn, then COMMAND, the analysis. Exits: 1 if a run failed, else with the analysis.
+# FOLDER/<word>.txt, then run these files in turn, and COMMAND, the analysis; here or as jobs of the cluster.
 run_and_analyse() {
-    local grid grids=$1 folder=$2 code=0
+    local grid grids=$1 folder=$2 files=()
     shift 2
     for grid in $grids; do
         # Renamed into place, so that a driver that reads the file of another grid goes on reading its own.
         { mkdir -p "$folder" && "print_$grid" >"$folder/$grid.$$" && mv "$folder/$grid.$$" "$folder/$grid.txt"; } \
             2>/dev/null || fail "--output_dir: $folder cannot be written. Choose another --output_dir."
+        files+=("$folder/$grid.txt")
     done
-    FAILURES=
-    for grid in $grids; do run_grid "$folder/$grid.txt"; done
-    "$@" || code=$?
-    if [ -n "$FAILURES" ]; then
-        printf '\nfailed; the same command tries again:\n%s' "$FAILURES" >&2
-        exit 1
+    if [ -n "$slurm" ]; then
+        exec "$PYTHON" "$KIT/maekit/drivers/slurm.py" --submit "$slurm" --nproc "$nproc" "${files[@]}" -- "$@"
     fi
-    exit "$code"
-}
-
-# run_grid FILE: run its commands one after the other. A failed one does not stop the rest and is added to FAILURES,
-# a line each; an interrupt does, and is returned.
-run_grid() {
-    local line code number=0 failed=0 total
-    total=$(grep -c . "$1")
-    while IFS= read -r line <&3; do
-        number=$((number + 1))
-        printf '\n[%d/%d] %s\n' "$number" "$total" "$line"
-        code=0
-        bash -c "$line" 3<&- || code=$?
-        case $code in
-        0) ;;
-        130 | 143)
-            echo "stopped: $((number - 1 - failed)) of $total done, $failed failed;" \
-                "the same command goes on from there." >&2
-            return "$code"
-            ;;
-        *)
-            failed=$((failed + 1))
-            FAILURES="${FAILURES}exit code $code: $line
-"
-            ;;
-        esac
-    done 3<"$1"
+    exec "$PYTHON" "$KIT/maekit/drivers/pool.py" --jobs "$jobs" --nproc "$nproc" "${files[@]}" -- "$@"
 }
