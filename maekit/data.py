@@ -160,6 +160,7 @@ class BrokenImages:
             found.add(index)
             self.say(f"broken image {images.file(index)}: replaced by another ({len(self)} so far)")
         if len(found) > BROKEN_SHARE * len(images):
+            _check_root(images)
             names = ", ".join(images.file(i) for i in sorted(found)[:20])
             more = f" and {len(found) - 20} more" if len(found) > 20 else ""
             raise InputError(
@@ -289,7 +290,15 @@ def _read(images, index, another):
             used = another()
         except StopIteration:
             break
+    _check_root(images)
     raise InputError(f"{images.file(index)}: cannot be read, nor can the others tried in its place.")
+
+
+def _check_root(images):
+    """Raise InputError if the folder of the images has gone."""
+    if not images.is_there():
+        raise InputError(f"{images.root}: is not there any more. Mount it again; the same command goes on from the last "
+                         "checkpoint.")  # fmt: skip
 
 
 def _sample(image, labels, index, noise, broken):

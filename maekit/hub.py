@@ -32,6 +32,10 @@ class HubImages:
     def __len__(self):
         return len(self._rows)
 
+    def is_there(self):
+        """Its table is mapped into memory: it does not go away."""
+        return True
+
     def file(self, index):
         """Name of an image in messages: data set, split, row."""
         return f"{self.root}[{self._rows[index]}]"

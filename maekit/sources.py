@@ -46,6 +46,10 @@ class ImageSet:
         """The image as PIL opens it, not decoded yet. Raises what PIL raises for a file it cannot read."""
         return Image.open(self.file(index))
 
+    def is_there(self):
+        """Whether the folder still is."""
+        return os.path.isdir(self.root)
+
     def subset(self, indices):
         """The images at `indices`, in that order."""
         return ImageSet(self.root, self.paths[indices], lambda: self.labels[indices])

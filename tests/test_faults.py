@@ -1,0 +1,344 @@
+"""A run is never lost: killed, stopped, out of disk or memory, with damaged files or data that goes away."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from maekit import checkpoint, faults, files, runs, settings
+from maekit.errors import InputError
+from maekit.flags import build_parser
+from maekit.keeper import Keeper
+from maekit.stopping import StopRequest
+
+from .conftest import KIT, train, train_here, write_ilsvrc
+from .test_train import flat, losses
+
+QUICK = ("--demo", "--max_images", "48", "--batch_size", "8", "--num_workers", "0")
+ALL = ("--alpha", "0.1", "--probes", "all", "--eval_every", "2", "--norm", "adyt")
+EVERY_STEP = ("--checkpoint_minutes", "1e-9")
+
+
+def start(*flags, **options):
+    """Start train.py and return when it trains."""
+    folder = flags[flags.index("--output_dir") + 1]
+    (folder / "status.json").unlink(missing_ok=True)
+    run = subprocess.Popen(
+        [str(part) for part in (sys.executable, KIT / "train.py", *flags)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+    while not (folder / "status.json").exists():
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.005)
+    return run
+
+
+def state_of(folder):
+    """Every tensor of the last checkpoint, by name."""
+    return flat(torch.load(folder / "checkpoint.pth", weights_only=True))
+
+
+def assert_same_run(a, b):
+    """Equal logs and trajectories apart from clocks and memory, and every tensor of the checkpoints bitwise."""
+    assert losses(a) == losses(b)
+    assert (a / "trajectory.json").read_text() == (b / "trajectory.json").read_text()
+    assert (a / "norm_alpha.csv").read_text() == (b / "norm_alpha.csv").read_text()
+    ours, theirs = state_of(a), state_of(b)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def stray_files(folder):
+    return [str(path) for path in folder.rglob("*") if path.name.endswith(".tmp") or ".lock" in path.name]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of 6 epochs with all probes that nothing happens to."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    train(*QUICK, *ALL, "--epochs", "6", "--output_dir", folder, check=0)
+    return folder
+
+
+def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
+    """SIGKILL between the start of the process and two epochs later; state is saved within epochs as well."""
+    flags = (*QUICK, *ALL, "--epochs", "24", "--checkpoint_minutes", "0.002", "--output_dir")
+    train(*flags, tmp_path / "whole", check=0)
+    seconds = [row["epoch_time_s"] for row in files.read_csv(tmp_path / "whole/log.csv")]
+    killed, draw = tmp_path / "killed", random.Random(0)
+    within = 0
+    for i in range(20):
+        if i % 5 == 0:  # before it trains, too
+            run = subprocess.Popen([str(w) for w in (sys.executable, KIT / "train.py", *flags, killed)],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+            time.sleep(draw.uniform(0, 4))
+        else:
+            run = start(*flags, killed)
+            time.sleep(draw.uniform(0, 3 * max(seconds)))
+        run.kill()
+        run.communicate()
+        if (killed / "checkpoint.pth").exists():
+            within += bool(checkpoint.read(killed / "checkpoint.pth").get("position"))
+    assert within > 2, "some kills came when an epoch was saved in part"
+    train(*flags, killed, check=0)
+    assert_same_run(tmp_path / "whole", killed)
+    assert not stray_files(killed)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, unbroken, tmp_path):
+    flags = (*QUICK, *ALL, "--epochs", "6", "--output_dir", tmp_path)
+    run = start(*flags)
+    while not (tmp_path / "checkpoint.previous.pth").exists():
+        assert run.poll() is None
+        time.sleep(0.005)
+    run.kill()
+    run.communicate()
+    file = tmp_path / "checkpoint.pth"
+    content = bytearray(file.read_bytes() if file.exists() else (tmp_path / "checkpoint.previous.pth").read_bytes())
+    if damage == "flipped":
+        for at in range(len(content) // 3, len(content) // 3 + 64):
+            content[at] ^= 0x10
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content))
+    if damage == "missing":
+        file.unlink()
+    result = train(*flags, check=0)
+    if damage != "missing":
+        assert "damaged" in result.stdout and "the checkpoint before it is taken" in result.stdout
+        assert (tmp_path / "checkpoint.damaged.pth").exists()
+    assert_same_run(unbroken, tmp_path)
+
+
+def test_torch_alone_would_have_taken_flipped_bytes(unbroken, tmp_path):
+    """Which is why the checksums of the file are looked at."""
+    content = bytearray((unbroken / "checkpoint.pth").read_bytes())
+    weights = torch.load(unbroken / "checkpoint.pth", weights_only=True)["model"]["blocks.0.mlp.fc1.weight"]
+    at = content.find(weights.numpy().tobytes()[:64])
+    content[at + 3] ^= 0x10
+    file = tmp_path / "checkpoint.pth"
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)
+    with pytest.raises(InputError, match="damaged, the checksum of"):
+        checkpoint.verified(file)
+
+
+def test_two_damaged_checkpoints_are_an_error_that_deletes_nothing(unbroken, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    for name in ("checkpoint.pth", "checkpoint.previous.pth"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:5000])
+    before = sorted(path.name for path in folder.iterdir())
+    result = train_here(*QUICK, *ALL, "--epochs", "6", "--output_dir", folder, check=2)
+    assert "checkpoint.previous.pth: truncated, damaged" in result.stderr
+    assert set(before) <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_the_middle_of_an_epoch_saves_it(number, unbroken, tmp_path):
+    flags = (*QUICK, *ALL, "--epochs", "6", "--output_dir", tmp_path)
+    (long := [*flags])[1:1] = []
+    run = start(*long)
+    time.sleep(0.15)
+    began = time.monotonic()
+    run.send_signal(number)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == 143 and time.monotonic() - began < 10
+    assert f"stopped by {number.name}; the same command goes on from there" in error and "Traceback" not in error
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "preempted"
+    assert not (tmp_path / "summary.json").exists()
+    train(*flags, check=0)
+    assert_same_run(unbroken, tmp_path)
+
+
+@pytest.mark.parametrize("task", ["finetune", "linprobe"])
+def test_evaluations_stop_and_go_on_within_an_epoch_as_well(task, tmp_path, monkeypatch):
+    flags = (*QUICK, "--task", task, "--init", "untrained", "--epochs", "2", "--batch_size", "8", "--output_dir")
+    train_here(*flags, tmp_path / "whole", check=0)
+    stopped = 0
+    after_step = Keeper.after_step
+
+    def stop_after_three_steps(self, position, epoch, share):
+        if share > 0.45:
+            self.stop.name = "SIGTERM"
+        after_step(self, position, epoch, share)
+
+    monkeypatch.setattr(Keeper, "after_step", stop_after_three_steps)
+    for _ in range(2):
+        stopped += train_here(*flags, tmp_path / "stopped").returncode == 143
+    monkeypatch.setattr(Keeper, "after_step", after_step)
+    assert stopped == 2
+    train_here(*flags, tmp_path / "stopped", check=0)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
+    a, b = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_second_signal_does_not_wait():
+    code = (
+        "import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from maekit.stopping import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); assert stop.name == 'SIGTERM'\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(9); print('still here')"
+    )
+    result = subprocess.run([sys.executable, "-c", code, KIT], capture_output=True, text=True, check=False)
+    assert result.returncode == 143 and "still here" not in result.stdout
+
+
+def test_handlers_of_others_are_back_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_checkpoint_every_saves_so_often_and_at_the_end(tmp_path, monkeypatch):
+    saved = []
+    save = Keeper.save
+    monkeypatch.setattr(
+        Keeper, "save", lambda self, epoch, position=None: (saved.append(epoch), save(self, epoch, position))
+    )
+    train_here(*QUICK, "--epochs", "5", "--checkpoint_every", "2", "--output_dir", tmp_path / "a", check=0)
+    assert saved == [1, 3, 4]
+    saved.clear()
+    train_here(*QUICK, "--epochs", "2", *EVERY_STEP, "--output_dir", tmp_path / "b", check=0)
+    assert saved == [-1] * 5 + [0] * 6 + [1]  # 6 steps an epoch, and none within after the last
+    assert losses(tmp_path / "b") == losses(tmp_path / "b")
+
+
+def test_how_often_it_saves_is_no_other_run(unbroken, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    result = train_here(
+        *QUICK, *ALL, "--epochs", "6", "--checkpoint_every", "3", *EVERY_STEP, "--output_dir", folder, check=0
+    )
+    assert "finished already" in result.stdout
+
+
+def test_two_processes_on_one_folder_do_not_meet(tmp_path):
+    flags = (*QUICK, "--epochs", "200", "--output_dir", tmp_path)
+    first = start(*flags)
+    try:
+        second = train(*flags, check=75)
+        assert f"process {first.pid} on " in second.stderr and "is training it" in second.stderr
+    finally:
+        first.kill()
+        first.communicate()
+    again = start(*flags)  # the lock went with its holder
+    again.kill()
+    again.communicate()
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(unbroken, tmp_path):
+    """A tmpfs with a ballast file that leaves no room for another checkpoint; then the ballast goes."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", small], check=False).returncode:
+        pytest.skip("NOT TESTED: mounting a small file system needs to be root")
+    flags = (*QUICK, *ALL, "--epochs", "6", "--output_dir", small / "run")
+    try:
+        run = start(*flags)
+        while not (small / "run/checkpoint.pth").exists():
+            assert run.poll() is None
+            time.sleep(0.005)
+        with open(small / "ballast", "wb") as f, pytest.raises(OSError):
+            while True:
+                f.write(bytes(1 << 16))
+        error = run.communicate(timeout=120)[1].strip().splitlines()[-1]
+        assert run.returncode == 2 and error.startswith("error: ") and "Make room" in error
+        checkpoint.verified(small / "run/checkpoint.pth")
+        json.loads((small / "run/trajectory.json").read_text())
+        assert not stray_files(small / "run")
+        (small / "ballast").unlink()
+        train(*flags, check=0)
+        assert_same_run(unbroken, small / "run")
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_data_that_disappears_is_said_and_the_run_goes_on_when_it_is_back(tmp_path):
+    root = write_ilsvrc(tmp_path / "ILSVRC", train_images=24, val_images=3)
+    flags = ("--imagenet_dir", root, "--model", "mae_vit_demo_patch8", "--input_size", "32", "--epochs", "30",
+             "--batch_size", "12", "--num_workers", "0", "--output_dir", tmp_path / "run")  # fmt: skip
+    run = start(*flags)
+    while not (tmp_path / "run/checkpoint.pth").exists():
+        assert run.poll() is None
+        time.sleep(0.005)
+    root.rename(tmp_path / "away")
+    error = run.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert run.returncode == 2 and "is not there any more" in error and str(root) in error
+    (tmp_path / "away").rename(root)
+    assert "goes on with epoch" in train(*flags, check=0).stdout
+
+
+def test_a_dead_worker_is_named_with_the_way_out(tmp_path):
+    flags = (*QUICK[:-1], "1", "--epochs", "200", "--output_dir", tmp_path)
+    run = start(*flags)
+    while not (tmp_path / "checkpoint.pth").exists():
+        assert run.poll() is None
+        time.sleep(0.005)
+    children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    error = run.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert run.returncode == 2 and "--num_workers 1: a worker process" in error and "lower --num_workers" in error
+    known = json.loads((tmp_path / "status.json").read_text())
+    assert known["status"] == "failed" and "worker" in known["error"]
+
+
+def resolved(*flags):
+    return settings.resolve(build_parser("", "").parse_args(list(flags)))
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"), "20.00 GiB"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1073741824 bytes."), "1024 MiB"),
+        (MemoryError(), "some memory"),
+    ],
+)  # fmt: skip
+def test_out_of_memory_says_what_to_lower(error, size):
+    told = faults.explained(error, resolved("--demo", "--batch_size", "64", "--accum_iter", "2"))
+    assert isinstance(told, InputError)
+    assert str(told).startswith(
+        f"--batch_size 64: out of memory, {size} more"
+    ) and "--batch_size 32 --accum_iter 4" in str(told)
+
+
+def test_a_real_allocation_that_fails_is_explained(tmp_path):
+    limited = f"ulimit -v 12000000; exec {sys.executable} train.py --demo --batch_size 960 --input_size 512 --num_workers 0 --output_dir {tmp_path}"
+    result = subprocess.run(["bash", "-c", limited], cwd=KIT, capture_output=True, text=True, check=False)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 2 and "--batch_size 960: out of memory" in last and "--batch_size 480" in last
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
+
+
+def test_after_out_of_memory_a_smaller_batch_needs_no_other_folder(tmp_path):
+    folder = runs.RunFolder(tmp_path)
+    folder.claim({"batch_size": 512})
+    files.write_json(folder.config, {"identity": {"batch_size": 512}})
+    assert folder.claim({"batch_size": 256}) is None
+
+
+def test_other_errors_stay_what_they_are():
+    error = RuntimeError("something else")
+    assert faults.explained(error, resolved("--demo")) is error
+
+
+def test_a_tensorboard_folder_that_cannot_be_written_does_not_stop_a_run(tmp_path):
+    (tmp_path / "tensorboard").write_text("in the way")
+    result = train_here(*QUICK, "--epochs", "2", "--output_dir", tmp_path, check=0)
+    assert "training goes on without TensorBoard" in result.stdout and len(losses(tmp_path)) == 2
+
+
+def test_a_clock_that_jumps_back_does_not_show_in_the_times(tmp_path, monkeypatch):
+    now = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    train_here(*QUICK, "--epochs", "2", "--output_dir", tmp_path, check=0)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0 < summary["total_time"] < 600 and all(r["epoch_time_s"] > 0 for r in files.read_csv(tmp_path / "log.csv"))
