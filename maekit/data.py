@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from . import parallel
+from . import parallel, stopping
 from .errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -180,6 +180,7 @@ class Batches:
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=keep_workers and workers > 0,
+            worker_init_fn=stopping.leave_to_the_run,
             generator=torch.Generator(),  # the loader's own draws stay out of the global stream
             **batching,
         )

@@ -2,15 +2,37 @@
 
 import os
 import signal
+import threading
+import time
 
 from . import parallel
 
+SAME_SECONDS = 5.0  # in which signals are one request: a cluster tells every process of a job, and a launcher its own
+
+
+def leave_to_the_run(_worker):
+    """For a worker process of the run, on its start: what asks all its processes to stop does not end it before the
+    run, which needs it to get to where its state can be saved; only the run itself does."""
+
+    def wait():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+            pass
+        os._exit(0)
+
+    run = os.getppid()
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+        threading.Thread(target=wait, daemon=True).start()
+
 
 class StopRequest:
-    """Whether SIGTERM or SIGUSR1 has come; as a context, while it listens. A second signal ends the process at once."""
+    """Whether SIGTERM or SIGUSR1 has come; as a context, while it listens.
+
+    A second request, SAME_SECONDS after the first or later, ends the process at once.
+    """
 
     def __init__(self):
-        self.name = None
+        self.name, self.since = None, 0.0
 
     def __enter__(self):
         wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -22,9 +44,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number, _):
-        if self.name is not None:
+        if self.name is None:
+            self.name, self.since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self.since > SAME_SECONDS:
             os._exit(128 + signal.SIGTERM)
-        self.name = signal.Signals(number).name
 
     def agreed(self):
         """The same in all processes: whether any of them was asked to stop."""

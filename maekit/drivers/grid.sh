@@ -46,11 +46,15 @@ clone_mae() (
     if [ -n "$dry_run" ]; then command_line "$@"; else exec "$@"; fi
 )
 
-# Print the arguments as one line that a shell reads back as the same arguments.
+# Print the arguments as one line that a shell reads back as the same arguments; and pool.py, to which printf's %q would
+# speak of $'...' in some languages.
 command_line() {
-    local word line=
+    local word line='' quote="'" quoted="'\"'\"'"
     for word in "$@"; do
-        line="$line$(printf '%q' "$word") "
+        case $word in
+        '' | *[!A-Za-z0-9_./:=,+@%-]*) word=$quote${word//$quote/$quoted}$quote ;;
+        esac
+        line="$line$word "
     done
     printf '%s\n' "${line% }"
 }
@@ -60,13 +64,14 @@ read_running_flag() {
     case ${1%%=*} in
     --jobs) read_value "$@" && jobs=$VALUE ;;
     --nproc) read_value "$@" && nproc=$VALUE ;;
-    --slurm) read_text "$@" && slurm=$VALUE ;;
+    --slurm) read_text "$@" && slurm=$VALUE && on_cluster=1 ;;
     *) return 1 ;;
     esac
 }
 jobs=1
 nproc=1
 slurm=
+on_cluster=
 
 check_running_flags() {
     local flag
@@ -107,7 +112,7 @@ run_and_analyse() {
             2>/dev/null || fail "--output_dir: $folder cannot be written. Choose another --output_dir."
         files+=("$folder/$grid.txt")
     done
-    if [ -n "$slurm" ]; then
+    if [ -n "$on_cluster" ]; then
         exec "$PYTHON" "$KIT/maekit/drivers/slurm.py" --submit "$slurm" --nproc "$nproc" "${files[@]}" -- "$@"
     fi
     exec "$PYTHON" "$KIT/maekit/drivers/pool.py" --jobs "$jobs" --nproc "$nproc" "${files[@]}" -- "$@"

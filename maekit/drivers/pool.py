@@ -10,6 +10,7 @@ that another process is training is come back to. Exit codes: 0, 1 if a run fail
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,64 +22,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started by path, so that runs keep the user's PYTHONPATH
 
-from maekit import errors, files, locks, runs, settings
+from maekit import errors, locks, runs, settings
+from maekit.drivers.board import Board
+from maekit.drivers.processes import Child
+from maekit.drivers.tasks import DONE, LEFT, read_tasks
 
 POLL_SECONDS = 0.2
-TOTAL_SECONDS = 60  # between two lines on the whole, where there is no terminal
-PATIENCE = 60  # seconds that a run is given to save its state before it is killed
-
-
-class Task:
-    """One command of a grid file."""
-
-    def __init__(self, line):
-        self.line = line
-        self.words = shlex.split(line)
-        self.folder = runs.RunFolder(self.words[self.words.index("--output_dir") + 1])
-        self.name = os.path.join(*self.folder.path.parts[-2:])
-        self.process = self.output = None
-
-    def start(self, env, output=None):
-        """Start it in a process group of its own; output: file for what it prints, None for where this prints."""
-        self.output = output
-        self.process = subprocess.Popen(
-            self.words, env=env, stdout=output, stderr=output and subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=os.name == "posix",
-        )  # fmt: skip
-
-    def signal(self, number):
-        """Send a signal to its processes."""
-        try:
-            if os.name == "posix":
-                os.killpg(self.process.pid, number)
-            else:
-                self.process.terminate()
-        except (ProcessLookupError, PermissionError):
-            pass
-
-    def state(self):
-        """One of finished, diverged, running, preempted, failed, left."""
-        if self.folder.summary.exists():
-            return files.read_json(self.folder.summary).get("status", runs.FINISHED)
-        if locks.is_held(self.folder.lock):
-            return runs.RUNNING
-        known = self.progress().get("status", LEFT)
-        return known if known in (runs.FAILED, runs.PREEMPTED) else LEFT
-
-    def progress(self):
-        """status.json, {} if there is none that can be read."""
-        try:
-            return files.read_json(self.folder.status)
-        except (OSError, errors.InputError):
-            return {}
-
-    def share(self):
-        """How much of its epochs is done, 0 to 1."""
-        known = self.progress()
-        return min(1.0, (known.get("epoch", 0) + known.get("share", 0)) / max(1, known.get("epochs") or 1))
-
-
-LEFT = "left"
+COME_BACK_SECONDS = 2.0  # between two looks at a run that another process is training
+PATIENCE = 60.0  # seconds that a run is given to save its state before it is killed
+INTERRUPTED = 143  # exit code of a run that was asked to stop
 
 
 class Pool:
@@ -86,113 +38,173 @@ class Pool:
 
     def __init__(self, jobs, nproc):
         self.jobs, self.nproc = jobs, nproc
-        self.failed, self.done, self.total = [], 0, 0
-        self.running = {}  # slot: Task
-        self.signalled = None
+        self.gpus = visible_gpus()
+        self.board = Board(sys.stdout)
+        self.failed = []  # (exit code, task), of all grid files
+        self.waiting, self.taken, self.running = deque(), deque(), {}  # tasks, (when to come back, task), slot: task
+        self.signalled, self.hurry = None, False
+
+    def note(self, number, _):
+        """Signal handler. With the second signal runs are not given time to save their state."""
+        self.hurry = self.signalled is not None
+        self.signalled = self.signalled or number
 
     def run(self, tasks):
         """Run a list of tasks to their ends. Returns False if a signal ended it before."""
-        self.total, self.done = len(tasks), 0
-        failed_before = len(self.failed)
-        waiting, busy, started = deque(enumerate(tasks, start=1)), deque(), time.monotonic()
-        told = time.monotonic()
-        while (waiting or busy or self.running) and not self.signalled:
-            for slot in range(self.jobs):
-                if slot not in self.running and (waiting or (busy and busy[0][0] < time.monotonic())):
-                    number, task = waiting.popleft() if waiting else busy.popleft()[1]
-                    self.start(slot, number, task)
-            for slot, (number, task) in list(self.running.items()):
-                code = task.process.poll()
-                if code is None:
-                    continue
-                del self.running[slot]
-                if code == errors.BUSY:
-                    busy.append((time.monotonic() + 2.0, (number, task)))
-                else:
-                    self.ended(number, task, code)
-            if self.jobs > 1 and time.monotonic() - told > TOTAL_SECONDS:
-                told = time.monotonic()
-                print(self.overview(started, len(self.failed) - failed_before), flush=True)
-            time.sleep(POLL_SECONDS)
-        if self.signalled:
-            self.stop()
-            failed = len(self.failed) - failed_before
-            print(f"stopped: {self.done} of {self.total} done, {failed} failed; the same command goes on from there.",
-                  file=sys.stderr)  # fmt: skip
+        self.total, self.done, self.failed_before = len(tasks), 0, len(self.failed)
+        for number, task in enumerate(tasks, start=1):
+            task.label = f"[{number}/{self.total}] {task.name}"
+            task.share_before = task.share()
+        self.waiting.extend(tasks)
+        self.work, self.started = sum(1 - task.share_before for task in tasks), time.monotonic()  # in runs
+        try:
+            while (self.waiting or self.taken or self.running) and not self.signalled:
+                self.start_some()
+                self.collect()
+                if self.jobs > 1 and self.board.is_due():
+                    self.board.show(self.overview())
+                time.sleep(POLL_SECONDS)
+            if self.signalled:
+                self.stop()
+            self.board.clear()
+        finally:  # whatever happens here, nothing runs on
+            for task in self.running.values():
+                task.child.kill()
         return not self.signalled
 
-    def start(self, slot, number, task):
-        output = None
-        if self.jobs == 1:
-            print(f"\n[{number}/{self.total}] {task.line}", flush=True)
-        else:
-            print(f"[{number}/{self.total}] {task.name}: started", flush=True)
-            output = _output_file(task)
-        task.start(self.environment(slot), output)
-        if output is not None:
-            output.close()
-        self.running[slot] = (number, task)
+    def start_some(self):
+        for slot in range(self.jobs):
+            if slot not in self.running:
+                task = self.next_task()
+                if task is None:
+                    return
+                self.start(slot, task)
 
-    def environment(self, slot):
-        """Variables of the runs in a slot: its GPUs; threads, so that runs side by side do not fight for the cores."""
+    def next_task(self):
+        """The next one that nobody else is training, None if there is none at the moment."""
+        while self.waiting:
+            task = self.waiting.popleft()
+            if not task.is_taken():
+                return task
+            self.postpone(task)
+        for _ in range(len(self.taken)):
+            if self.taken[0][0] > time.monotonic():
+                return None
+            task = self.taken.popleft()[1]
+            if not task.is_taken():
+                return task
+            self.postpone(task)
+        return None
+
+    def postpone(self, task):
+        if not task.told:
+            holder = locks.Lock(task.folder.lock).holder()
+            self.board.say(f"{task.label}: {holder} is training it; this waits and comes back to it")
+            task.told = True
+        self.taken.append((time.monotonic() + COME_BACK_SECONDS, task))
+
+    def start(self, slot, task):
+        alone = self.jobs == 1
+        self.board.say(f"\n{task.label.split()[0]} {task.line}" if alone else f"{task.label}: started")
+        try:
+            task.start(self.environment(slot, task), aside=not alone)
+        except OSError as error:  # no memory, or no more processes
+            self.fail(task, 126, str(error))
+        else:
+            self.running[slot] = task
+
+    def environment(self, slot, task):
+        """Variables of a run in a slot: its GPUs; threads, so that runs side by side do not fight for the cores."""
         env = dict(os.environ)
-        gpus, together = visible_gpus(), self.jobs * self.nproc
-        if gpus and self.jobs > 1:
-            own = [gpus[(slot * self.nproc + i) % len(gpus)] for i in range(self.nproc)]
+        if self.gpus and self.jobs > 1 and not re.search(r"--device[ =]cuda:", task.line):
+            own = [self.gpus[(slot * self.nproc + i) % len(self.gpus)] for i in range(self.nproc)]
             env["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))
+        together = self.jobs * self.nproc
         if together > 1:
             env.setdefault("OMP_NUM_THREADS", str(max(1, settings.available_cores() // together)))
         return env
 
-    def ended(self, number, task, code):
-        if code == 0:
-            self.done += 1
-            if self.jobs > 1:
-                print(f"[{number}/{self.total}] {task.name}: {task.state()}", flush=True)
-            return
+    def collect(self):
+        """See to the tasks that have ended."""
+        for slot, task in list(self.running.items()):
+            code = task.child.poll()
+            if code is None:
+                continue
+            del self.running[slot]
+            if code == 0:
+                self.done += 1
+                if self.jobs > 1:
+                    self.board.say(f"{task.label}: {task.state()}")
+            else:
+                task.child.kill()  # what it may have left behind
+                if not self.signalled:
+                    self.fell(task, code)
+            task.close()
+
+    def fell(self, task, code):
+        """See to a task that ended with another exit code than 0."""
+        if task.was_taken(code):
+            self.postpone(task)
+        else:
+            task.note_death(code)
+            self.fail(task, code, task.last_words())
+
+    def fail(self, task, code, why):
         self.failed.append((code, task))
         if self.jobs > 1:
-            print(f"[{number}/{self.total}] {task.name}: failed, exit code {code}: {_last_words(task)}", flush=True)
+            self.board.say(f"{task.label}: failed, exit code {code}{': ' if why else ''}{why}")
 
-    def overview(self, started, failed):
+    def overview(self):
         """A line on the whole and, for each running task, one on itself."""
-        shares = {slot: task.share() for slot, (_, task) in self.running.items()}
-        finished = self.done + failed
-        spent, whole = time.monotonic() - started, finished + sum(shares.values())
-        left = f", about {_duration(spent / whole * (self.total - whole))} left" if whole > 0.05 else ""
-        lines = [f"{self.done} of {self.total} done, {failed} failed, {len(self.running)} running{left}"]
-        for slot, (number, task) in sorted(self.running.items()):
-            known = task.progress()
-            speed = f", {known['images_per_s']:.0f} images/s" if known.get("images_per_s") else ""
-            lines.append(f"  [{number}/{self.total}] {task.name}: {shares[slot]:.0%}{speed}")
-        return "\n".join(lines)
+        shares = {task: task.share() for _, task in sorted(self.running.items())}
+        not_begun = [*self.waiting, *(task for _, task in self.taken)]
+        left = sum(1 - share for share in shares.values()) + sum(1 - task.share_before for task in not_begun)
+        own, spent = self.work - left, time.monotonic() - self.started  # what earlier starts did says nothing on time
+        eta = f", about {_duration(spent / own * left)} left" if own > 0.02 else ""
+        return [
+            f"{self.count()}, {len(self.running)} running{eta}",
+            *(_line(task, share) for task, share in shares.items()),
+        ]
 
-    def note(self, number, _):
-        """Signal handler. The second signal does not wait for runs to save their state."""
-        if self.signalled:
-            for _, task in self.running.values():
-                task.signal(signal.SIGKILL)
-        self.signalled = number
+    def count(self):
+        return f"{self.done} of {self.total} done, {len(self.failed) - self.failed_before} failed"
 
     def stop(self):
-        """End what is running: as it was asked for, by force after PATIENCE seconds."""
-        for _, task in self.running.values():
-            task.signal(self.signalled)
-        deadline = time.monotonic() + PATIENCE
-        for _, task in self.running.values():
-            try:
-                task.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pass
-            task.signal(signal.SIGKILL)  # and what it may have left behind
-            task.process.wait()
+        """End what is running: as it was asked for, by force after PATIENCE seconds or another signal."""
+        for task in self.running.values():
+            task.child.signal(signal.SIGINT if self.signalled == signal.SIGINT else signal.SIGTERM)
+        asked, told = time.monotonic(), False
+        while self.running and not self.hurry and time.monotonic() < asked + PATIENCE:
+            time.sleep(POLL_SECONDS / 2)
+            self.collect()
+            if self.running and not told and time.monotonic() > asked + 2:
+                told = True
+                _complain(f"waiting for {_runs(len(self.running))} to end; the same signal again does not wait")
+        for task in self.running.values():
+            task.child.kill()
+        self.board.clear()
+
+    def analyse(self, words):
+        """Run the analysis. Returns its exit code."""
+        child = Child(words)
+        try:
+            while child.poll() is None:
+                if self.signalled:
+                    child.signal(signal.SIGINT)
+                    child.wait(5)
+                    break
+                time.sleep(POLL_SECONDS)
+        finally:
+            child.kill()
+        return child.poll()
 
 
 def visible_gpus():
     """Names of the NVIDIA GPUs that runs may use, as CUDA_VISIBLE_DEVICES has them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name for name in chosen.split(",") if name and name != "-1"]
+        names = [name.strip() for name in chosen.split(",")]
+        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), None)]  # CUDA, too, stops there
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True,
@@ -200,54 +212,73 @@ def visible_gpus():
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def read_tasks(path):
-    """Tasks of a grid file."""
-    return [Task(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def show_status(paths):
     """Print how many runs are done, running, failed, diverged, left, and where those are that run or failed."""
-    tasks = [task for path in paths for task in read_tasks(path)]
-    states = [(task, task.state()) for task in tasks]
-    counts = {state: sum(s == state for _, s in states) for state in
-              (runs.FINISHED, runs.RUNNING, runs.FAILED, runs.PREEMPTED, runs.DIVERGED, LEFT)}  # fmt: skip
-    print(
-        f"{len(tasks)} runs: "
-        + ", ".join(f"{n} {state}" for state, n in counts.items() if n or state != runs.PREEMPTED)
-    )
+    states = [(task, task.state()) for path in paths for task in read_tasks(path)]
+    counts = {name: sum(state == name for _, state in states) for name in
+              (DONE, runs.RUNNING, runs.FAILED, runs.DIVERGED, runs.PREEMPTED, LEFT)}  # fmt: skip
+    shown = [f"{n} {name}" for name, n in counts.items() if n or name != runs.PREEMPTED]
+    print(f"{_runs(len(states))}: {', '.join(shown)}")
     for task, state in states:
         if state == runs.RUNNING:
-            print(f"  running: {task.folder.path} {task.share():.0%}")
+            print(_line(task, task.share()))
         elif state == runs.FAILED:
             print(f"  failed: {task.folder.path}: {task.progress().get('error', 'see its output')}")
 
 
-def run_line(path, number, reword=list):
-    """Run one command in place of this process's own work, as a cluster's task. Returns its exit code.
+class Asked:
+    """Listens from its making on to what asks a cluster's task to stop; name: the first such signal, None before."""
 
-    reword: function that makes other words of the command's. 143 if it was preempted, whatever the code that a launcher in between made of it; 0 if another task is training it.
+    def __init__(self):
+        self.name = None
+        self.waiting = []  # not passed on yet
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._note)
+
+    def _note(self, number, _):
+        self.name = self.name or signal.Signals(number).name
+        self.waiting.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)  # torchrun knows no SIGUSR1
+
+    def pass_on(self, child):
+        """Tell a child what came."""
+        while self.waiting:
+            child.signal(self.waiting.pop(0))
+
+
+def run_line(path, number, asked, nproc=1, reword=list):
+    """Run one command and nothing else, as a cluster's task. Returns its exit code.
+
+    asked: Asked. reword: function that makes other words of the command's. INTERRUPTED if it has more to do,
+    whatever a launcher in between made of that; 0 if another process goes on training it.
     """
     task = read_tasks(path)[number]
     task.words = reword(task.words)
     print(shlex.join(task.words), flush=True)
-    task.start(dict(os.environ))
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-        signal.signal(getattr(signal, name), lambda number, _: task.signal(number))
-    while True:
-        try:
-            code = task.process.wait()
+    patience = time.monotonic() + PATIENCE
+    while not asked.name:
+        began = time.time()
+        task.start(Pool(1, nproc).environment(0, task))
+        while (code := task.child.poll()) is None:
+            asked.pass_on(task.child)
+            time.sleep(POLL_SECONDS)
+        task.child.kill()  # what it may have left behind
+        if code == 0:
+            return 0
+        if asked.name or (task.state() == runs.PREEMPTED and task.progress()["time"] > began):  # not that of a start before
             break
-        except InterruptedError:
-            continue
-    if code == errors.BUSY:
-        return 0
-    return 143 if code != 0 and task.state() == runs.PREEMPTED else code
+        if not task.was_taken(code):
+            task.note_death(code)
+            return code
+        if time.monotonic() > patience:
+            print(f"{task.folder.path}: left to the process that is training it.", flush=True)
+            return 0
+        time.sleep(COME_BACK_SECONDS)
+    return INTERRUPTED
 
 
 def main(argv):
-    words, _, analysis = (
-        (argv, "", []) if "--" not in argv else (argv[: argv.index("--")], "", argv[argv.index("--") + 1 :])
-    )
+    words, analysis = (argv, []) if "--" not in argv else (argv[: argv.index("--")], argv[argv.index("--") + 1 :])
     parser = argparse.ArgumentParser(prog="pool.py")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--nproc", type=int, default=1)
@@ -255,53 +286,52 @@ def main(argv):
     parser.add_argument("--status", action="store_true")
     parser.add_argument("files", nargs="+")
     typed = parser.parse_args(words)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a folder's name that the terminal cannot spell is no mistake
     if typed.status:
         show_status(typed.files)
         return 0
     if typed.line is not None:
-        return run_line(typed.files[0], typed.line)
+        return run_line(typed.files[0], typed.line, Asked(), typed.nproc)
     pool = Pool(typed.jobs, typed.nproc)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pool.note)
-    for path in typed.files:
-        if not pool.run(read_tasks(path)):
-            return 128 + pool.signalled
-    code = subprocess.run(analysis, check=False).returncode if analysis else 0
+    whole = all(pool.run(read_tasks(path)) for path in typed.files)
+    code = pool.analyse(analysis) if whole and analysis else 0
     if pool.failed:
-        print("\nfailed; the same command tries again:", file=sys.stderr)
+        _complain("\nfailed; the same command tries again:")
         for failed_code, task in pool.failed:
-            print(f"exit code {failed_code}: {task.line}", file=sys.stderr)
-        return 1
-    return code
+            _complain(f"exit code {failed_code}: {task.line}")
+    if pool.signalled:
+        _complain(f"stopped: {pool.count()}; the same command goes on from there.")
+        return 128 + pool.signalled
+    return 1 if pool.failed else code
 
 
-def _output_file(task):
-    """File in the run's folder for what it prints; nowhere if that cannot be written, which the run then says itself."""
+def _line(task, share):
+    """Progress of a run, for people."""
+    speed = f", {task.speed:.0f} images/s" if task.speed else ""
+    return f"  |{'#' * round(20 * share):.<20}| {share:4.0%} {task.label}{speed}"
+
+
+def _complain(text):
     try:
-        task.folder.path.mkdir(parents=True, exist_ok=True)
-        return open(task.folder.output, "ab")
+        print(text, file=sys.stderr, flush=True)
     except OSError:
-        return open(os.devnull, "ab")
+        pass  # the terminal is gone
 
 
-def _last_words(task):
-    try:
-        lines = task.folder.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1][-300:] if lines else ""
-    except OSError:
-        return ""
+def _runs(n):
+    return f"{n} run" if n == 1 else f"{n} runs"
 
 
 def _duration(seconds):
     minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min"
-        if minutes
-        else f"{seconds:.0f} s"
-    )
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""A command of a grid file: one run, its folder, and how far it is."""
+
+import os
+import re
+import shlex
+import tempfile
+import time
+from pathlib import Path
+
+from maekit import errors, files, locks, runs
+from maekit.drivers.processes import Child
+
+DONE, LEFT = "done", "left"
+
+
+class Task:
+    """One command of a grid file. name: its folder as seen from the file's; label: that and its place in the file."""
+
+    def __init__(self, line, root="."):
+        self.line = line
+        self.words = shlex.split(line)
+        self.folder = runs.RunFolder(self.words[self.words.index("--output_dir") + 1])
+        self.name = self.label = os.path.relpath(self.folder.path, root)
+        self.child = self.ending_before = None
+        self.output, self.words_from = None, 0  # file, and where in it what this start prints begins
+        self.told = False  # that it waits for another process
+        self.speed = None
+        self.share_before = 0.0
+
+    def start(self, env, *, aside=False):
+        """Start it; aside: what it prints goes to output.txt, else to where this prints."""
+        self.ending_before = self.ending()
+        self.output = self._output_file() if aside else None
+        self.child = Child(self.words, env, self.output)
+
+    def _output_file(self):
+        """output.txt, to write on; a file without a name if there can be none, which the run itself will complain of."""
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.folder.output, "a+b")  # noqa: SIM115 - the child's
+        except OSError:
+            file = tempfile.TemporaryFile()  # noqa: SIM115
+        self.words_from = file.tell()
+        return file
+
+    def ending(self):
+        """What tells one summary.json from another, None if there is none."""
+        try:
+            found = os.stat(self.folder.summary)
+            return found.st_mtime_ns, found.st_ino
+        except OSError:
+            return None
+
+    def is_taken(self):
+        """Whether another process is training it."""
+        return bool(locks.is_held(self.folder.lock))
+
+    def was_taken(self, code):
+        """Whether a start ended with an exit code because another process is, or was, training it.
+
+        A launcher such as torchrun makes 1 of every code; then this is so if it is locked, or has just been ended.
+        """
+        return code == errors.BUSY or (code != 0 and (self.is_taken() or self.ending() != self.ending_before))
+
+    def state(self):
+        """One of done, diverged, running, preempted, failed, left."""
+        try:
+            status = files.read_json(self.folder.summary).get("status", runs.FINISHED)
+            return DONE if status == runs.FINISHED else status
+        except (OSError, errors.InputError):
+            pass
+        held, known = locks.is_held(self.folder.lock), self.progress()
+        status = known.get("status")
+        fresh = status == runs.RUNNING and time.time() - known.get("time", 0) < 600
+        if held or (held is None and fresh):
+            return runs.RUNNING
+        return status if status in (runs.FAILED, runs.PREEMPTED) else LEFT
+
+    def progress(self):
+        """status.json, {} if there is none that can be read."""
+        try:
+            return files.read_json(self.folder.status)
+        except (OSError, errors.InputError):
+            return {}
+
+    def share(self):
+        """How much of its epochs is done, 0 to 1."""
+        if self.ending():
+            return 1.0
+        known = self.progress()
+        self.speed = known.get("images_per_s") or self.speed
+        return min(1.0, (known.get("epoch", 0) + known.get("share", 0)) / max(1, known.get("epochs") or 1))
+
+    def note_death(self, code):
+        """Leave in status.json that it failed, where it could not do so itself."""
+        known = self.progress()
+        if known.get("status") == runs.RUNNING and not self.is_taken():
+            try:
+                files.write_json(self.folder.status, {**known, "status": runs.FAILED, "error": f"exit code {code}"})
+            except OSError:
+                pass
+
+    def close(self):
+        """Let go of what a start has opened."""
+        if self.output is not None:
+            self.output.close()
+        self.output = self.child = None
+
+    def last_words(self):
+        """The line of its output that says best why it failed."""
+        if self.output is None:
+            return ""
+        self.output.seek(max(self.words_from, self.output.seek(0, os.SEEK_END) - 100_000))
+        lines = self.output.read().decode(errors="replace").splitlines()
+        lines = [line.strip() for line in lines if re.search(r"\w", line)]
+        named = [line for line in lines if line.startswith("error")]  # before what torchrun prints
+        return (named or lines or [""])[-1][-300:]
+
+
+def read_tasks(path):
+    """Tasks of a grid file. Raises InputError naming a line that is no command of a run."""
+    tasks = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="surrogateescape").split("\n"), 1):
+        if line.strip():
+            try:
+                tasks.append(Task(line, Path(path).parent))
+            except (ValueError, IndexError):
+                raise errors.InputError(f"{path}: line {number} is no command with an --output_dir: {line}") from None
+    return tasks
