@@ -117,7 +117,7 @@ def verified(path):
 
 def _python_object(error):
     """Name of the object that torch.load(weights_only=True) refused to make, or None if that was not the reason."""
-    found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
+    found = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", str(error))
     return found.group(1) if found else None
 
 

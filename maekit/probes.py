@@ -145,7 +145,8 @@ def probe_layers(width, classes, seed):
 
 
 def lars(layer, *, lr, weight_decay=0.0, bias_scale=1.0):
-    """LARS (arXiv 1708.03888) for a linear layer: its bias has neither decay nor trust ratio; as upstream's util/lars.py.
+    """LARS (arXiv 1708.03888) for a linear layer: its bias has neither decay nor trust ratio; as upstream's util/lars.py
+    at no weight decay, which is its recipe's.
 
     bias_scale: the bias's rate over lr. Each group's lr_scale is for a schedule to multiply its rate by.
     """

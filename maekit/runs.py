@@ -259,6 +259,8 @@ def _make_writable(path, flag):
 def _spell(name, value):
     if name == "data":
         return f"data {value}"
+    if name == "mae_dir" and value is None:
+        return "--mae_dir builtin"
     return f"no --{name}" if value is None or value is False else f"--{name}" if value is True else f"--{name} {value}"
 
 

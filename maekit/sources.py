@@ -33,6 +33,10 @@ class ImageSet:
     def __len__(self):
         return len(self.paths)
 
+    def __getstate__(self):
+        """For worker processes that are not forked: all but the function that reads labels, which belongs to this one."""
+        return {**self.__dict__, "_read_labels": None}
+
     @cached_property
     def labels(self):
         """Class index per image, int64 (n,), or None where the images have no labels."""

@@ -774,3 +774,14 @@ def test_files_that_are_no_images_are_not_listed(tmp_path):
     (tmp_path / "train" / "ant" / "README.txt").write_text("notes\n")
     (tmp_path / "train" / "ant" / "._ant_000.JPEG").write_bytes(b"\0")  # what macOS leaves on other file systems
     assert len(open_folder(tmp_path).train) == 6
+
+
+@pytest.mark.parametrize("max_images", [None, 20])
+def test_workers_that_are_not_forked_give_the_same_batches(max_images, monkeypatch):
+    """As on macOS, on Windows, and on Linux from Python 3.14 on."""
+    images = open_folder(None, max_images=max_images).train
+    here = [batch["images"] for batch in training(images, with_labels=True)[0]][:2]
+    batches, _ = training(images, workers=1, with_labels=True)
+    monkeypatch.setattr(batches.loader, "multiprocessing_context", "spawn")
+    there = [batch["images"] for batch, _ in zip(batches, range(2))]
+    assert all(torch.equal(a, b) for a, b in zip(here, there)) and len(there) == 2

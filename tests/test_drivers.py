@@ -1,10 +1,13 @@
 """run_comparison.sh and the environment it runs in, as a user types them."""
 
+import csv
 import json
+import math
 import os
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -52,6 +55,74 @@ def test_every_run_has_a_checkpoint_folder_of_its_own():
     assert folders[0] == "fast/LayerNorm/seed0" and len(set(folders)) == 6
 
 
+def test_evaluations_get_what_describes_network_and_data_and_their_own_flags():
+    commands = grid("--methods", "ln dyt", "--eval", "linprobe,finetune", "--imagenet_dir", "x y", "--epochs", "7",
+                    "--lr", "1", "--model", "vit_tiny", "--dyt_alpha_init=0.7", "--alpha", "0.5", "--max_images", "64",
+                    "--finetune_flags", "--epochs 3 --mixup 0", "--output_dir", "out")  # fmt: skip
+    trained, evaluated = commands[:2], commands[2:]
+    assert all("--task" not in c and value(c, "--epochs") == "7" for c in trained) and len(evaluated) == 8
+    assert [(value(c, "--task"), value(c, "--norm"), value(c, "--init")) for c in evaluated] == [
+        (task, norm, init)
+        for task in ("linprobe", "finetune") for norm in ("LayerNorm", "DynamicTanh")
+        for init in (f"out/{norm}/seed0", "untrained")
+    ]  # fmt: skip
+    assert value(evaluated[0], "--output_dir") == "out/LayerNorm/seed0/linprobe"
+    assert value(evaluated[1], "--output_dir") == "out/LayerNorm/seed0/untrained_linprobe"
+    for c in evaluated:
+        assert (value(c, "--imagenet_dir"), value(c, "--model"), value(c, "--max_images")) == ("x y", "vit_tiny", "64")
+        assert value(c, "--dyt_alpha_init") == "0.7" and not {"--lr", "--alpha"} & set(c)
+        own = "--epochs" in c and value(c, "--epochs") == "3" and value(c, "--mixup") == "0"
+        assert own == (value(c, "--task") == "finetune")
+
+
+def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
+    """Pre-trained and untrained, for two seeds; a column each, and their difference paired by seed."""
+    flags = (*QUICK, "--methods", "dyt", "--seeds", "0 1 2", "--eval", "linprobe", "--output_dir", tmp_path,
+             "--linprobe_flags", "--epochs 1 --batch_size 16")  # fmt: skip
+    result = run(DRIVER, *flags, check=0)
+    with open(tmp_path / "comparison_table.csv", newline="") as f:
+        table = {(row["model"], row["seed"]): row for row in csv.DictReader(f)}
+    for (method, seed), row in table.items():
+        for name in ("linprobe", "untrained_linprobe"):
+            if seed.isdecimal():
+                summary = json.loads((tmp_path / method / f"seed{seed}" / name / "summary.json").read_text())
+                assert float(row[f"{name}_accuracy"]) == summary["acc1"]
+                assert summary["task"] in name and summary["status"] == "finished"
+    differences = [
+        float(table["DynamicTanh", seed]["linprobe_accuracy"]) - float(table["DynamicTanh", seed]["untrained_linprobe_accuracy"])
+        for seed in "012"
+    ]  # fmt: skip
+    mean, half = statistics.mean(differences), 4.302653 * statistics.stdev(differences) / math.sqrt(3)
+    line = next(text for text in result.stdout.splitlines() if "DynamicTanh linprobe" in text)
+    assert f"{mean:+.1f} (95 %: {mean - half:+.1f} to {mean + half:+.1f}), n = 3" in line
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / f"evaluation_comparison.{suffix}").stat().st_size > 5000
+    assert "no fair comparison" not in result.stdout
+
+    again = run(DRIVER, *flags, check=0)
+    assert again.stdout.count("finished already") == 3 + 6 and "finished after" not in again.stdout
+
+
+def test_the_encoder_of_a_run_that_diverged_is_shown_as_such(tmp_path):
+    result = run(
+        DRIVER,
+        *QUICK,
+        "--batch_size",
+        "8",
+        "--methods",
+        "ln",
+        "--lr",
+        "1e18",
+        "--eval",
+        "knn",
+        "--output_dir",
+        tmp_path,
+        check=0,
+    )
+    assert "has diverged in its first epoch, there is nothing to evaluate" in result.stdout
+    assert "untrained_knn_accuracy" in (tmp_path / "comparison_table.csv").read_text().splitlines()[0]
+
+
 def test_the_demo_has_an_output_folder_of_its_own():
     assert all(value(c, "--output_dir").startswith("./output_demo/") for c in grid("--demo"))
     assert all(value(c, "--output_dir").startswith("mine/") for c in grid("--demo", "--output_dir", "mine"))
@@ -65,6 +136,7 @@ def test_the_demo_has_an_output_folder_of_its_own():
         (("--seeds", " "), "--seeds: is empty"),
         (("--seeds", "0 x"), "--seeds x: must be whole numbers"),
         (("--seeds",), "--seeds: needs a value"),
+        (("--eval", "finetune,probe"), "--eval probe: unknown"),
     ],
 )
 def test_bad_values_of_the_driver_are_one_line_and_exit_code_2(flags, says):
