@@ -17,6 +17,24 @@ fi
 export PYTHONPATH=$tools${PYTHONPATH:+:$PYTHONPATH}
 PATH=$tools/bin:$PATH
 
+# SLURM, for the tests of --slurm, where it can be installed without asking; without it they say what was not tested
+install_slurm() {
+    local root=()
+    if command -v sbatch >/dev/null && { PATH=$PATH:/usr/sbin command -v munged >/dev/null; }; then return; fi
+    [ "$(id -u)" = 0 ] || root=(sudo -n)
+    if ! command -v apt-get >/dev/null || ! ${root[@]+"${root[@]}"} true 2>/dev/null; then
+        echo "no SLURM here and no right to install it: --slurm will not be tested (apt-get install slurm-wlm munge)"
+        return
+    fi
+    echo "installing SLURM for the tests of --slurm"
+    # shellcheck disable=SC2015 # either may fail
+    ${root[@]+"${root[@]}"} apt-get update -qq >/dev/null 2>&1 &&
+        ${root[@]+"${root[@]}"} env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq slurm-wlm munge >/dev/null 2>&1 ||
+        echo "apt-get install slurm-wlm munge failed: --slurm will not be tested"
+}
+install_slurm
+
 echo "ruff and shellcheck"
 ruff check .
 ruff format --check .

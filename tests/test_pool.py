@@ -75,7 +75,7 @@ sys.exit(min(code, 1) if typed.launcher else code)  # torchrun makes 1 of every 
 
 @pytest.fixture
 def grid(tmp_path):
-    """grid(flags, flags, ...): a grid file of stand-in runs a, b, ... with these flags; the folders are grid.folders."""
+    """grid(flags, flags, ...): a grid file of stand-in runs with these flags; their folders are grid.folders."""
     script = tmp_path / "stand_in.py"
     script.write_text(f"KIT = {str(KIT)!r}\n{STAND_IN}")
     root = tmp_path / "out"

@@ -5,7 +5,7 @@ import time
 
 
 class Board:
-    """stream: where to write. Two kinds of text go there: what is said stays, what is shown is replaced by what is shown next."""
+    """What is said to it stays; what is shown is replaced by what is shown next. stream: where to write."""
 
     def __init__(self, stream):
         self.stream = stream

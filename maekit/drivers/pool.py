@@ -4,8 +4,8 @@
     python maekit/drivers/pool.py --line K FILE          the K-th command alone, from 0; for a cluster's array job
     python maekit/drivers/pool.py --status FILE ...      how far they are
 
-A command is one of train.py: its --output_dir is asked whether the run is done. A failed one does not stop the rest. One
-that another process is training is come back to. Exit codes: 0, 1 if a run failed, 130 or 143 after a signal.
+A command is one of train.py: its --output_dir is asked whether the run is done. A failed one does not stop the rest.
+One that another process is training is come back to. Exit codes: 0, 1 if a run failed, 130 or 143 after a signal.
 """
 
 import argparse
@@ -265,7 +265,8 @@ def run_line(path, number, asked, nproc=1, reword=list):
         task.child.kill()  # what it may have left behind
         if code == 0:
             return 0
-        if asked.name or (task.state() == runs.PREEMPTED and task.progress()["time"] > began):  # not that of a start before
+        preempted = task.state() == runs.PREEMPTED and task.progress()["time"] > began  # not in a start before
+        if asked.name or preempted:
             break
         if not task.was_taken(code):
             task.note_death(code)

@@ -24,7 +24,7 @@ class Child:
         return code if code is None or code >= 0 else 128 - code
 
     def signal(self, number):
-        """Send it a signal. It alone: torchrun passes signals on, and workers that decode images would just die of it."""
+        """Send a signal to it alone: torchrun passes it on, and workers that decode images would just die of it."""
         self.groups |= groups_below(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(number) if os.name == "posix" else self.process.terminate()

@@ -1,7 +1,7 @@
 """Give grid files to SLURM: an array job for each, one after the other, and the analysis after the last.
 
     python maekit/drivers/slurm.py --submit "SBATCH OPTIONS" [--nproc N] FILE ... [-- ANALYSIS COMMAND]
-    python maekit/drivers/slurm.py --task LINES FILE      what a task of the array does: its LINES commands, through pool.py
+    python maekit/drivers/slurm.py --task LINES FILE     what a task of the array does: its LINES commands
 
 A throttle, "--array=%4" among the options, bounds how many tasks run at once. A task that is preempted, or comes near
 its time limit, saves its state and is queued again.
@@ -99,6 +99,14 @@ def queue_again():
         print(f"scontrol requeue: {_reason(result.stderr)}. The same command as before goes on.", file=sys.stderr)
 
 
+# srun takes SIGTERM for an order to kill at once: tell the processes that it has started instead, on all nodes.
+_RELAY = """\
+trap 'scancel --signal=TERM "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' TERM
+"$@" &
+while wait $!; code=$?; kill -0 $! 2>/dev/null; do :; done
+exit $code"""
+
+
 def across_nodes(words, nproc):
     """A command of one node as one of all nodes of the job: torchrun on each, started by srun."""
     nodes = int(os.environ.get("SLURM_NNODES", "1"))
@@ -109,7 +117,7 @@ def across_nodes(words, nproc):
     job = os.environ["SLURM_JOB_ID"]
     port = 20000 + int(job) % 10000  # below those that systems deal out
     return [
-        "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
+        "bash", "-c", _RELAY, "bash", "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
         words[0], "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={nproc}",
         "--rdzv_backend=c10d", f"--rdzv_id={job}", f"--rdzv_endpoint={head}:{port}", *words[script:],
     ]  # fmt: skip
@@ -119,7 +127,7 @@ _SHORT = {"-a": "--array", "-d": "--dependency"}
 
 
 def _own_words(options):
-    """(words of sbatch options that go for every job, those of the first: {"--array": "%K" or "", "--dependency": []})."""
+    """(sbatch options of every job, those of some: {"--array": "%K" or "", "--dependency": [] or [word]})."""
     try:
         words = shlex.split(options)
     except ValueError as error:
@@ -137,7 +145,8 @@ def _own_words(options):
         elif name == "--array":
             if not re.fullmatch(r"%[1-9]\d*", value):
                 raise InputError(
-                    f"--slurm: --array {value}: the runs decide the array. What can be set is how many of them run at once: --array=%4."
+                    f"--slurm: --array {value}: the runs decide the array. What can be set is how many of them run "
+                    "at once: --array=%4."
                 )
             first[name] = value
         else:
@@ -158,7 +167,7 @@ def _largest_array():
 
 
 def _kept(path, folder):
-    """A copy of a grid under the name of its content: tasks that wait read their own when a later command writes another."""
+    """A copy of a grid, named by its content: tasks that wait read their own if a later command writes another."""
     content = path.read_bytes()
     copy = folder / f"{path.stem}-{hashlib.sha256(content).hexdigest()[:12]}.txt"
     if not copy.exists():

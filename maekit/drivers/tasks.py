@@ -34,7 +34,7 @@ class Task:
         self.child = Child(self.words, env, self.output)
 
     def _output_file(self):
-        """output.txt, to write on; a file without a name if there can be none, which the run itself will complain of."""
+        """output.txt, to go on writing; a file without a name where there can be none, of which the run complains."""
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             file = open(self.folder.output, "a+b")  # noqa: SIM115 - the child's
