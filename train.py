@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from maekit import errors, faults, files, flags, parallel, recipes, runs, settings, upstream
+from maekit import errors, faults, files, flags, parallel, recipes, runs, settings, upstream, versions
 from maekit.errors import InputError
 
 
@@ -262,8 +262,8 @@ def describe(run, source, identity, job, clone):
         "parameters": sum(p.numel() for p in parameters),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "data": source.describe(),
-        "versions": {"python": sys.version.split()[0], **runs.package_versions()},
-        "git_commit": runs.git_commit(),
+        "versions": {"python": sys.version.split()[0], **versions.package_versions()},
+        "git_commit": versions.git_commit(),
     }
 
 

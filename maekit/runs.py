@@ -18,10 +18,8 @@ import math
 import os
 import shutil
 import socket
-import subprocess
 import time
 from decimal import Decimal
-from importlib import metadata
 from pathlib import Path
 
 from .errors import Busy, InputError
@@ -404,26 +402,3 @@ def spell(number):
     """A number as a decimal with a point, the way folders and commands have it: -0.00001, 0.5, 10.0."""
     text = f"{Decimal(repr(float(number) + 0.0)):f}"  # + 0.0: minus zero is zero
     return text if "." in text else f"{text}.0"
-
-
-def package_versions():
-    """Versions of the packages that decide numbers, where installed."""
-    versions = {}
-    for name in ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-image"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
-
-
-def git_commit():
-    """Commit of the kit, with "+" if files differ from it; None where there is no git."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None if described.returncode == 0 else None
