@@ -120,6 +120,7 @@ def train(run, source, folder, identity, clone=None):
     from maekit import figures
     from maekit.keeper import Keeper
     from maekit.loggers import TensorBoard
+    from maekit.status import Status
     from maekit.stopping import StopRequest
 
     job = open_job(run, source, clone)
@@ -134,7 +135,7 @@ def train(run, source, folder, identity, clone=None):
     head = {**trajectory_head(run), **baselines} if job.keeps_trajectory else None
     record = runs.Record(own, job.columns, head, **state["history"])
     record.write(runs.RUNNING)
-    progress = runs.Status(own, job.epochs)
+    progress = Status(own, job.epochs)
     progress.write(runs.RUNNING, first_epoch)
 
     status = runs.FINISHED

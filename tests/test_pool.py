@@ -42,7 +42,7 @@ def main():
         print("finished already", flush=True)
         return 0
     (folder.path / "config.json").write_text('{"identity": {}}')
-    status = runs.Status(folder, 4)
+    status = Status(folder, 4)
     status.write(runs.RUNNING, 1, 0.0, 50.0)
     def stop(*_):
         status.write(runs.PREEMPTED, 1)
