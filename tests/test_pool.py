@@ -34,6 +34,7 @@ for name, default in dict(output_dir="", seconds=0.0, code=0, say="", child="", 
 typed = flag.__self__.parse_args()
 sys.path.insert(0, KIT)
 from maekit import errors, runs
+from maekit.status import Status
 folder = runs.RunFolder(typed.output_dir)
 shown = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
 
