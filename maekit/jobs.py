@@ -1,5 +1,6 @@
 """What every training has in common: a model, its optimizer, one epoch of steps, and going on from a checkpoint."""
 
+import inspect
 import math
 import time
 from contextlib import nullcontext
@@ -12,6 +13,15 @@ from tqdm import tqdm
 from . import checkpoint, data, parallel, runs
 from .device import Device
 from .errors import InputError
+
+# processes keep their own buffers, which are equal; the option as torch 2.15 names it, or as those before it
+OWN_BUFFERS = {
+    next(
+        name
+        for name in ("forward_sync_buffers", "broadcast_buffers")
+        if name in inspect.signature(DistributedDataParallel).parameters
+    ): False
+}
 
 
 class Job:
@@ -153,7 +163,7 @@ class Job:
         optim, device, optimizer = self.run.optim, self.device, self.optimizer
         self.model.train()
         if parallel.size() > 1 and self.parallel_model is None:
-            self.parallel_model = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.parallel_model = DistributedDataParallel(self.model, **OWN_BUFFERS)
         optimizer.zero_grad(set_to_none=True)
         first, sums = 0, torch.zeros(len(self.loss_names), dtype=device.sum_dtype, device=device.torch)
         if position:

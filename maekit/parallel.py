@@ -4,6 +4,8 @@ A collective (add, gather, agree, on_main) has to be called by all processes, or
 """
 
 import os
+import time
+import uuid
 
 from .errors import Busy, InputError
 
@@ -34,8 +36,39 @@ def start():
         return
     import torch
 
+    store, own_rank, processes = next(torch.distributed.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend)
+    torch.distributed.init_process_group(
+        backend, store=_unused_part(store, own_rank, processes), rank=own_rank, world_size=processes
+    )
+
+
+def _unused_part(store, own_rank, processes):
+    """The part of a store that this start of the processes has to itself, the same in all of them.
+
+    torchrun --max-restarts gives the processes that it starts again the store of those before them, where the addresses of
+    the dead still stand; its count of restarts differs between nodes. So process 0 makes a name up and tells it to each
+    other process, which asks with a name of its own: an answer to an earlier one is never read.
+    """
+    import torch
+
+    name = uuid.uuid4().hex
+    if own_rank:
+        store.set(f"asking/{own_rank}", name)
+        name = store.get(f"answer/{name}").decode()  # waits for it
+        store.set(f"heard/{name}/{own_rank}", "yes")
+        return torch.distributed.PrefixStore(name, store)
+    missing, deadline = set(range(1, processes)), time.monotonic() + store.timeout.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"asking/{other}"]):
+                store.set(f"answer/{store.get(f'asking/{other}').decode()}", name)
+            if store.check([f"heard/{name}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(missing)} of {processes} did not come within {store.timeout}")
+        time.sleep(0.01)
+    return torch.distributed.PrefixStore(name, store)
 
 
 def stop():

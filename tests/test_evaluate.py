@@ -47,7 +47,7 @@ def open_job(*flags):
 
 def train_epoch(job, epoch=0):
     """One epoch of a job: its log row without the clock; the weights are in job.network."""
-    return job.train_one_epoch(epoch, tqdm(file=io.StringIO()))
+    return job.train_one_epoch(epoch, tqdm(file=io.StringIO()), time.monotonic(), lambda *place: None, None)
 
 
 def first_batch(job):
@@ -851,8 +851,9 @@ def test_fine_tuning_trains_every_weight_of_every_norm_and_adapts(norm, pretrain
 
 def test_an_evaluation_leaves_its_files(finetuned):
     """No trajectory: its epochs are no points of the reconstruction gap."""
-    expected = {"config.json", "log.csv", "norm_alpha.csv", "summary.json", "checkpoint.pth", "tensorboard"}
-    assert {f.name for f in finetuned.iterdir()} == expected | {"loss_curve.png", "loss_curve.pdf"}
+    expected = {"config.json", "log.csv", "norm_alpha.csv", "summary.json", "checkpoint.pth", "tensorboard",
+                "checkpoint.previous.pth", "status.json", "loss_curve.png", "loss_curve.pdf"}  # fmt: skip
+    assert {f.name for f in finetuned.iterdir()} == expected
     found, rows = summary(finetuned), log(finetuned)
     assert found["task"] == "finetune" and found["total_epochs"] == 2 == len(rows)
     assert found["max_acc1"] == max(row["acc1"] for row in rows) and found["acc1"] == rows[-1]["acc1"]

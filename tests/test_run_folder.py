@@ -42,7 +42,7 @@ def complaint(*flags):
 
 def test_a_run_leaves_all_files_of_the_design_and_no_stray_ones(finished):
     files = {"config.json", "log.csv", "norm_alpha.csv", "trajectory.json", "summary.json", "checkpoint.pth",
-             "reconstructions.npz", "loss_curve.png", "loss_curve.pdf", "tensorboard"}  # fmt: skip
+             "reconstructions.npz", "loss_curve.png", "loss_curve.pdf", "tensorboard", "status.json"}  # fmt: skip
     assert {f.name for f in finished.iterdir()} == files
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["model"] == "LayerNorm"
@@ -255,6 +255,8 @@ def test_a_setting_that_an_older_kit_did_not_know_had_its_default_there(tmp_path
     folder = runs.RunFolder(tmp_path)
     assert folder.claim({"lr": 1}) is None
     files.write_json(folder.config, {"identity": {"lr": 1}})
+    assert folder.claim({"lr": 2}) is None  # it left no state behind: a run that was out of memory, say
+    folder.checkpoint.touch()
     assert folder.claim({"lr": 1, "alpha": 0.0, "not a flag": 5}) is None
     with pytest.raises(InputError, match="--lr 1.*--lr 2"):
         folder.claim({"lr": 2, "alpha": 0.0})
