@@ -8,6 +8,8 @@
 This file needs torch only and nothing of the kit around it: copy it into your project.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,13 +38,14 @@ class _AffineNorm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def affine(self, x):
+    def squash(self, x, alpha, shift=None):
+        """tanh(alpha x) * weight + bias; with a shift erf(alpha x + shift) * weight + bias."""
         weight, bias = self.weight, self.bias
+        if bias is not None and not self.channels_first and _can_fuse(x, weight):
+            return _Squash.apply(x, alpha, shift, weight, bias)
         if self.channels_first:  # (C,) -> (C, 1, 1)
             weight, bias = (p if p is None else p[:, None, None] for p in (weight, bias))
-        if weight is not None:
-            x = x * weight
-        return x if bias is None else x + bias
+        return _formula(x, alpha, shift, weight, bias)
 
     def extra_repr(self):
         return f"{self.normalized_shape}, channels_first={self.channels_first}"
@@ -78,7 +81,7 @@ class DynamicTanh(_AffineNorm):
         nn.init.constant_(self.alpha, self.alpha_init)
 
     def forward(self, x):
-        return self.affine(torch.tanh(self.alpha * x))
+        return self.squash(x, self.alpha)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, alpha_init={self.alpha_init}"
@@ -101,7 +104,7 @@ class DynamicErf(_AffineNorm):
         nn.init.constant_(self.shift, self.shift_init)
 
     def forward(self, x):
-        return self.affine(torch.erf(self.alpha * x + self.shift))
+        return self.squash(x, self.alpha, self.shift)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, alpha_init={self.alpha_init}, shift_init={self.shift_init}"
@@ -150,7 +153,7 @@ class AdaptiveDynamicTanh(_AffineNorm):
         return unclipped.clamp(self.alpha_min, self.alpha_max)
 
     def forward(self, x):
-        return self.affine(torch.tanh(self.alpha * x))
+        return self.squash(x, self.alpha)
 
     def extra_repr(self):
         return (
@@ -256,3 +259,107 @@ def norm_alphas(model):
         saturated = None if bounds is None else not (bounds[0] * (1 + 1e-6) < value < bounds[1] * (1 - 1e-6))
         rows.append((name, value, saturated))
     return rows
+
+
+# tanh or erf, scale and shift in one pass. Eager torch makes four passes and keeps three tensors for the backward pass;
+# here x alone is kept and the rest computed again.
+
+
+def _formula(x, alpha, shift, weight, bias):
+    x = torch.tanh(alpha * x) if shift is None else torch.erf(alpha * x + shift)
+    if weight is not None:
+        x = x * weight
+    return x if bias is None else x + bias
+
+
+def _can_fuse(x, weight):
+    """Whether _Squash takes x; a compiler fuses the formula by itself."""
+    return (
+        x.device.type in FUSED
+        and type(x) in (torch.Tensor, nn.Parameter)
+        and x.is_floating_point()
+        and (x.dtype != torch.float64 or x.device.type == "cpu")
+        and x.numel() > 0
+        and weight.dim() == 1
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+class _Squash(torch.autograd.Function):
+    """_formula by the functions of FUSED."""
+
+    @staticmethod
+    def forward(ctx, x, alpha, shift, weight, bias):
+        ctx.save_for_backward(x, alpha, shift, weight, bias)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = torch.empty_like(rows, dtype=torch.result_type(x, weight))
+        FUSED[x.device.type][0](rows, alpha, shift, weight, bias, y)
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, alpha, shift, weight, bias = saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
+            wanted = [t for t, needed in zip(saved, ctx.needs_input_grad) if needed]
+            found = iter(torch.autograd.grad(_formula(*saved), wanted, grad, create_graph=True))
+            return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+        rows, grad = (t.reshape(-1, x.shape[-1]).contiguous() for t in (x, grad))
+        dx, *sums = FUSED[x.device.type][1](rows, alpha, shift, weight, grad)
+        of = (alpha, shift, weight, bias)
+        return dx.view(x.shape), *(None if p is None else d.to(p.dtype).view(p.shape) for p, d in zip(of, sums))
+
+
+_CACHED = 131072  # values of a part: half a megabyte in float32
+
+
+def _parts(rows):
+    n = max(1, _CACHED // rows.shape[1])
+    return [slice(start, start + n) for start in range(0, len(rows), n)]
+
+
+def _sum_dtype(x):
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+
+
+def _forward_on_cpu(rows, alpha, shift, weight, bias, y):
+    parts = _parts(rows)
+    buffer = torch.empty_like(rows[parts[0]], dtype=_sum_dtype(y))
+    for part in parts:
+        x = rows[part]
+        t = torch.mul(x, alpha, out=buffer[: len(x)])
+        t = t.tanh_() if shift is None else t.add_(shift).erf_()
+        torch.addcmul(bias, t, weight, out=y[part])
+
+
+def _backward_on_cpu(rows, alpha, shift, weight, grad):
+    parts, dtype = _parts(rows), _sum_dtype(grad)
+    dx, buffers = torch.empty_like(rows), torch.empty(2, *rows[parts[0]].shape, dtype=dtype)
+    d_weight, d_bias = torch.zeros(2, rows.shape[1], dtype=dtype)
+    d_alpha, d_shift = torch.zeros(2, dtype=torch.float64)
+    ones = torch.ones(len(rows[parts[0]]), dtype=dtype)
+    for part in parts:
+        x, g = rows[part].to(dtype), grad[part].to(dtype)
+        (t, d), one = (buffer[: len(x)] for buffer in buffers), ones[: len(x)]
+        u = torch.mul(x, alpha, out=t)
+        if shift is None:
+            torch.mul(g, u.tanh_(), out=d)
+            d_weight.addmv_(d.T, one)
+            torch.addcmul(g, d, t, value=-1, out=d)  # tanh' = 1 - tanh^2
+        else:
+            torch.erf(u.add_(shift), out=d)
+            d_weight.addmv_(d.mul_(g).T, one)
+            torch.mul(u, u, out=d).neg_().exp_().mul_(2 / math.sqrt(math.pi)).mul_(g)  # erf' = 2 / sqrt(pi) exp(-u^2)
+        d_bias.addmv_(g.T, one)
+        d.mul_(weight)
+        d_alpha += torch.dot(d.view(-1), x.view(-1))
+        if shift is not None:
+            d_shift += d.sum()
+        torch.mul(d, alpha, out=dx[part])
+    return dx, d_alpha, None if shift is None else d_shift, d_weight, d_bias
+
+
+# by device type: functions for rows (n, C) and another of their shape,
+# forward(rows, alpha, shift or None, weight, bias, y), which fills y, and
+# backward(rows, alpha, shift or None, weight, gradient of y) -> gradients of rows, alpha, shift, weight and bias
+FUSED = {"cpu": (_forward_on_cpu, _backward_on_cpu)}

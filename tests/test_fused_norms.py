@@ -1,0 +1,199 @@
+"""Norm layers in one pass each way: the same numbers as the formula, nothing kept but the input."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import norms
+
+from .conftest import KIT
+
+SQUASHING = ["DynamicTanh", "AdaptiveDynamicTanh", "DynamicErf"]
+
+
+def layer_of(name, width, dtype=torch.float32):
+    """A layer with random parameters."""
+    layer = norms.NORMS[name](width).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(0.7 + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return layer
+
+
+def forward_and_gradients(layer, x, grad):
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], grad.to(y.dtype))]
+
+
+def by_formula(monkeypatch, *args):
+    with monkeypatch.context() as patch:
+        patch.setattr(norms, "_can_fuse", lambda x, weight: False)
+        return forward_and_gradients(*args)
+
+
+def distance(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+@pytest.mark.parametrize("shape", [(3, 5, 48), (1, 1, 7), (40, 65, 192), (131073,), (2, 200000)])
+def test_one_pass_gives_the_numbers_of_the_formula(name, shape, monkeypatch):
+    """Shapes of one part, of several and of parts of one row; in float64 to rounding, in float32 to float32's."""
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 3e-6)):
+        torch.manual_seed(1)
+        layer, x, grad = layer_of(name, shape[-1], dtype), *torch.randn(2, *shape, dtype=dtype)
+        fused = forward_and_gradients(layer, x, grad)
+        for ours, plain in zip(fused, by_formula(monkeypatch, layer, x, grad)):
+            assert ours.dtype == plain.dtype and ours.shape == plain.shape and distance(ours, plain) < tolerance
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+def test_bfloat16_values_are_squashed_as_exactly_as_by_the_formula(name, monkeypatch):
+    """With float32 parameters, as under autocast; compared with float64."""
+    torch.manual_seed(2)
+    x, grad = torch.randn(2, 64, 33, 96).bfloat16()
+    layer = layer_of(name, 96)
+    exact = by_formula(monkeypatch, layer_of(name, 96).double(), x.double(), grad.double())
+    fused, plain = forward_and_gradients(layer, x, grad), by_formula(monkeypatch, layer, x, grad)
+    for ours, theirs, true in zip(fused, plain, exact):
+        assert ours.dtype == theirs.dtype
+        assert distance(ours, true) <= 1.05 * distance(theirs, true) + 1e-5
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+def test_a_model_all_in_bfloat16(name, monkeypatch):
+    torch.manual_seed(2)
+    x, grad = torch.randn(2, 64, 33, 96).bfloat16()
+    layer = layer_of(name, 96).bfloat16()
+    for ours, plain in zip(forward_and_gradients(layer, x, grad), by_formula(monkeypatch, layer, x, grad)):
+        assert ours.dtype == plain.dtype == torch.bfloat16 and distance(ours, plain) < 0.02
+
+
+def test_strided_values_and_gradients(monkeypatch):
+    torch.manual_seed(3)
+    layer = layer_of("DynamicTanh", 16)
+    x, grad = torch.randn(16, 9, 4).permute(2, 1, 0), torch.randn(1, 9, 16).expand(4, 9, 16)
+    for ours, plain in zip(forward_and_gradients(layer, x, grad), by_formula(monkeypatch, layer, x, grad)):
+        assert distance(ours, plain) < 1e-6
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+def test_nothing_but_the_input_is_kept_for_the_backward_pass(name, monkeypatch):
+    layer, x = layer_of(name, 64), torch.randn(32, 64, requires_grad=True)
+
+    def kept():
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            layer(x)
+        return sum(n for n in sizes if n == x.numel()) // x.numel()
+
+    assert kept() == 1
+    monkeypatch.setattr(norms, "_can_fuse", lambda x, weight: False)
+    assert kept() >= 3
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+def test_gradients_of_gradients(name):
+    layer = layer_of(name, 5, torch.float64)
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+def test_under_vmap_and_in_a_compiled_model(name):
+    layer, x = layer_of(name, 8), torch.randn(4, 3, 8)
+    assert torch.allclose(torch.func.vmap(layer)(x), layer(x), atol=1e-6)
+    captured = []
+    compiled = torch.compile(layer, backend=lambda graph, inputs: captured.append(graph) or graph, fullgraph=True)
+    assert torch.allclose(compiled(x), layer(x), atol=1e-6)
+    assert len(captured) == 1  # the formula itself, for the compiler to fuse
+
+
+def test_where_there_is_no_gradient_to_come_nothing_is_kept():
+    layer, x = layer_of("DynamicTanh", 8), torch.randn(4, 8)
+    with torch.inference_mode():
+        assert layer(x).grad_fn is None
+    frozen = layer_of("DynamicTanh", 8).requires_grad_(False)
+    assert frozen(x).grad_fn is None
+    x.requires_grad_()
+    frozen(x).sum().backward()
+    assert x.grad is not None
+
+
+INTERPRETED = """
+import torch, norms
+from maekit import kernels
+torch.manual_seed(0)
+for shift in (None, torch.full((1,), 0.3)):
+    for n, width in ((37, 192), (8, 300), (5000, 128)):
+        x, grad = torch.randn(2, n, width)
+        x[0, :100] *= 20
+        x[1, :100] /= 1000
+        alpha, (weight, bias) = torch.full((1,), 0.7), torch.randn(2, width)
+        results = []
+        for forward, backward in (kernels.FUSED, norms.FUSED["cpu"]):
+            y = torch.empty_like(x)
+            forward(x, alpha, shift, weight, bias, y)
+            results.append([y, *backward(x, alpha, shift, weight, grad)])
+        for ours, cpu in zip(*results):
+            assert (ours is None) == (cpu is None)
+            if cpu is not None:
+                error = float((ours.double() - cpu.double()).norm() / cpu.double().norm())
+                assert error < 5e-6, (shift, n, width, error)
+"""
+
+
+def test_cuda_kernels_give_the_cpu_s_numbers():
+    """In Triton's interpreter: what is computed, not how fast."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(KIT)}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_cuda_kernels_compile(capability):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from maekit import kernels
+
+    numbers = {"n", "rows", "width", "each"}
+    for kernel, constants in (
+        (kernels._forward_kernel, {"BLOCK": 2048}),
+        (kernels._backward_kernel, {"ROWS": 8, "COLUMNS": 256}),
+    ):
+        for erf in (False, True):
+            constant = {**constants, "ERF": erf}
+            kinds = {
+                name: "constexpr" if name in constant else "i32" if name in numbers else "*fp32"
+                for name in kernel.arg_names
+            }
+            done = triton.compile(ASTSource(kernel, kinds, constant), target=GPUTarget("cuda", capability, 32))
+            assert done.asm["cubin"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels are tested in the interpreter")
+@pytest.mark.parametrize("name", SQUASHING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu(name, dtype, monkeypatch):
+    from maekit import kernels
+
+    torch.manual_seed(4)
+    x, grad = torch.randn(2, 64, 197, 768).to(dtype).cuda()
+    layer = layer_of(name, 768).cuda()
+    plain = by_formula(monkeypatch, layer, x, grad)
+    monkeypatch.setitem(norms.FUSED, "cuda", kernels.FUSED)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    for ours, theirs in zip(forward_and_gradients(layer, x, grad), plain):
+        assert ours.dtype == theirs.dtype and distance(ours, theirs) < tolerance
+    again = forward_and_gradients(layer, x, grad)
+    assert all(torch.equal(a, b) for a, b in zip(again, forward_and_gradients(layer, x, grad)))
