@@ -64,7 +64,7 @@ while [ $# -gt 0 ]; do
         : "${output_dir:=./output_demo}"
         ;;
     --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --model | --input_size | --device | \
-        --precision | --dyt_alpha_init | --adyt_*)
+        --precision | --compile | --dyt_alpha_init | --adyt_*)
         read_value "$@"
         shared_flags+=("${1%%=*}" "$VALUE")
         train_flags+=("${1%%=*}" "$VALUE")

@@ -18,6 +18,7 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from subprocess import SubprocessError
 
 from maekit import errors, faults, files, flags, parallel, recipes, runs, settings, upstream, versions
 from maekit.errors import InputError
@@ -124,8 +125,10 @@ def train(run, source, folder, identity, clone=None):
     from maekit.stopping import StopRequest
 
     job = open_job(run, source, clone)
+    fuse_norms(job.device)
     identity = with_precision(identity, folder, job.device)
     state = job.resume(folder, identity)
+    job.prepare()
     first_epoch, position, baselines = state["first_epoch"], state["position"], state["baselines"]
     own = folder if parallel.is_main() else None  # of several processes one writes
     if own:
@@ -205,6 +208,22 @@ def open_job(run, source, clone=None):
         return Pretraining(run, source, build, norms.update_adaptive)
     kinds = {recipes.FINETUNE: evaluate.Finetuning, recipes.LINPROBE: evaluate.LinearProbing, recipes.KNN: evaluate.Knn}
     return kinds[run.task](run, source, build(), norms.update_adaptive)
+
+
+def fuse_norms(device):
+    """Norm layers in one pass each way on CUDA as on a CPU; with torch's own kernels where Triton does not work."""
+    if device.torch.type != "cuda":
+        return
+    import norms
+
+    try:
+        from maekit import kernels
+
+        kernels.try_out(device.torch)
+    except (ImportError, RuntimeError, OSError, SubprocessError) as error:  # no Triton here, or no C compiler for it
+        parallel.say(f"norm layers: torch's own kernels, as Triton does not work here ({error}).")
+    else:
+        norms.FUSED["cuda"] = kernels.FUSED
 
 
 def with_precision(identity, folder, device):

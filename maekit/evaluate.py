@@ -52,6 +52,8 @@ class Finetuning(Classification):
     mae: the masked autoencoder with random weights. An --init of 0 epochs is a classifier already, and only validated.
     """
 
+    compiles = True
+
     def __init__(self, run, source, mae, adapt):
         super().__init__(run, source, adapt, with_labels=True)
         state = None if run.init is None else checkpoint.read(run.init)

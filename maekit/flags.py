@@ -88,6 +88,11 @@ def build_parser(prog, description):
     _flag(group, "seed", int, "decides initial weights, order, crops and masks")
     _flag(group, "device", str, "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N, mps")
     _flag(group, "precision", str, "auto (float32 on CPU, else bfloat16 or float16), float32, bfloat16, float16")
+    _flag(
+        group, "compile", str, "auto (on CUDA, if the run is long enough for it to pay), on, off: torch.compile", "WHEN"
+    )
+    group.add_argument("--grad_checkpointing", action="store_true", default=None, help="compute activations of blocks "
+                       "again instead of keeping them: less memory, more time")  # fmt: skip
     _flag(group, "resume", str, "auto (go on where the run stopped), never, or a checkpoint to start from", "WHERE")
     group.add_argument("--overwrite", action="store_true", default=None, help="delete another run in --output_dir")
     group.add_argument("--dry_run", action="store_true", default=None, help="check flags and data, train nothing")

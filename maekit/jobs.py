@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from . import checkpoint, data, parallel, runs
+from . import checkpoint, compiling, data, parallel, runs
 from .device import Device
 from .errors import InputError
 
@@ -32,10 +32,12 @@ class Job:
     processes train `parallel_model`, which averages their gradients.
 
     columns: the names of a row of its log. keeps_trajectory: whether its epochs are points of the reconstruction gap.
+    compiles: whether `model` is most of the work of a step, so that compiling it pays.
     """
 
     columns = ()
     keeps_trajectory = False
+    compiles = False
 
     def __init__(self, run, source, adapt, with_labels):
         self.run, self.source, self.adapt = run, source, adapt
@@ -51,7 +53,7 @@ class Job:
         self.val_batches = data.val_batches(source.val, run.model, batch_size=run.optim.batch_size, **self.loading)
         self.classes = len(source.classes)
         self.epochs = run.optim.epochs
-        self.parallel_model = None  # made with the first step, of `model` as it is then
+        self.parallel_model = None
 
     # what a kind of job says of itself
 
@@ -121,6 +123,16 @@ class Job:
             fresh |= {name: state[name] for name in fresh if name in state}
         return {**fresh, "first_epoch": first_epoch}
 
+    def prepare(self):
+        """Get `model`, which is complete now, ready for fast steps."""
+        if self.run.grad_checkpointing:
+            compiling.recompute_activations(self.network)
+        if self.compiles and self.epochs:
+            steps = len(self.batches) // self.run.optim.accum_iter * self.epochs
+            compiling.compile_for(self.model, self.run, self.device, steps)
+        if parallel.size() > 1 and self.epochs:
+            self.parallel_model = DistributedDataParallel(self.model, **OWN_BUFFERS)
+
     def count_broken(self):
         """Unreadable images that all processes have met."""
         return int(parallel.add(torch.tensor(len(self.broken))))
@@ -162,8 +174,6 @@ class Job:
         """
         optim, device, optimizer = self.run.optim, self.device, self.optimizer
         self.model.train()
-        if parallel.size() > 1 and self.parallel_model is None:
-            self.parallel_model = DistributedDataParallel(self.model, **OWN_BUFFERS)
         optimizer.zero_grad(set_to_none=True)
         first, sums = 0, torch.zeros(len(self.loss_names), dtype=device.sum_dtype, device=device.torch)
         if position:
@@ -178,6 +188,7 @@ class Job:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group.get("lr_scale", 1)
 
+            torch.compiler.cudagraph_mark_step_begin()
             last = (i + 1) % optim.accum_iter == 0
             with nullcontext() if last or not self.parallel_model else self.parallel_model.no_sync():
                 losses = self.losses(batch, epoch, i)

@@ -16,6 +16,7 @@ class Pretraining(Job):
     columns = runs.LOG_COLUMNS
     loss_names = ("train_loss", "train_loss_rec", "train_loss_cls")
     keeps_trajectory = True
+    compiles = True
 
     def __init__(self, run, source, build, adapt):
         super().__init__(run, source, adapt, with_labels=bool(run.probes.names))

@@ -182,7 +182,7 @@ class FrozenProbes:
     def observe(self, features, labels):
         """Keep the features of a forward pass, of all processes, for the next step."""
         for name, values in features.items():
-            self.observed[name].append(parallel.gather(values))
+            self.observed[name].append(parallel.gather(values.clone()))  # the next pass of a CUDA graph is over it
         self.observed["labels"].append(parallel.gather(labels))
 
     def step(self, progress):

@@ -52,6 +52,8 @@ DEFAULTS = {
     "seed": 0,
     "device": "auto",
     "precision": "auto",
+    "compile": "auto",
+    "grad_checkpointing": False,
     "resume": "auto",
     "overwrite": False,
     "dry_run": False,

@@ -34,6 +34,7 @@ MODELS = {  # name: patch size
 DECODER_SIZES = ("tiny", "small", "base", "large")
 PROBES = ("joint", "frozen", "knn")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+COMPILE = ("auto", "on", "off")
 UNTRAINED = "untrained"  # --init: random weights
 
 
@@ -144,6 +145,8 @@ class Settings:
     saving: SavingSettings
     seed: int
     precision: str
+    compile: str
+    grad_checkpointing: bool
     output_dir: str
     checkpoint_dir: str | None
     device: str
@@ -232,6 +235,8 @@ def resolve(typed, *, cores=None):
         saving=SavingSettings(v["checkpoint_every"], v["checkpoint_minutes"]),
         seed=v["seed"],
         precision=v["precision"],
+        compile=v["compile"],
+        grad_checkpointing=v["grad_checkpointing"],
         output_dir=v["output_dir"] or os.path.join(*folder),
         checkpoint_dir=v["checkpoint_dir"],
         device=v["device"],
@@ -324,6 +329,8 @@ def _check(v):
         raise InputError(f"--device {v['device']}: unknown. Choose from auto, cpu, cuda, cuda:N, mps.")
     if v["precision"] not in PRECISIONS:
         raise InputError(f"--precision {v['precision']}: unknown. Choose from {', '.join(PRECISIONS)}.")
+    if v["compile"] not in COMPILE:
+        raise InputError(f"--compile {v['compile']}: unknown. Choose from {', '.join(COMPILE)}.")
 
     if not math.isfinite(v["alpha"]):
         raise InputError(f"--alpha {v['alpha']}: must be finite.")
