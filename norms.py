@@ -9,6 +9,7 @@ This file needs torch only and nothing of the kit around it: copy it into your p
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +42,8 @@ class _AffineNorm(nn.Module):
     def squash(self, x, alpha, shift=None):
         """tanh(alpha x) * weight + bias; with a shift erf(alpha x + shift) * weight + bias."""
         weight, bias = self.weight, self.bias
-        if bias is not None and not self.channels_first and _can_fuse(x, weight):
-            return _Squash.apply(x, alpha, shift, weight, bias)
+        if bias is not None and not self.channels_first and _can_fuse(x, weight, FUSED):
+            return _OnePass.apply(_formula, *FUSED[x.device.type], x, alpha, shift, weight, bias)
         if self.channels_first:  # (C,) -> (C, 1, 1)
             weight, bias = (p if p is None else p[:, None, None] for p in (weight, bias))
         return _formula(x, alpha, shift, weight, bias)
@@ -59,10 +60,16 @@ class RMSNorm(_AffineNorm):
         self.eps = eps
 
     def forward(self, x):
-        if not self.channels_first:
+        if self.channels_first:
+            return self.rescale(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.rescale(x)
+
+    def rescale(self, x):
+        fuse = self.weight is not None and _can_fuse(x, self.weight, ("cpu",))  # on CUDA torch has it in one pass
+        if not fuse or x.dtype != self.weight.dtype:
             return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
-        x = x.permute(0, 2, 3, 1)
-        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps).permute(0, 3, 1, 2)
+        of_eps = (partial(f, eps=self.eps) for f in (_rms_formula, _rms_forward_on_cpu, _rms_backward_on_cpu))
+        return _OnePass.apply(*of_eps, x, self.weight)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, eps={self.eps}"
@@ -261,8 +268,7 @@ def norm_alphas(model):
     return rows
 
 
-# tanh or erf, scale and shift in one pass. Eager torch makes four passes and keeps three tensors for the backward pass;
-# here x alone is kept and the rest computed again.
+# A norm in one pass each way that keeps x alone. Eager torch makes four passes or more and keeps two tensors or three.
 
 
 def _formula(x, alpha, shift, weight, bias):
@@ -272,10 +278,10 @@ def _formula(x, alpha, shift, weight, bias):
     return x if bias is None else x + bias
 
 
-def _can_fuse(x, weight):
-    """Whether _Squash takes x; a compiler fuses the formula by itself."""
+def _can_fuse(x, weight, devices):
+    """Whether _OnePass takes x; a compiler fuses the formula by itself."""
     return (
-        x.device.type in FUSED
+        x.device.type in devices
         and type(x) in (torch.Tensor, nn.Parameter)
         and x.is_floating_point()
         and (x.dtype != torch.float64 or x.device.type == "cpu")
@@ -286,28 +292,32 @@ def _can_fuse(x, weight):
     )
 
 
-class _Squash(torch.autograd.Function):
-    """_formula by the functions of FUSED."""
+class _OnePass(torch.autograd.Function):
+    """formula(x, *parameters) by a forward and a backward function; see FUSED."""
 
     @staticmethod
-    def forward(ctx, x, alpha, shift, weight, bias):
-        ctx.save_for_backward(x, alpha, shift, weight, bias)
+    def forward(ctx, formula, forward, backward, x, *parameters):
+        ctx.save_for_backward(x, *parameters)
+        ctx.formula, ctx.backward_of_rows = formula, backward
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty_like(rows, dtype=torch.result_type(x, weight))
-        FUSED[x.device.type][0](rows, alpha, shift, weight, bias, y)
+        y = torch.empty_like(rows, dtype=torch.result_type(x, parameters[-1]))
+        forward(rows, *parameters, y)
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx, grad):
-        x, alpha, shift, weight, bias = saved = ctx.saved_tensors
+        x, *parameters = saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
-            wanted = [t for t, needed in zip(saved, ctx.needs_input_grad) if needed]
-            found = iter(torch.autograd.grad(_formula(*saved), wanted, grad, create_graph=True))
-            return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+            needed = ctx.needs_input_grad[3:]
+            found = torch.autograd.grad(
+                ctx.formula(*saved), [t for t, n in zip(saved, needed) if n], grad, create_graph=True
+            )
+            found = iter(found)
+            return None, None, None, *(next(found) if n else None for n in needed)
         rows, grad = (t.reshape(-1, x.shape[-1]).contiguous() for t in (x, grad))
-        dx, *sums = FUSED[x.device.type][1](rows, alpha, shift, weight, grad)
-        of = (alpha, shift, weight, bias)
-        return dx.view(x.shape), *(None if p is None else d.to(p.dtype).view(p.shape) for p, d in zip(of, sums))
+        dx, *sums = ctx.backward_of_rows(rows, *parameters, grad)
+        sums = (None if p is None else d.to(p.dtype).view(p.shape) for p, d in zip(parameters, sums))
+        return None, None, None, dx.view(x.shape), *sums
 
 
 _CACHED = 131072  # values of a part: half a megabyte in float32
@@ -332,7 +342,7 @@ def _forward_on_cpu(rows, alpha, shift, weight, bias, y):
         torch.addcmul(bias, t, weight, out=y[part])
 
 
-def _backward_on_cpu(rows, alpha, shift, weight, grad):
+def _backward_on_cpu(rows, alpha, shift, weight, bias, grad):
     parts, dtype = _parts(rows), _sum_dtype(grad)
     dx, buffers = torch.empty_like(rows), torch.empty(2, *rows[parts[0]].shape, dtype=dtype)
     d_weight, d_bias = torch.zeros(2, rows.shape[1], dtype=dtype)
@@ -359,7 +369,32 @@ def _backward_on_cpu(rows, alpha, shift, weight, grad):
     return dx, d_alpha, None if shift is None else d_shift, d_weight, d_bias
 
 
-# by device type: functions for rows (n, C) and another of their shape,
+def _rms_formula(x, weight, eps):
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def _rms_forward_on_cpu(rows, weight, y, eps):
+    for part in _parts(rows):
+        x = rows[part].to(_sum_dtype(y))
+        scale = (torch.linalg.vector_norm(x, dim=1, keepdim=True).square_() / x.shape[1] + eps).rsqrt_()
+        y[part] = (x * scale).mul_(weight)
+
+
+def _rms_backward_on_cpu(rows, weight, grad, eps):
+    dtype = _sum_dtype(grad)
+    dx, d_weight = torch.empty_like(rows), torch.zeros(rows.shape[1], dtype=dtype)
+    for part in _parts(rows):
+        x, g = rows[part].to(dtype), grad[part].to(dtype)
+        scale = (torch.linalg.vector_norm(x, dim=1).square_() / x.shape[1] + eps).rsqrt_()
+        product = g * x
+        d_weight.addmv_(product.T, scale)
+        along = (product @ weight.to(dtype)).mul_(scale**3) / x.shape[1]
+        torch.mul(g, weight, out=product).mul_(scale[:, None])
+        dx[part] = product.addcmul_(x, along[:, None], value=-1)
+    return dx, d_weight
+
+
+# tanh or erf, scale and shift, by device type: functions of rows (n, C), the last argument of their shape,
 # forward(rows, alpha, shift or None, weight, bias, y), which fills y, and
-# backward(rows, alpha, shift or None, weight, gradient of y) -> gradients of rows, alpha, shift, weight and bias
+# backward(rows, alpha, shift or None, weight, bias, gradient of y) -> gradients of rows, alpha, shift, weight and bias
 FUSED = {"cpu": (_forward_on_cpu, _backward_on_cpu)}

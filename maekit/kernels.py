@@ -76,7 +76,7 @@ def forward(rows, alpha, shift, weight, bias, y):
     )
 
 
-def backward(rows, alpha, shift, weight, grad):
+def backward(rows, alpha, shift, weight, bias, grad):
     """Gradients of rows, alpha, shift, weight and bias."""
     (n, width), erf = rows.shape, shift is not None
     each = 8 * triton.cdiv(n, 8 * 512)  # at most 512 programs side by side
@@ -96,4 +96,4 @@ def try_out(device):
     """Run both once on a device. Raises what Triton raises where it does not work."""
     rows, one, channels = torch.ones(2, 8, device=device), torch.ones(1, device=device), torch.ones(8, device=device)
     forward(rows, one, None, channels, channels, torch.empty_like(rows))
-    backward(rows, one, None, channels, rows)
+    backward(rows, one, None, channels, channels, rows)

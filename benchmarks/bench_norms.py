@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Time of each norm, forward and backward, against F.layer_norm, its formula in eager torch, torch.compile and Liger-Kernel.
+
+    python benchmarks/bench_norms.py                     # on a GPU if there is one
+    python benchmarks/bench_norms.py --device cpu --threads 2 --widths 768
+
+All variants of a width are timed in turn. ms: median of a forward and a backward pass, parameters' gradients included. bandwidth: bytes that
+have to move (x in, y out; x and the gradient in, the gradient out) over the time, as a share of what a copy reaches here.
+kept: tensors of the input's size that autograd keeps.
+"""
+
+from common import in_turn, parser, report, set_up
+
+WIDTHS = (192, 384, 768, 1280)
+
+
+def main():
+    p = parser(__doc__)
+    p.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    p.add_argument("--batch", type=int, help="images of 197 tokens; default: 256 on a GPU, 64 on a CPU")
+    p.add_argument("--dtype", default=None, help="of the input; default: bfloat16 on a GPU, float32 on a CPU")
+    p.add_argument("--seconds", type=float, default=0.5, help="for each variant and width")
+    p.add_argument("--no_compile", action="store_true", help="leave torch.compile out, which takes a minute on a CPU")
+    args = p.parse_args()
+    import torch
+
+    import norms
+
+    device = set_up(args)
+    on_gpu = device.type == "cuda"
+    dtype = getattr(torch, args.dtype or ("bfloat16" if on_gpu else "float32"))
+    batch = args.batch or (256 if on_gpu else 64)
+    if on_gpu:
+        from maekit import kernels
+
+        norms.FUSED["cuda"] = kernels.FUSED
+    rows = []
+    for width in args.widths:
+        x = torch.randn(batch, 197, width, device=device, dtype=dtype)
+        grad = torch.randn_like(x)
+        variants = list(layers(width, device, dtype, norms, torch, compiled=not args.no_compile))
+        steps = {name: step(layer, x, grad, torch) for name, layer in variants}
+        into = torch.empty_like(x)
+        steps["copy"] = lambda x=x, into=into: into.copy_(x)
+        seconds = in_turn(steps, device, args.seconds)
+        copy_rate = 2 * x.nbytes / seconds.pop("copy")
+        for name, layer in variants:
+            share = 5 * x.nbytes / seconds[name] / copy_rate
+            rows.append({
+                "width": width,
+                "norm": name,
+                "ms": 1000 * seconds[name],
+                "of F.layer_norm": seconds[name] / seconds["F.layer_norm"],
+                "bandwidth": f"{share:.0%}",
+                "kept": kept(layer, x, torch),
+            })  # fmt: skip
+    report("norms", rows, args, device, shape=f"({batch}, 197, width)", dtype=str(dtype).removeprefix("torch."))
+
+
+def layers(width, device, dtype, norms, torch, compiled):
+    """(name, layer) of everything that is compared."""
+
+    def on_device(layer):
+        # parameters as autocast has them: float32; a layer all in the input's type could move less
+        return layer.to(device)
+
+    yield "F.layer_norm", on_device(torch.nn.LayerNorm(width, eps=1e-6)).to(dtype)
+    for name in norms.NORMS:
+        if name != "LayerNorm":
+            yield name, on_device(norms.NORMS[name](width)).to(dtype)
+    for name in ("DynamicTanh", "DynamicErf"):
+        layer = on_device(norms.NORMS[name](width)).to(dtype)
+        yield f"{name}, formula", Formula(layer, norms)
+        if compiled:
+            yield f"{name}, torch.compile", torch.compile(on_device(norms.NORMS[name](width)).to(dtype), dynamic=False)
+    if device.type == "cuda":
+        try:
+            from liger_kernel.transformers import LigerDyT
+        except ImportError:
+            print("liger-kernel is not installed: left out")
+        else:
+            yield "LigerDyT", on_device(LigerDyT(width)).to(dtype)
+
+
+class Formula:
+    """The plain formula of a layer, in eager torch."""
+
+    def __init__(self, layer, norms):
+        self.layer, self.norms = layer, norms
+
+    def __call__(self, x):
+        layer = self.layer
+        return self.norms._formula(x, layer.alpha, getattr(layer, "shift", None), layer.weight, layer.bias)
+
+    def parameters(self):
+        return self.layer.parameters()
+
+
+def step(layer, x, grad, torch):
+    """A function that does one forward and one backward pass."""
+    x = x.detach().requires_grad_()
+    wanted = [x, *layer.parameters()]
+    return lambda: torch.autograd.grad(layer(x), wanted, grad)
+
+
+def kept(layer, x, torch):
+    """Number of tensors as large as x that autograd keeps for the backward pass."""
+    pointers = set()
+
+    def note(t):
+        if t.numel() == x.numel():
+            pointers.add(t.data_ptr())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        layer(x.detach().requires_grad_())
+    return len(pointers)
+
+
+if __name__ == "__main__":
+    main()
