@@ -167,11 +167,12 @@ class Job:
             "peak_memory_mb": self.device.peak_memory_mb(),
         }
 
-    def train_one_epoch(self, epoch, bar, started, after_step, position):
+    def train_one_epoch(self, epoch, bar, started=None, after_step=None, position=None):
         """One pass over the training images: mean losses, train_loss nan as soon as it is not finite, and the last lr.
 
-        Every process returns the same.
+        Every process returns the same. started: when the epoch began, now if None; the rest as measure_epoch has it.
         """
+        started = time.monotonic() if started is None else started
         optim, device, optimizer = self.run.optim, self.device, self.optimizer
         self.model.train()
         optimizer.zero_grad(set_to_none=True)
@@ -208,7 +209,7 @@ class Job:
                 if not math.isfinite(mean) and parallel.size() == 1:
                     return {"train_loss": math.nan}
                 bar.set_postfix(epoch=epoch, loss=f"{mean:.4f}", refresh=False)
-            if last and i + 1 < len(self.batches):
+            if after_step and last and i + 1 < len(self.batches):
                 seconds = time.monotonic() - started
                 after_step(partial(self.position, epoch, i + 1, sums, seconds), epoch, (i + 1) / len(self.batches))
         means = (parallel.add(sums) / (len(self.batches) * parallel.size())).tolist()

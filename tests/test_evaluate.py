@@ -47,7 +47,7 @@ def open_job(*flags):
 
 def train_epoch(job, epoch=0):
     """One epoch of a job: its log row without the clock; the weights are in job.network."""
-    return job.train_one_epoch(epoch, tqdm(file=io.StringIO()), time.monotonic(), lambda *place: None, None)
+    return job.train_one_epoch(epoch, tqdm(file=io.StringIO()))
 
 
 def first_batch(job):

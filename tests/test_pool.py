@@ -459,12 +459,12 @@ def test_a_hundred_runs_leave_the_driver_as_it_was(tmp_path, monkeypatch):
     )
     file = tmp_path / "commands.txt"
     file.write_text("".join(f"{sys.executable} -S {script} --output_dir {tmp_path}/r{i}\n" for i in range(100)))
-    this, figures = pool.Pool(4, 1), []
+    this, figures, before = pool.Pool(4, 1), [], _children()
     this.board = Board(io.StringIO())
 
     def measure(original=this.collect):
         original()
-        figures.append((this.done, _memory_kb(), len(os.listdir("/dev/fd")), len(_children())))
+        figures.append((this.done, _memory_kb(), len(os.listdir("/dev/fd")), len(_children() - before)))
 
     this.collect = measure
     assert this.run(tasks.read_tasks(file)) and this.done == 100 and not this.failed
@@ -483,8 +483,8 @@ def _memory_kb():
 
 
 def _children():
-    found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False).stdout
-    return found.split()[1:]  # without pgrep itself
+    with subprocess.Popen(["pgrep", "-P", str(os.getpid())], stdout=subprocess.PIPE, text=True) as pgrep:
+        return set(pgrep.communicate()[0].split()) - {str(pgrep.pid)}
 
 
 def test_the_commands_of_a_grid_are_read_back_as_they_were_meant():
