@@ -20,7 +20,7 @@ from maekit import errors, files, locks, runs, settings
 from maekit.drivers import pool, tasks
 from maekit.drivers.board import Board
 
-from .conftest import KIT, run
+from .conftest import KIT, run, train
 
 POOL = KIT / "maekit/drivers/pool.py"
 
@@ -500,6 +500,16 @@ SMALL = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "16", 
 
 
 class TestRealRuns:
+    def test_other_thread_counts_change_losses_by_rounding_alone(self, tmp_path):
+        """--jobs 2 gives each run half the cores; sums are then added up in another order."""
+        mse = []
+        for threads in ("1", "2"):
+            folder = tmp_path / threads
+            train(*SMALL, "--norm", "adyt", "--alpha", "0.1", "--probes", "frozen", "--output_dir", folder,
+                  env={"OMP_NUM_THREADS": threads}, check=0)  # fmt: skip
+            mse.append(files.read_csv(folder / "log.csv")[-1]["val_mse"])
+        assert mse[0] == pytest.approx(mse[1], rel=1e-5)
+
     def test_side_by_side_or_by_two_drivers_the_curves_are_the_same(self, tmp_path):
         one, two = tmp_path / "one", tmp_path / "two"
         quick = [KIT / "quick_sweep_test.sh", *SMALL, "--alphas", "0 0.5"]
