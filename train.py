@@ -198,14 +198,16 @@ def train(run, source, folder, identity, clone=None):
 def open_job(run, source, clone=None):
     """The Job of a run's task: what is trained, on the encoder of its norm. clone: upstream.Clone or None."""
     import norms
-    from maekit import evaluate
-    from maekit.pretraining import Pretraining
 
     if clone is not None:
         clone = parallel.on_main(lambda: clone.ensure_patched(parallel.say))
     build = partial(build_model, run, clone)
     if run.task == recipes.PRETRAIN:
+        from maekit.pretraining import Pretraining
+
         return Pretraining(run, source, build, norms.update_adaptive)
+    from maekit import evaluate  # timm's augmentations, which pre-training does not wait for
+
     kinds = {recipes.FINETUNE: evaluate.Finetuning, recipes.LINPROBE: evaluate.LinearProbing, recipes.KNN: evaluate.Knn}
     return kinds[run.task](run, source, build(), norms.update_adaptive)
 

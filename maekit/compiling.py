@@ -31,6 +31,11 @@ def compile_for(model, run, device, steps):
     return True
 
 
+def mark_step():
+    """Tell torch.compile's CUDA graphs that what the last step made may be overwritten."""
+    torch.compiler.cudagraph_mark_step_begin()
+
+
 def recompute_activations(model):
     """Let each transformer block keep its input alone and compute its activations again in the backward pass."""
     for name in ("blocks", "decoder_blocks"):

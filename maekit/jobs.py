@@ -53,7 +53,7 @@ class Job:
         self.val_batches = data.val_batches(source.val, run.model, batch_size=run.optim.batch_size, **self.loading)
         self.classes = len(source.classes)
         self.epochs = run.optim.epochs
-        self.parallel_model = None
+        self.parallel_model, self.compiled = None, False
 
     # what a kind of job says of itself
 
@@ -129,7 +129,7 @@ class Job:
             compiling.recompute_activations(self.network)
         if self.compiles and self.epochs:
             steps = len(self.batches) // self.run.optim.accum_iter * self.epochs
-            compiling.compile_for(self.model, self.run, self.device, steps)
+            self.compiled = compiling.compile_for(self.model, self.run, self.device, steps)
         if parallel.size() > 1 and self.epochs:
             self.parallel_model = DistributedDataParallel(self.model, **OWN_BUFFERS)
 
@@ -189,7 +189,8 @@ class Job:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group.get("lr_scale", 1)
 
-            torch.compiler.cudagraph_mark_step_begin()
+            if self.compiled:
+                compiling.mark_step()
             last = (i + 1) % optim.accum_iter == 0
             with nullcontext() if last or not self.parallel_model else self.parallel_model.no_sync():
                 losses = self.losses(batch, epoch, i)

@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.utils.data import default_collate
 
 from . import parallel
@@ -106,6 +105,8 @@ def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16):
     `masked` grey, mask bool (n, L), and names; quality has psnr (dB) and ssim, means over up to 64 images of the
     composite: visible patches as they are, hidden ones as predicted.
     """
+    from skimage.metrics import structural_similarity
+
     model.eval()
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(N_QUALITY, len(dataset))).round().astype(int))
     drawn = set(np.linspace(0, len(chosen) - 1, min(N_DRAWN, len(chosen))).round().astype(int).tolist())
@@ -121,7 +122,8 @@ def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16):
         originals = _channels_last(batch["images"])
         composites = np.where(visible, originals, rebuilt)
         for i, (original, composite) in enumerate(zip(originals, composites)):
-            psnr.append(peak_signal_noise_ratio(original, composite, data_range=255))
+            error = np.mean((original.astype(np.float64) - composite) ** 2)
+            psnr.append(10 * np.log10(255**2 / error))
             ssim.append(structural_similarity(original, composite, channel_axis=2, data_range=255))
             if start + i in drawn:
                 pictures["image"].append(original)
