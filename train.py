@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from subprocess import SubprocessError
 
-from maekit import errors, faults, files, flags, parallel, recipes, runs, settings, upstream, versions
+from maekit import errors, faults, files, flags, loggers, parallel, recipes, runs, settings, upstream, versions
 from maekit.errors import InputError
 
 
@@ -32,6 +32,7 @@ def main(argv=None):
     folder = runs.RunFolder(run.output_dir, run.checkpoint_dir)
     clone = upstream.find(run.mae_dir) if run.task == recipes.PRETRAIN else None
     source = sources.open_source(run.data, run.seed)
+    loggers.check_wandb(run.wandb_project)
     check_batches(run, source)
     check_labels(run, source)
     check_processes(source)
@@ -115,41 +116,74 @@ def train(run, source, folder, identity, clone=None):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
     # Threads that spin while they wait cost a CPU that is shared several times its speed. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from tqdm import tqdm
-
-    import norms
     from maekit import figures
-    from maekit.keeper import Keeper
-    from maekit.loggers import TensorBoard
     from maekit.status import Status
-    from maekit.stopping import StopRequest
 
     job = open_job(run, source, clone)
     fuse_norms(job.device)
     identity = with_precision(identity, folder, job.device)
     state = job.resume(folder, identity)
     job.prepare()
-    first_epoch, position, baselines = state["first_epoch"], state["position"], state["baselines"]
     own = folder if parallel.is_main() else None  # of several processes one writes
+    config = describe(run, source, identity, job, clone)
     if own:
-        files.write_json(folder.config, describe(run, source, identity, job, clone))
-    if baselines is None:
-        baselines = job.baselines()
+        files.write_json(folder.config, config)
+    if state["baselines"] is None:
+        state["baselines"] = job.baselines()
+    baselines = state["baselines"]
     head = {**trajectory_head(run), **baselines} if job.keeps_trajectory else None
     record = runs.Record(own, job.columns, head, **state["history"])
     record.write(runs.RUNNING)
     progress = Status(own, job.epochs)
-    progress.write(runs.RUNNING, first_epoch)
+    progress.write(runs.RUNNING, state["first_epoch"])
 
-    status = runs.FINISHED
+    with loggers.Loggers(run, own, config, state["first_epoch"]) as log:
+        status, keeper = fit(run, job, folder, identity, state, record, progress, log)
+        measured = job.ending(folder) if status == runs.FINISHED else {}
+        broken = job.count_broken()
+        if own is None:
+            return
+        summary = {
+            "model": run.norm.name,
+            "task": run.task,
+            "alpha": run.probes.alpha,
+            "seed": run.seed,
+            "status": status,
+            "total_time": keeper.elapsed_s(),
+            **runs.summarize_log(record.log),
+            **measured,
+            **baselines,
+            "broken_images": broken,
+        }
+        record.write(status)
+        if record.log:
+            figures.save(figures.run_curve(record.log, summary), folder.loss_curve)
+        log.finish(summary, folder.loss_curve if record.log else None)
+    files.write_json(folder.summary, summary)  # last but one: its presence says that the run has ended
+    progress.write(status, len(record.log))
+    scores = f", {one_line(measured)}" if not record.log else f" after {len(record.log)} epochs"
+    print(f"{folder.path}: {status}{scores}.")
+
+
+def fit(run, job, folder, identity, state, record, progress, log):
+    """The epochs of a run, from where `state` says: each is measured, recorded, logged and kept.
+
+    Returns (status, Keeper): FINISHED, or DIVERGED as soon as a loss is not finite.
+    """
+    from tqdm import tqdm
+
+    import norms
+    from maekit.keeper import Keeper
+    from maekit.stopping import StopRequest
+
+    first_epoch, position, baselines = state["first_epoch"], state["position"], state["baselines"]
     images = len(job.batches) * run.optim.batch_size * parallel.size() if job.epochs else 0
     done = first_epoch * images + (position["batch"] * images // len(job.batches) if position else 0)
     with (
         StopRequest() as stop,
-        TensorBoard(own and folder.tensorboard, first_epoch) as board,
         open(os.devnull, "w") as nowhere,
         tqdm(desc=run.norm.name, unit="img", total=job.epochs * images, initial=done, dynamic_ncols=True,
-             mininterval=0.5 if sys.stderr.isatty() else 60, file=sys.stderr if own else nowhere) as bar,
+             mininterval=0.5 if sys.stderr.isatty() else 60, file=sys.stderr if parallel.is_main() else nowhere) as bar,
     ):  # fmt: skip
         keeper = Keeper(
             job, folder, record, progress, stop, run.saving, state["elapsed_s"], args=identity, baselines=baselines
@@ -158,41 +192,18 @@ def train(run, source, folder, identity, clone=None):
             row = job.measure_epoch(epoch, bar, keeper.after_step, position)
             position = None
             if row is None:
-                status = runs.DIVERGED
                 parallel.say(
                     f"epoch {epoch}: the loss is not finite, the run has diverged; its finite epochs are kept."
                 )
-                break
-            record.add({**row, **baselines}, norms.norm_alphas(job.network), runs.RUNNING)
-            board.add(record.log[-1])
-            if own:
+                return runs.DIVERGED, keeper
+            alphas = norms.norm_alphas(job.network)
+            record.add({**row, **baselines}, alphas, runs.RUNNING)
+            if parallel.is_main():
+                log.add(record.log[-1], alphas, job.pictures(epoch))
                 bar.write(one_line(row, job.epochs))
             progress.write(runs.RUNNING, epoch + 1, 0.0, row["images_per_s"])
             keeper.after_epoch(epoch)
-
-    measured = job.ending(folder) if status == runs.FINISHED else {}
-    broken = job.count_broken()
-    if own is None:
-        return
-    summary = {
-        "model": run.norm.name,
-        "task": run.task,
-        "alpha": run.probes.alpha,
-        "seed": run.seed,
-        "status": status,
-        "total_time": keeper.elapsed_s(),
-        **runs.summarize_log(record.log),
-        **measured,
-        **baselines,
-        "broken_images": broken,
-    }
-    record.write(status)
-    if record.log:
-        figures.save(figures.run_curve(record.log, summary), folder.loss_curve)
-    files.write_json(folder.summary, summary)  # last but one: its presence says that the run has ended
-    progress.write(status, len(record.log))
-    scores = f", {one_line(measured)}" if not record.log else f" after {len(record.log)} epochs"
-    print(f"{folder.path}: {status}{scores}.")
+    return runs.FINISHED, keeper
 
 
 def open_job(run, source, clone=None):

@@ -5,13 +5,14 @@
 #   benchmarks/gpu.sh --cpu                   # CPU mode: small sizes, to see that everything works
 #
 # MAE_DIR=DIR    upstream's clone, for the comparison with its loop; default: mae beside the scripts, if it is there
+# RESULTS=DIR    where the JSON file goes
 # IMAGES=DIR     ILSVRC or class folders of full-size JPEGs for bench_data.py and bench_sweep.py; default: photographs it makes itself
 
 set -euo pipefail
 KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$KIT"
 PYTHON=${PYTHON:-python3}
-results=$KIT/benchmarks/results
+results=${RESULTS:-$KIT/benchmarks/results}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 failed=0

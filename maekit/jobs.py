@@ -74,6 +74,9 @@ class Job:
         """What is measured once, before training, and stands in every row."""
         return {}
 
+    def pictures(self, epoch):
+        """Pictures to look at after an epoch, uint8 (n, H, W, 3), or None. In the main process alone."""
+
     def ending(self, folder):
         """What is measured once, after training that did not diverge: more of summary.json."""
         return {}

@@ -1,5 +1,6 @@
 """Masked autoencoding, with a weighted classification beside it and probes that watch."""
 
+import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 
@@ -67,6 +68,21 @@ class Pretraining(Job):
         """Percent of the validation images that k-NN among the training images gets right."""
         known = data.whole_batches(self.source.train, self.run, self.loading)
         return probes.knn_accuracy(mae, known, self.val_batches, self.classes, self.device, self.pixels)
+
+    def pictures(self, epoch):
+        """Every few epochs: image, masked image and reconstruction under each other, for some validation images."""
+        every = self.run.probes.eval_every
+        if epoch + 1 != self.epochs and (epoch + 1) % every:
+            return None
+        drawn, _ = validation.reconstruct(
+            self.mae,
+            self.val_batches.dataset,
+            self.device,
+            self.pixels,
+            self.run.model.mask_ratio,
+            n=validation.N_DRAWN,
+        )
+        return np.concatenate([drawn[name] for name in ("image", "masked", "reconstruction")], axis=1)
 
     def ending(self, folder):
         """Draw reconstructions; their quality. In the main process alone."""

@@ -7,6 +7,8 @@ None: worked out in settings.resolve().
 PRETRAIN, FINETUNE, LINPROBE, KNN = TASKS = ("pretrain", "finetune", "linprobe", "knn")
 EVALUATIONS = (FINETUNE, LINPROBE, KNN)
 
+WANDB_PROJECT = "mae-norm-comparison"  # the drivers of sweeps have names of their own
+
 DEFAULTS = {
     "task": PRETRAIN,
     "init": None,
@@ -54,6 +56,8 @@ DEFAULTS = {
     "precision": "auto",
     "compile": "auto",
     "grad_checkpointing": False,
+    "wandb": False,
+    "wandb_project": None,
     "resume": "auto",
     "overwrite": False,
     "dry_run": False,

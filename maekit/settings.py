@@ -129,7 +129,7 @@ class FinetuneSettings:
 class Settings:
     """One run, every value resolved and checked.
 
-    task: one of TASKS. init: path of the checkpoint whose weights it starts from; None: weights of its seed. mae_dir:
+    task: one of TASKS. wandb_project: of Weights & Biases; None: not asked for. init: path of the checkpoint whose weights it starts from; None: weights of its seed. mae_dir:
     as typed. finetune: None for other tasks.
     """
 
@@ -147,6 +147,7 @@ class Settings:
     precision: str
     compile: str
     grad_checkpointing: bool
+    wandb_project: str | None
     output_dir: str
     checkpoint_dir: str | None
     device: str
@@ -237,6 +238,8 @@ def resolve(typed, *, cores=None):
         precision=v["precision"],
         compile=v["compile"],
         grad_checkpointing=v["grad_checkpointing"],
+        wandb_project=v["wandb_project"]
+        or (os.environ.get("WANDB_PROJECT") or recipes.WANDB_PROJECT if v["wandb"] else None),
         output_dir=v["output_dir"] or os.path.join(*folder),
         checkpoint_dir=v["checkpoint_dir"],
         device=v["device"],

@@ -1,0 +1,77 @@
+"""The benchmarks run, and their tables are what their JSON files say. How fast things are is not tested."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import KIT, run
+
+sys.path.insert(0, str(KIT / "benchmarks"))
+
+import common
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Everything in CPU mode: the folder with its one JSON file, and what was printed."""
+    folder = tmp_path_factory.mktemp("results")
+    done = run("bash", KIT / "benchmarks/gpu.sh", "--cpu", env={"RESULTS": str(folder)}, check=0)
+    return folder, done.stdout
+
+
+def test_one_file_holds_all_of_a_machine(measured):
+    (file,) = measured[0].iterdir()
+    whole = json.loads(file.read_text())
+    assert set(whole["benchmarks"]) == {"norms", "data", "train", "sweep"}
+    assert whole["machine"] and whole["torch"] and whole["date"]
+    for name, found in whole["benchmarks"].items():
+        assert found["rows"] and all(row.keys() == found["rows"][0].keys() for row in found["rows"]), name
+
+
+def test_the_report_prints_the_tables_of_the_files(measured):
+    (file,) = measured[0].iterdir()
+    printed = run(sys.executable, KIT / "benchmarks/report.py", file, check=0).stdout
+    for name, found in json.loads(file.read_text())["benchmarks"].items():
+        table = common.table(found["rows"])
+        assert f"bench_{name}.py" in printed and table in printed and table in measured[1]
+
+
+def test_the_whole_sweep_follows_from_the_second_run(measured):
+    (file,) = measured[0].iterdir()
+    sweep = json.loads(file.read_text())["benchmarks"]["sweep"]
+    second = sweep["rows"][1]
+    assert second["start s"] + second["epoch s"] == pytest.approx(second["seconds"])  # one epoch here
+    assert sweep["whole_minutes"] == pytest.approx(25 * (second["start s"] + 50 * second["epoch s"]) / 60, abs=0.06)
+
+
+def test_norms_keep_one_tensor(measured):
+    (file,) = measured[0].iterdir()
+    rows = json.loads(file.read_text())["benchmarks"]["norms"]["rows"]
+    kept = {row["norm"]: row["kept"] for row in rows}
+    assert all(kept[name] == 1 for name in ("RMSNorm", "DynamicTanh", "AdaptiveDynamicTanh", "DynamicErf"))
+    assert kept["DynamicTanh, formula"] == 2 and kept["DynamicErf, formula"] == 3
+
+
+def test_a_missing_gpu_is_one_line():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [sys.executable, KIT / "benchmarks/bench_norms.py", "--device", "cuda"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode and done.stderr.count("\n") == 1 and "--device cuda" in done.stderr
+
+
+def test_things_are_timed_in_turn():
+    import torch
+
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = common.in_turn(functions, torch.device("cpu"), seconds=0, least=3)
+    assert calls == list("ab" * 4) and seconds.keys() == functions.keys()
