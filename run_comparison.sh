@@ -63,8 +63,8 @@ while [ $# -gt 0 ]; do
         train_flags+=(--demo)
         : "${output_dir:=./output_demo}"
         ;;
-    --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --model | --input_size | --device | \
-        --precision | --dyt_alpha_init | --adyt_*)
+    --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --cache | --model | --input_size | \
+        --device | --precision | --dyt_alpha_init | --adyt_*)
         read_value "$@"
         shared_flags+=("${1%%=*}" "$VALUE")
         train_flags+=("${1%%=*}" "$VALUE")

@@ -117,12 +117,14 @@ def train(run, source, folder, identity, clone=None):
     from tqdm import tqdm
 
     import norms
-    from maekit import figures
+    from maekit import cache, figures
     from maekit.keeper import Keeper
     from maekit.loggers import TensorBoard
     from maekit.status import Status
     from maekit.stopping import StopRequest
 
+    source = cache.cached(source, run.data.cache, run.model.input_size, say_aside)
+    identity = with_pixels(identity, folder, cache.pixels(source))
     job = open_job(run, source, clone)
     identity = with_precision(identity, folder, job.device)
     state = job.resume(folder, identity)
@@ -217,6 +219,25 @@ def with_precision(identity, folder, device):
             f"{before} to go on, or choose another --output_dir."
         )
     return {**identity, "precision": device.precision}
+
+
+def with_pixels(identity, folder, pixels):
+    """The identity with what the pixels are, see cache.pixels. Raises InputError if the run so far had others."""
+    stored = files.read_json(folder.config)["identity"] if folder.config.exists() else {}
+    before = stored.get("pixels", pixels if not stored else "whole")
+    if before != pixels:
+        way = "Add --cache off to go on" if before == "whole" else "Let it have its cache again (--cache auto, or DIR)"
+        raise InputError(
+            f"{folder.path}: was computed from images {before} so far, this would go on from images {pixels}. {way}, or "
+            "choose another --output_dir."
+        )
+    return {**identity, "pixels": pixels}
+
+
+def say_aside(text):
+    """A line about what is no result, in the main process."""
+    if parallel.is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def build_model(run, clone=None):
