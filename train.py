@@ -123,7 +123,8 @@ def train(run, source, folder, identity, clone=None):
     from maekit.status import Status
     from maekit.stopping import StopRequest
 
-    source = cache.cached(source, run.data.cache, run.model.input_size, say_aside)
+    stored = cache.cached(source, run.data.cache, run.model.input_size, say_aside)
+    source = source if parallel.agree(int(stored is source)) else stored  # all processes read the same pixels
     identity = with_pixels(identity, folder, cache.pixels(source))
     job = open_job(run, source, clone)
     identity = with_precision(identity, folder, job.device)

@@ -68,7 +68,7 @@ def read(images, index):
 def decode(image):
     """uint8 (h, w, 3), RGB, of an image that PIL has opened. Raises what PIL raises.
 
-    torchvision gives JPEGs the pixels that PIL gives them, in 0.6 of the time. What it refuses is left to PIL.
+    torchvision gives JPEGs the pixels that PIL gives them, and sooner. What it refuses is left to PIL.
     """
     if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
         start = image.fp.tell()
@@ -79,7 +79,7 @@ def decode(image):
             return decode_jpeg(data, ImageReadMode.RGB).permute(1, 2, 0).numpy()
         except RuntimeError:
             pass
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))
 
 
 def reduce(pixels, short):
@@ -90,7 +90,7 @@ def reduce(pixels, short):
     height, width = reduced_size(*pixels.shape[:2], short)
     if (height, width) == pixels.shape[:2]:
         return pixels
-    return np.asarray(_as_image(pixels).resize((width, height), Image.LANCZOS))
+    return np.array(_as_image(pixels).resize((width, height), Image.LANCZOS))
 
 
 def reduced_size(height, width, short):

@@ -325,6 +325,8 @@ def _check(v):
         raise InputError(f"--device {v['device']}: unknown. Choose from auto, cpu, cuda, cuda:N, mps.")
     if not v["cache"]:
         raise InputError("--cache: is empty. Use auto, off, or a folder.")
+    if Path(v["cache"]).is_file():
+        raise InputError(f"--cache {v['cache']}: is a file. Use auto, off, or a folder.")
     if v["precision"] not in PRECISIONS:
         raise InputError(f"--precision {v['precision']}: unknown. Choose from {', '.join(PRECISIONS)}.")
 
