@@ -63,8 +63,12 @@ while [ $# -gt 0 ]; do
         train_flags+=(--demo)
         : "${output_dir:=./output_demo}"
         ;;
-    --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --model | --input_size | --device | \
-        --precision | --compile | --dyt_alpha_init | --adyt_*)
+    --wandb)
+        shared_flags+=(--wandb)
+        train_flags+=(--wandb)
+        ;;
+    --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --cache | --model | --input_size | \
+        --device | --precision | --compile | --wandb_project | --dyt_alpha_init | --adyt_*)
         read_value "$@"
         shared_flags+=("${1%%=*}" "$VALUE")
         train_flags+=("${1%%=*}" "$VALUE")

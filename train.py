@@ -116,9 +116,12 @@ def train(run, source, folder, identity, clone=None):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
     # Threads that spin while they wait cost a CPU that is shared several times its speed. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from maekit import figures
+    from maekit import cache, figures
     from maekit.status import Status
 
+    stored = cache.cached(source, run.data.cache, run.model.input_size, say_aside)
+    source = source if parallel.agree(int(stored is source)) else stored  # all processes read the same pixels
+    identity = with_pixels(identity, folder, cache.pixels(source))
     job = open_job(run, source, clone)
     fuse_norms(job.device)
     identity = with_precision(identity, folder, job.device)
@@ -249,6 +252,25 @@ def with_precision(identity, folder, device):
             f"{before} to go on, or choose another --output_dir."
         )
     return {**identity, "precision": device.precision}
+
+
+def with_pixels(identity, folder, pixels):
+    """The identity with what the pixels are, see cache.pixels. Raises InputError if the run so far had others."""
+    stored = files.read_json(folder.config)["identity"] if folder.config.exists() else {}
+    before = stored.get("pixels", pixels if not stored else "whole")
+    if before != pixels:
+        way = "Add --cache off to go on" if before == "whole" else "Let it have its cache again (--cache auto, or DIR)"
+        raise InputError(
+            f"{folder.path}: was computed from images {before} so far, this would go on from images {pixels}. {way}, or "
+            "choose another --output_dir."
+        )
+    return {**identity, "pixels": pixels}
+
+
+def say_aside(text):
+    """A line about what is no result, in the main process."""
+    if parallel.is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def build_model(run, clone=None):

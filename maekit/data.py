@@ -10,12 +10,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
 
-from . import parallel, stopping
+from . import cache, decoding, parallel, stopping
 from .errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -64,14 +61,10 @@ class TrainImages(Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
-        image, used, broken = _read_another(self.images, self.seed, epoch, index)
+        picture, used, broken = _read(self.images, index, _others(self.images, self.seed, epoch, index))
         rng = _generator(_CROP, self.seed, epoch, index)
-        top, left, height, width = self.crop_box(rng, image.height, image.width)
-        flip = rng.random() < 0.5
-        size = [self.input_size, self.input_size]
-        image = TF.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC)
-        if flip:
-            image = TF.hflip(image)
+        box = self.crop_box(rng, picture.height, picture.width)
+        image = picture.crop(*box, self.input_size, flip=rng.random() < 0.5)
         noise = rng.random(self.patches, dtype=np.float32)
         return _sample(image, self.labels, used, noise, broken)
 
@@ -87,9 +80,9 @@ class AugmentedImages(Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
-        image, used, broken = _read_another(self.images, self.seed, epoch, index)
+        picture, used, broken = _read(self.images, index, _others(self.images, self.seed, epoch, index), whole=True)
         with seeded(_AUGMENTATION, self.seed, epoch, index):
-            image = self.transform(image)
+            image = self.transform(picture.image())
         return {"images": image, "labels": int(self.labels[used]), "index": used, "broken": broken}
 
 
@@ -105,10 +98,9 @@ class ValImages(Dataset):
 
     def __getitem__(self, index):
         n = len(self.images)
-        following = iter(range(index + 1, index + n))
-        image, used, broken = _read(self.images, index, lambda: next(following) % n)
-        image = TF.resize(image, round(self.input_size * 256 / 224), InterpolationMode.BICUBIC)
-        image = TF.center_crop(image, [self.input_size, self.input_size])
+        following = (other % n for other in range(index + 1, index + n))
+        picture, used, broken = _read(self.images, index, following)
+        image = picture.center_crop(round(self.input_size * 256 / 224), self.input_size)
         noise = _generator(_VAL_MASK, index).random(self.patches, dtype=np.float32)
         return _sample(image, self.labels, used, noise, broken)
 
@@ -272,23 +264,26 @@ def single_try_crop_box(rng, height, width, scale=(0.08, 1.0), ratio=(3 / 4, 4 /
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
-def _read_another(images, seed, epoch, index):
-    """_read with a random image in place of a broken one."""
+def _others(images, seed, epoch, index):
+    """Random images to try in place of a broken one."""
     rng = _generator(_REPLACEMENT, seed, epoch, index)
-    return _read(images, index, lambda: int(rng.integers(len(images))))
+    while True:
+        yield int(rng.integers(len(images)))
 
 
-def _read(images, index, another):
-    """RGB image at `index`, else at the next index from another(): (image, index used, index if broken else -1)."""
+def _read(images, index, others, whole=False):
+    """Picture at `index`, else at the first readable one of `others`: (picture, index used, index if broken else -1).
+
+    whole: as it is in its file, whatever a cache has of it.
+    """
     broken, used = -1, index
     for _ in range(32):
         try:
-            with images.open(used) as image:
-                return image.convert("RGB"), used, broken
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return cache.read(images, used, whole), used, broken
+        except decoding.UNREADABLE:
             broken = index
         try:
-            used = another()
+            used = next(others)
         except StopIteration:
             break
     _check_root(images)
@@ -304,7 +299,7 @@ def _check_root(images):
 
 def _sample(image, labels, index, noise, broken):
     return {
-        "images": TF.pil_to_tensor(image),
+        "images": image,
         "labels": -1 if labels is None else int(labels[index]),
         "noise": torch.from_numpy(noise),
         "index": index,

@@ -38,6 +38,9 @@ def build_parser(prog, description):
     _flag(group, "max_images", int, "train on an even, seeded share of N images; default: all", "N")
     _flag(group, "num_workers", int, "processes that decode images; default: 4, at most the cores there are", "N")
 
+    _flag(group, "cache", str, "decoded images on disk for all runs: auto (where they fit, up to 200,000), off, or a folder",
+          "WHERE")  # fmt: skip
+
     group = parser.add_argument_group("norm")
     _flag(group, "norm", str, f"{', '.join(NORMS)}, or {', '.join(NORMS.values())}", "NAME")
     _flag(group, "dyt_alpha_init", float, "DynamicTanh: initial alpha")

@@ -47,6 +47,12 @@ class HubImages:
             raise OSError(f"{self.file(index)}: has no image")
         return Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"]))
 
+    def signature(self):
+        """Hash, in hexadecimal, of name, rows, labels, and sizes of the images in bytes."""
+        digest = hashlib.sha256(self.root.encode() + b"\0" + self._rows.astype("<i8").tobytes())
+        _update(digest, self._images, self.labels)
+        return digest.hexdigest()
+
     def subset(self, indices):
         """The images at `indices`, in that order."""
         labels = None if self.labels is None else self.labels[indices]

@@ -47,6 +47,7 @@ DEFAULTS = {
     "hf_config": None,
     "max_images": None,
     "num_workers": None,
+    "cache": "auto",
     "output_dir": None,
     "checkpoint_dir": None,
     "checkpoint_every": 1,

@@ -23,7 +23,7 @@ from .files import atomic_write, read_csv, read_json, write_csv, write_json
 from .locks import Lock
 from .recipes import DEFAULTS, EVALUATIONS, PRETRAIN
 
-BEFORE = {**DEFAULTS, "processes": 1}  # what settings were before there was a flag for them
+BEFORE = {**DEFAULTS, "processes": 1, "pixels": "whole"}  # what settings were before there was a flag for them
 
 ACCURACIES = {"joint": "accuracy", "frozen": "frozen_accuracy", "knn": "knn_accuracy"}  # probe: column, percent
 UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the same seed before any training

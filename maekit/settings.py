@@ -66,13 +66,14 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None."""
+    """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see cache.cached."""
 
     imagenet_dir: str | None
     max_images: int | None
     num_workers: int
     hf_dataset: str | None = None
     hf_config: str | None = None
+    cache: str = "off"
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def resolve(typed, *, cores=None):
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
         norm=NormSettings(name, {option: v[flag] for option, flag in OPTION_FLAGS[name].items()}),
         model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
-        data=DataSettings(images, v["max_images"], workers, v["hf_dataset"], v["hf_config"]),
+        data=DataSettings(images, v["max_images"], workers, v["hf_dataset"], v["hf_config"], v["cache"]),
         optim=OptimSettings(
             v["epochs"], v["batch_size"], v["accum_iter"], lr, v["min_lr"], warmup, v["weight_decay"], parallel.size()
         ),
@@ -330,6 +331,10 @@ def _check(v):
                          f"size one of {', '.join(DECODER_SIZES)}, such as base-8b.")  # fmt: skip
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", v["device"]):
         raise InputError(f"--device {v['device']}: unknown. Choose from auto, cpu, cuda, cuda:N, mps.")
+    if not v["cache"]:
+        raise InputError("--cache: is empty. Use auto, off, or a folder.")
+    if Path(v["cache"]).is_file():
+        raise InputError(f"--cache {v['cache']}: is a file. Use auto, off, or a folder.")
     if v["precision"] not in PRECISIONS:
         raise InputError(f"--precision {v['precision']}: unknown. Choose from {', '.join(PRECISIONS)}.")
     if v["compile"] not in COMPILE:

@@ -54,6 +54,14 @@ class ImageSet:
         """Whether the folder still is."""
         return os.path.isdir(self.root)
 
+    def signature(self):
+        """Hash, in hexadecimal, of the folder and of path, size and time of every file."""
+        digest = hashlib.sha256(
+            os.fsencode(os.path.realpath(self.root)) + b"\0" + b"\n".join(self.paths.tolist()) + b"\0"
+        )
+        digest.update(np.array([_size_and_time(self.file(i)) for i in range(len(self))], "<i8").tobytes())
+        return digest.hexdigest()
+
     def subset(self, indices):
         """The images at `indices`, in that order."""
         return ImageSet(self.root, self.paths[indices], lambda: self.labels[indices])
@@ -224,6 +232,15 @@ def _lookup(stems, wnids, index, where):
             raise InputError(f"{where}: {stem} {what}.")
         labels.append(index[wnid])
     return np.array(labels)
+
+
+def _size_and_time(file):
+    """Bytes and nanoseconds, -1 of a file that is not there."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _some(names):

@@ -50,6 +50,12 @@ def train_here(*flags, check=None):
     return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory):
+    """Where --cache auto keeps decoded images during the tests, in processes that they start as well."""
+    os.environ["MAEKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def demo_dir():
     """The demo's ILSVRC folder."""

@@ -26,7 +26,9 @@ def finished(tmp_path_factory):
 def test_tensorboard_has_alphas_pictures_and_settings_to_sort_by(finished):
     events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0, "histograms": 0}).Reload()
     assert [h.step for h in events.Histograms("norm_alpha")] == [0, 1, 2]
-    assert events.Histograms("norm_alpha")[0].histogram_value.num == 14  # two in each of 4 + 2 blocks, and two at the ends
+    assert (
+        events.Histograms("norm_alpha")[0].histogram_value.num == 14
+    )  # two in each of 4 + 2 blocks, and two at the ends
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("reconstructions")]
     assert len(tags) == 8 and [image.step for image in events.Images(tags[0])] == [1, 2]  # every second, and the last
     assert (events.Images(tags[0])[0].width, events.Images(tags[0])[0].height) == (64, 3 * 64)
