@@ -42,7 +42,7 @@ def write(root):
     if not any(run["log"] or run["summary"] for run in found):
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
-    from . import comparison_figures, figures
+    from . import comparison_figures, comparison_report, figures, report
 
     table = tabulate(found, evaluations)
     with_seeds = add_means(table)
@@ -80,7 +80,18 @@ def write(root):
     notices = [*known["notes"], *notices_on(found, evaluations, table)]
     for notice in notices:
         print(f"note: {notice}")
-    print(f"written to {root}: comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
+    page = comparison_report.page(
+        root,
+        found,
+        evaluations,
+        table,
+        known,
+        notices=notices,
+        pictures=pictures,
+        plot=report.plot("losses", logs, table),
+    )
+    report.write(root / "report.html", page)
+    print(f"written to {root}: report.html, comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
 
 
 def load(root):

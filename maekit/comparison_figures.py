@@ -77,7 +77,7 @@ def paired_differences(differences, reference, narrow=False):
         names = [f"{broken_name(m)} (n = {of[m]['n']})" for m in methods]
         ax.set_yticks(range(len(methods)), names)
         ax.set_ylim(len(methods) - 0.45, -0.55)
-        ax.set_xlabel(f"{label}: difference to {reference}")
+        ax.set_xlabel(f"{label},\ndifference to {reference}")
         ax.margins(x=0.08)
         ax.xaxis.set_major_locator(MaxNLocator(5))
     every = [known for of in differences.values() for known in of.values()]
@@ -114,7 +114,7 @@ def timing_comparison(table, narrow=False):
                     ha="left", va="center")  # fmt: skip
     ax.set_yticks(range(len(groups)), [f"{broken_name(m)} (n = {len(t)})" for m, t in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
-    ax.set_xlim(0, max((t.max() for _, t in groups), default=1) * 1.5)
+    ax.set_xlim(0, max((t.max() for _, t in groups), default=1) * 1.75)
     ax.set_xlabel("training time per epoch (s)")
     ax.grid(axis="y", visible=False)
     return figure
@@ -125,15 +125,14 @@ def reconstruction_comparison(pictures, narrow=False):
     """Validation images, what the model saw, and what each method made of it.
 
     pictures: {method: arrays of reconstructions.npz}. Columns: original, masked, then per method its reconstruction
-    and the composite with the visible patches as they are. Narrow: these are rows, without the composites.
+    and the composite with the visible patches as they are. Narrow: these are rows, of the composites alone.
     """
     first = next(iter(pictures.values()))
     columns = [("original", first["image"]), ("masked", first["masked"])]
     for method, arrays in pictures.items():
-        visible = _visible(arrays)
-        columns.append((broken_name(method) + ("" if narrow else "\nreconstruction"), arrays["reconstruction"]))
         if not narrow:
-            columns.append(("\ncomposite", np.where(visible, arrays["image"], arrays["reconstruction"])))
+            columns.append((f"{broken_name(method)}\nreconstruction", arrays["reconstruction"]))
+        columns.append((broken_name(method) if narrow else "\ncomposite", composite(arrays)))
     rows = min(4 if narrow else 6, len(first["image"]))
     if narrow:
         cell = (COLUMN - 0.85) / rows
@@ -302,9 +301,10 @@ def _seconds(value):
     return f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
 
 
-def _visible(arrays):
-    """(n, H, W, 1) bool: pixels of visible patches."""
+def composite(arrays):
+    """(n, H, W, 3): reconstructions in the hidden patches, the image in the visible ones. arrays: of reconstructions.npz."""
     mask, size = arrays["mask"], arrays["image"].shape[1]
     side = round(mask.shape[1] ** 0.5)
     grid = ~mask.reshape(-1, side, side)
-    return grid.repeat(size // side, axis=1).repeat(size // side, axis=2)[..., None]
+    visible = grid.repeat(size // side, axis=1).repeat(size // side, axis=2)[..., None]
+    return np.where(visible, arrays["image"], arrays["reconstruction"])

@@ -189,7 +189,7 @@ def legend_below(figure, handles):
     if not handles:
         return
     longest = max(len(handle.get_label()) for handle in handles)
-    columns = 3 if figure.get_figwidth() > 1.6 * COLUMN and longest < 34 else 2
+    columns = max(1, min(3, int(figure.get_figwidth() / (0.065 * longest + 0.5))))  # inches: text, line and gap
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
