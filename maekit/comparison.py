@@ -87,6 +87,8 @@ def write(root):
         table,
         known,
         notices=notices,
+        unequal=any(unequal_settings(found)),
+        drawn=draw,
         pictures=pictures,
         plot=report.plot("losses", logs, table),
     )

@@ -63,7 +63,7 @@ def paired_differences(differences, reference, narrow=False):
     """
     methods = list(dict.fromkeys(m for of in differences.values() for m, known in of.items() if known["n"]))
     look = looks([reference, *methods])
-    figure, axes = panels(len(differences), PAGE, 0.75 + 0.42 * len(methods), narrow, sharey=not narrow)
+    figure, axes = panels(len(differences), PAGE, 0.75 + 0.5 * len(methods), narrow, sharey=not narrow)
     for ax, (label, of) in zip(axes, differences.items()):
         ax.axvline(0, color=GREY, linewidth=1)
         for y, method in enumerate(methods):

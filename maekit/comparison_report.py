@@ -25,11 +25,12 @@ SHOWN = ("final_loss", "min_loss", *(name for name in findings.MEASURES if name 
 LABELS = {**findings.MEASURES, "min_loss": "least training loss"}
 
 
-def page(root, found, evaluations, table, known, *, notices, pictures, plot):
+def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pictures, plot):
     """The page as report.write takes it.
 
     found, evaluations: runs of comparison.load; table: a row for each of found; known: findings.describe; notices:
-    sentences; pictures: {method: arrays}; plot: interactive.losses, or a sentence on why there is none.
+    sentences; unequal: whether the runs differ in more than their method; drawn: names of figures; pictures: {method:
+    arrays}; plot: interactive.losses, or a sentence on why there is none.
     """
     everything = [*found, *evaluations]
     shown = report.reconstructions(pictures)
@@ -42,7 +43,7 @@ def page(root, found, evaluations, table, known, *, notices, pictures, plot):
         "title": f"Norm comparison: {', '.join(dict.fromkeys(run['method'] for run in found))}",
         "about": f"{len(found)} pre-training run{'s' * (len(found) != 1)} of a masked autoencoder"
         + (f" and {len(evaluations)} evaluations" if evaluations else "")
-        + ". Runs of one seed differ in the normalisation layer alone.",
+        + ("." if unequal else ". Pre-training runs of one seed differ in the normalisation layer alone."),
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "findings": known["sentences"],
         "notes": notices,
@@ -56,12 +57,15 @@ def page(root, found, evaluations, table, known, *, notices, pictures, plot):
             "caption": "A line is a run. A click on a method hides it, a double click leaves it alone; dragging enlarges.",
         },
         "plot_missing": plot if isinstance(plot, str) else None,
-        "figures": [shape for name, text in CAPTIONS.items() if (shape := report.figure(root, name, text))],
+        "figures": [report.figure(root, name, text) for name, text in CAPTIONS.items() if name in drawn],
         "pictures": shown,
-        "facts": provenance.facts(everything),
+        "facts": provenance.facts(found),
         "settings": provenance.settings(found, [run["method"] for run in found]),
         "commands": provenance.typed(root),
-        "runs": [entry(run, root) for run in everything],
+        "runs": [
+            {"title": title, "runs": [entry(run, root) for run in those]}
+            for title, those in (("pre-training", found), ("evaluations", evaluations)) if those
+        ],
     }  # fmt: skip
 
 

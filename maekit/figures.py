@@ -66,9 +66,14 @@ def save(figure, path):
 
 
 def save_both(draw, path):
-    """Save draw(narrow=False) under a path and draw(narrow=True) as <name>_column beside it."""
-    save(draw(narrow=False), path)
-    save(draw(narrow=True), path.with_stem(f"{path.stem}_column"))
+    """Save draw(narrow=False) under a path and, if that is wider than a column, draw(narrow=True) as <name>_column."""
+    figure, column = draw(narrow=False), path.with_stem(f"{path.stem}_column")
+    save(figure, path)
+    if figure.get_figwidth() > COLUMN:
+        save(draw(narrow=True), column)
+    else:
+        for suffix in (".png", ".pdf"):
+            column.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def styled(draw):

@@ -15,8 +15,8 @@ MEASURES = {  # column of the table: what it is called
     "knn_accuracy": "k-NN (%)",
     "finetune_accuracy": "fine-tuning (%)",
     "linprobe_accuracy": "linear probing (%)",
-    "avg_epoch_time": "training time per epoch (s)",
-    "peak_memory_mb": "peak memory (MB)",
+    "avg_epoch_time": "s per epoch",
+    "peak_memory_mb": "memory (MB)",
 }
 MOST = 0.5  # share of layers from which on it is said to be most of them
 
@@ -231,8 +231,12 @@ def with_interval(known):
 
 
 def number(value, uncertainty):
-    """A number with as many decimals as its uncertainty leaves it."""
-    decimals = 3 if not uncertainty else min(6, max(0, -math.floor(math.log10(uncertainty / 5))))
+    """A number with as many decimals as its uncertainty leaves it; 3 without any, or none if it is whole."""
+    decimals = (
+        (0 if float(value).is_integer() else 3)
+        if not uncertainty
+        else min(6, max(0, -math.floor(math.log10(uncertainty / 5))))
+    )
     return f"{value:.{decimals}f}"
 
 

@@ -36,7 +36,8 @@ def losses(logs, table):
         value = table[column].mean() if column in table else np.nan
         if np.isfinite(value):
             plot.add_hline(y=value, line={"color": figures.GREY, "dash": "dot", "width": 1},
-                           annotation_text=label[0], annotation_position="top right")  # fmt: skip
+                           annotation_text=label[0],
+                           annotation_position="top right" if column == "flat_colour" else "bottom right")  # fmt: skip
     _lay_out(plot, "epoch", "loss (MSE, hidden patches)")
     views = [{"label": label, "restyle": {"y": values[name]}, "relayout": {}}
              for name, label in (("val_mse", "validation"), ("train_loss", "training"))]  # fmt: skip

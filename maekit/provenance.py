@@ -45,8 +45,9 @@ def settings(everything, names):
     for name in dict.fromkeys(name for identity in identities for name in identity):
         by_value = {}
         for called, identity in zip(names, identities):
-            by_value.setdefault(_spelled(identity.get(name, "does not apply")), []).append(called)
-        if len(by_value) == 1:
+            if name in identity:  # else it is nothing to that run
+                by_value.setdefault(_spelled(identity[name]), []).append(called)
+        if len(by_value) == 1 and all(name in identity for identity in identities):
             common.append({"name": f"--{name}" if name != "data" else name, "lines": list(by_value)})
             continue
         who = {value: list(dict.fromkeys(called)) for value, called in by_value.items()}

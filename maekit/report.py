@@ -77,10 +77,8 @@ def link(path, folder):
 
 
 def figure(folder, name, caption):
-    """A figure of the page: the PNGs of a name in a folder, on a page's width and on a column's; None if not there."""
+    """A figure of the page: the PNGs of a name in a folder, on a page's width and, if there is one, on a column's."""
     file = Path(folder) / f"{name}.png"
-    if not file.exists():
-        return None
     narrow = file.with_stem(f"{name}_column")
     return {"name": name, "caption": caption, "wide": _address(file.read_bytes(), "png"),
             "narrow": _address(narrow.read_bytes(), "png") if narrow.exists() else None}  # fmt: skip
