@@ -29,6 +29,7 @@
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
 #   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
 #   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
+#   --open               open the analysis's report.html in the browser
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --dry_run            print the commands and run nothing
 #   --help               this text, then the options of train.py, which every other option goes to as it is
@@ -57,6 +58,7 @@ dry_run=
 train_flags=()
 shared_flags=() # those of train_flags that evaluations get, too
 
+TYPED=$(command_line "$0" "$@")
 status=
 while [ $# -gt 0 ]; do
     WORDS=1

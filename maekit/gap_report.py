@@ -4,7 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from . import gap, provenance, report, runs
+from . import provenance, report, runs
 from .comparison_report import entry, name_of
 
 CAPTIONS = {
@@ -45,7 +45,7 @@ def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
         "about": f"{len(found)} run{'s' * (len(found) != 1)} over {len(ended)} values of α from {runs.spell(ended[0])} to "
         f"{runs.spell(ended[-1])}; loss = reconstruction + α × classification.",
         "made": time.strftime("%Y-%m-%d %H:%M"),
-        "findings": [line.strip() for statistics in described.values() for line in gap.render(statistics).splitlines()],
+        "findings": [finding(statistics) for statistics in described.values()],
         "notes": notes,
         "problems": problems(log_dir, output_dir, found, known),
         "tables": [final_table(table)],
@@ -53,6 +53,7 @@ def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
             "title": "The tube, to be looked into", "data": plot,
             "caption": "A point is an epoch of a run; it says which where it is touched. A click on an α hides it, a double "
             "click leaves it alone; dragging enlarges."
+            + "".join(f" A {symbol} is {norm}." for norm, symbol in plot["symbols"].items())
             + (f" One of {plot['every']} epochs is drawn, and every run's last." if plot["every"] > 1 else ""),
         },
         "plot_missing": plot if isinstance(plot, str) else None,
@@ -63,6 +64,43 @@ def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
         "commands": provenance.typed(log_dir),
         "runs": [{"title": "runs", "runs": [listed(run, everything, log_dir, output_dir) for run in found]}],
     }  # fmt: skip
+
+
+def finding(s):
+    """What the statistics of one accuracy say, a paragraph. s: gap.describe with "probe"."""
+    name = PROBES["" if s["probe"] == "joint" else f"_{s['probe']}"]
+    if s["reconstruction_gap"] is None:
+        return f"{name}: there is no gap: {s['note']}"
+    said = [
+        f"{name}: Γ = {s['reconstruction_gap']:.1f} percent points over {s['n_bins']} of {len(s['bin_edges']) - 1} bins of "
+        f"MSE, from {s['n_runs']} runs and {s['n_points']} points; {s['reconstruction_gap_5_95']:.1f} between the 5th and "
+        "95th percentiles."
+    ]
+    if s["bin_statistics"]:
+        b = max(s["bin_statistics"], key=lambda b: b["acc_spread"])
+        said.append(
+            f"Among {b['n_points']} points of nearly equal reconstruction, MSE {b['mse_min']:.3f} to {b['mse_max']:.3f}, the "
+            f"accuracy goes from {b['acc_min']:.1f} to {b['acc_max']:.1f} %."
+        )
+    over, floor = s["over_seeds"], s["noise_floor"]
+    if over["low"] is not None:
+        said.append(
+            f"The sweep of one seed has Γ = {over['mean']:.1f}, 95 % interval {over['low']:.1f} to {over['high']:.1f}, "
+            f"n = {over['n']}."
+        )
+    if over["note"]:
+        said.append(f"{over['note'].capitalize()}.")
+    if floor["n"]:
+        said.append(
+            f"Where only the seed changes, Γ comes to {floor['mean']:.1f} on average over {floor['n']} configurations, to "
+            f"{floor['largest']:.1f} at most."
+        )
+    else:
+        said.append(f"{floor['note'].capitalize()}.")
+    if s["untrained"]:
+        each = ", ".join(f"{norm} {value:.1f} %" for norm, value in s["untrained"]["per_norm"].items())
+        said.append(f"The untrained encoder reads {each}.")
+    return " ".join(said)
 
 
 def by_probe(drawn):
@@ -106,7 +144,7 @@ def final_table(table):
     columns = {name: label for name, label in columns.items() if f"{name}_mean" in table}
     rows = []
     for _, row in table.iterrows():
-        cells = [f"α {runs.spell(row['alpha'])}", row["norm"], runs.spell(row["lr"]), ended(row)]
+        cells = [runs.spell(row["alpha"]), row["norm"], runs.spell(row["lr"]), ended(row)]
         for name in columns:
             mean, std = row[f"{name}_mean"], row.get(f"{name}_std")
             digits = 4 if name == "mse" else 1

@@ -45,10 +45,10 @@ def losses(logs, table):
 
 
 def tube(points, columns):
-    """Accuracy over validation MSE, a point an epoch of a run, a trace per norm and alpha; a view per accuracy.
+    """Accuracy over validation MSE, a point an epoch of a run, a trace per alpha and norm; a view per accuracy.
 
     points: DataFrame of runs.tabulate_points; columns: {column: label of its accuracy}. Returns as `losses`, and
-    "every": of how many epochs one is drawn.
+    "every": of how many epochs one is drawn; "symbols": {norm: its symbol} where there are several.
     """
     import plotly.graph_objects as go
 
@@ -59,18 +59,24 @@ def tube(points, columns):
     points = points[(points["epoch"] % every == 0) | (points["epoch"] == last)]
     norms = settings.in_order(points["norm"].unique())
     plot, values = go.Figure(), {column: [] for column in columns}
-    for norm in norms:
-        for alpha, rows in points[points["norm"] == norm].groupby("alpha"):
-            rgb = hues.rgb([alpha])[0]
-            name = f"α {runs.spell(alpha)}" + (f", {norm}" if len(norms) > 1 else "")
+    for alpha in sorted(points["alpha"].unique()):
+        rgb, name = hues.rgb([alpha])[0], f"α {runs.spell(alpha)}"
+        edge = {"line": {"color": "#606060", "width": 0.5}}
+        plot.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name,
+                         marker={"color": _rgb(rgb), "size": 9, **edge})  # fmt: skip
+        for of in values.values():
+            of.append([None])
+        for norm in norms:
+            rows = points[(points["norm"] == norm) & (points["alpha"] == alpha)]
             said = [f"{_plain(row.norm)}, α {runs.spell(row.alpha)}, lr {runs.spell(row.lr)}, seed {row.seed}, "
                     f"epoch {row.epoch}" for row in rows.itertuples()]  # fmt: skip
             plot.add_scatter(
-                x=_floats(rows["mse"]), y=_floats(rows[next(iter(columns))]), mode="markers", name=name, text=said,
+                x=_floats(rows["mse"]), y=_floats(rows[next(iter(columns))]), mode="markers", text=said,
+                legendgroup=name, showlegend=False,
                 marker={
                     "color": rows["epoch"].tolist(), "cmin": 0, "cmax": max(1, int(points["epoch"].max())), "size": 7,
-                    "colorscale": [[0, _rgb(rgb * DARKEST)], [1, _rgb(rgb)]], "symbol": SYMBOLS[norms.index(norm) % 5],
-                    "line": {"color": "#606060", "width": 0.5},
+                    "colorscale": [[0, _rgb(rgb * DARKEST)], [1, _rgb(rgb)]],
+                    "symbol": SYMBOLS[norms.index(norm) % len(SYMBOLS)], **edge,
                 },
                 hovertemplate="%{text}<br>MSE %{x:.4f}, accuracy %{y:.1f} %<extra></extra>",
             )  # fmt: skip
@@ -81,7 +87,8 @@ def tube(points, columns):
         plot.update_xaxes(type="log")
     views = [{"label": label.partition(" (")[0], "restyle": {"y": values[column]},
               "relayout": {"yaxis.title.text": label}} for column, label in columns.items()]  # fmt: skip
-    return {**plot.to_plotly_json(), "views": views, "every": every}
+    shapes = dict(zip(norms, SYMBOLS)) if len(norms) > 1 else {}
+    return {**plot.to_plotly_json(), "views": views, "every": every, "symbols": shapes}
 
 
 def _lay_out(plot, x, y):
@@ -89,7 +96,7 @@ def _lay_out(plot, x, y):
     plot.update_layout(
         template=None, height=460, margin={"l": 10, "r": 10, "t": 20, "b": 10}, hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", xaxis={**axis, "title": {"text": x}},
-        yaxis={**axis, "title": {"text": y}}, legend={"orientation": "h", "y": -0.2, "x": 0},
+        yaxis={**axis, "title": {"text": y}}, legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
     )  # fmt: skip
 
 

@@ -56,7 +56,9 @@ async function draw() {
   const black = data.map(trace => trace.line && trace.line.color === "#000000");
   holder.replaceChildren();
   const narrow = holder.clientWidth < 640;
-  await Plotly.newPlot(holder, data, { ...layout, dragmode: narrow ? false : "zoom" },
+  const names = data.filter(trace => trace.showlegend !== false).length;
+  const height = layout.height + (narrow ? 12 * names : 0);
+  await Plotly.newPlot(holder, data, { ...layout, height, dragmode: narrow ? false : "zoom" },
     { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d"] });
   const repaint = () => {
     const blacks = black.flatMap((yes, i) => yes ? [i] : []);
