@@ -241,7 +241,7 @@ def unequal_settings(found):
     """Sentences on settings, other than norm and seed, that are not the same in all runs."""
     own = {"norm", "seed", "init", *(flag for options in settings.OPTION_FLAGS.values() for flag in options.values())}
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
-        values = {str(run["config"]["identity"].get(name)) for run in found}
+        values = {str(run["config"]["identity"].get(name, runs.BEFORE.get(name))) for run in found}
         if name not in own and len(values) > 1:
             yield f"the runs differ in {name} ({', '.join(sorted(values))}), so they are no fair comparison."
 

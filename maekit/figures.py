@@ -194,7 +194,7 @@ def legend_below(figure, handles):
     if not handles:
         return
     longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, min(3, int(figure.get_figwidth() / (0.065 * longest + 0.5))))  # inches: text, line and gap
+    columns = max(1, min(3, int(figure.get_figwidth() / (0.06 * longest + 0.45))))  # inches: text, line and gap
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 

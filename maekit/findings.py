@@ -186,9 +186,9 @@ def on_lens(method, seen):
         answer = f"open: {layers}, but {d['note']}"
     elif d["low"] <= 0 <= d["high"]:
         answer = f"{layers}, and its loss cannot be told from the control's: " + (
-            "these runs show nothing that DynamicTanh with a larger α does not show"
+            "these runs give no sign that it does more than DynamicTanh with a larger α"
             if most else "that it adapts makes no difference that these runs could show"
-        )  # fmt: skip
+        ) + f"; differences of up to {number(max(-d['low'], d['high']), (d['high'] - d['low']) / 2)} remain possible"  # fmt: skip
     else:
         answer = f"{layers}, and it ends {'lower' if d['mean'] < 0 else 'higher'} than the control: " + (
             "a larger α at the start alone does not explain its loss"

@@ -71,11 +71,12 @@ def finding(s):
     name = PROBES["" if s["probe"] == "joint" else f"_{s['probe']}"]
     if s["reconstruction_gap"] is None:
         return f"{name}: there is no gap: {s['note']}"
-    said = [
+    whole = (
         f"{name}: Γ = {s['reconstruction_gap']:.1f} percent points over {s['n_bins']} of {len(s['bin_edges']) - 1} bins of "
         f"MSE, from {s['n_runs']} runs and {s['n_points']} points; {s['reconstruction_gap_5_95']:.1f} between the 5th and "
         "95th percentiles."
-    ]
+    )
+    said = [whole]
     if s["bin_statistics"]:
         b = max(s["bin_statistics"], key=lambda b: b["acc_spread"])
         said.append(

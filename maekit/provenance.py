@@ -6,7 +6,9 @@ from pathlib import Path
 from . import files, runs
 from .drivers import tasks
 from .errors import InputError
+from .settings import OPTION_FLAGS
 
+_OF_NORMS = {flag for options in OPTION_FLAGS.values() for flag in options.values()}
 UNFINISHED, NEVER = "unfinished", "never started"
 
 
@@ -45,9 +47,9 @@ def settings(everything, names):
     for name in dict.fromkeys(name for identity in identities for name in identity):
         by_value = {}
         for called, identity in zip(names, identities):
-            if name in identity:  # else it is nothing to that run
-                by_value.setdefault(_spelled(identity[name]), []).append(called)
-        if len(by_value) == 1 and all(name in identity for identity in identities):
+            if name in identity or name not in _OF_NORMS:  # else it is nothing to that run
+                by_value.setdefault(_spelled(identity.get(name, runs.BEFORE.get(name))), []).append(called)
+        if sum(map(len, by_value.values())) == len(names) and len(by_value) == 1:
             common.append({"name": f"--{name}" if name != "data" else name, "lines": list(by_value)})
             continue
         who = {value: list(dict.fromkeys(called)) for value, called in by_value.items()}

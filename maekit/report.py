@@ -46,7 +46,7 @@ def plot(name, *tables):
 
         return getattr(interactive, name)(*tables)
     except ModuleNotFoundError as error:
-        said = f"package {error.name} is not installed, so the report has no interactive plot: pip install plotly."
+        said = f"package {(error.name or 'plotly').partition('.')[0]} is not installed, so the report has no interactive plot: pip install plotly."
         print(f"note: {said}")
         return said
 
