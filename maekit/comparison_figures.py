@@ -125,14 +125,16 @@ def reconstruction_comparison(pictures, narrow=False):
     """Validation images, what the model saw, and what each method made of it.
 
     pictures: {method: arrays of reconstructions.npz}. Columns: original, masked, then per method its reconstruction
-    and the composite with the visible patches as they are. Narrow: these are rows, of the composites alone.
+    and the composite with the visible patches as they are; of more than three methods the composite alone. Narrow: these
+    are rows, of composites.
     """
     first = next(iter(pictures.values()))
     columns = [("original", first["image"]), ("masked", first["masked"])]
+    several = narrow or len(pictures) > 3  # too many for two columns each
     for method, arrays in pictures.items():
-        if not narrow:
+        if not several:
             columns.append((f"{broken_name(method)}\nreconstruction", arrays["reconstruction"]))
-        columns.append((broken_name(method) if narrow else "\ncomposite", composite(arrays)))
+        columns.append((broken_name(method) if several else "\ncomposite", composite(arrays)))
     rows = min(4 if narrow else 6, len(first["image"]))
     if narrow:
         cell = (COLUMN - 0.85) / rows
@@ -140,16 +142,13 @@ def reconstruction_comparison(pictures, narrow=False):
         axes = figure.subplots(len(columns), rows, squeeze=False).T
     else:
         cell = PAGE / len(columns)
-        figure = new_figure(PAGE, cell * rows + 0.5)
+        figure = new_figure(PAGE, cell * rows + 0.15 + 0.15 * max(title.count("\n") + 1 for title, _ in columns))
         axes = figure.subplots(rows, len(columns), squeeze=False)
-    crowded = max(title.count("\n") for title, _ in columns) > 2 or len(columns) > 8
     for column, (title, images) in enumerate(columns):
         if narrow:
             axes[0, column].set_ylabel(title, rotation=0, ha="right", va="center")
         else:
-            axes[0, column].set_title(
-                title, fontsize=8, rotation=60 if crowded else 0, ha="left" if crowded else "center"
-            )
+            axes[0, column].set_title(title, fontsize=8)
         for row in range(rows):
             axes[row, column].imshow(images[row], interpolation="nearest")
             axes[row, column].set(xticks=[], yticks=[])
@@ -181,7 +180,9 @@ def alpha_dynamics(alphas, narrow=False):
         ax.set_ylim(min(0, alphas["alpha"].min()), highest)
         n, name = rows["seed"].nunique(), method if narrow or len(methods) < 3 else broken_name(method)
         ax.set_title(f"{name}\n{layers.shape[1]} layers, n = {n}", loc="left")
-        epoch_axis(ax, label=not bounded or narrow)
+        lowest = not narrow or i == len(methods) - 1
+        epoch_axis(ax, label=lowest and (narrow or not bounded))
+        ax.tick_params(labelbottom=lowest and (narrow or not bounded))
         if i == 0 or narrow:
             ax.set_ylabel("α of a norm layer")
         if not bounded:
@@ -193,7 +194,8 @@ def alpha_dynamics(alphas, narrow=False):
         else:
             other.text(0.5, 0.5, "no bounds", transform=other.transAxes, ha="center", va="center", color=GREY)
         other.set_ylim(-4, 104)
-        epoch_axis(other)
+        epoch_axis(other, label=lowest)
+        other.tick_params(labelbottom=lowest)
         if i == 0 or narrow:
             other.set_ylabel("layers at a bound (%)" if narrow else "layers at\na bound (%)")
     shades = [Line2D([], [], color=_layer_colour(name, ["norm", "decoder_norm"])) for name in ("norm", "decoder_norm")]

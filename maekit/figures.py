@@ -97,7 +97,7 @@ def looks(methods):
     found = {method: look_of(method) for method in methods}
     for norm in LOOK:
         variants = [method for method in in_order(methods) if method.startswith(f"{norm}-")]
-        palest = 0.45 if len(variants) == 1 else 0.65
+        palest = 0.45 if len(variants) == 1 else 0.55
         darkest = 0.45 if norm in found else 0.0
         for i, method in enumerate(variants):
             share = palest + (darkest - palest) * i / max(1, len(variants) - 1)
@@ -190,11 +190,13 @@ def epoch_axis(ax, label=True):
 
 
 def legend_below(figure, handles):
-    """One legend for the whole figure, below it."""
+    """One legend for the whole figure, below it; one of more than two rows makes the figure higher."""
     if not handles:
         return
     longest = max(len(handle.get_label()) for handle in handles)
     columns = max(1, min(3, int(figure.get_figwidth() / (0.06 * longest + 0.45))))  # inches: text, line and gap
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, rows - 2))  # inches; the axes keep theirs
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
