@@ -93,7 +93,7 @@ def _packed(file):
 
     packed = io.BytesIO()
     with Image.open(file) as image:
-        image.convert("RGB").save(packed, "WEBP", lossless=True, method=2)
+        image.convert("RGB").save(packed, "WEBP", lossless=True, method=1)
         return _address(packed.getvalue(), "webp"), min(1.0, image.width / (PAGE * STYLE["savefig.dpi"]))
 
 

@@ -148,6 +148,9 @@ def test_runs_are_called_by_their_folder_if_that_is_true_else_by_their_options()
         "DynamicTanh-alpha2.0", "DynamicTanh-alpha0.5", "DynamicTanh", "DynamicTanh", "DynamicTanh-alpha1.0", "LayerNorm",
         "DynamicTanh",
     ]  # fmt: skip
+    lie = [run("o/DynamicTanh-alpha2.0/seed1")]
+    methods.name_runs(lie)
+    assert lie[0]["method"] == "DynamicTanh"
     mixed = [run("a/DynamicTanh/seed0"), run("b/DynamicTanh/seed0", dyt_alpha_init=1.0)]  # one name, two things
     methods.name_runs(mixed)
     assert [r["method"] for r in mixed] == ["DynamicTanh", "DynamicTanh-alpha1.0"]
