@@ -54,6 +54,7 @@ BASELINES = {  # column of a summary: (label, line style)
     "smooth_colour": ("smoothed colour", (0, (1, 1.5))),
 }
 GREY = "#767676"
+DENSE = 20_000  # points
 
 
 def save(figure, path):
@@ -65,11 +66,14 @@ def save(figure, path):
             figure.set_layout_engine("none")  # where all is has been decided
 
 
-def save_both(draw, path):
-    """Save draw(narrow=False) under a path and, if that is wider than a column, draw(narrow=True) as <name>_column."""
+def save_both(draw, path, points=0):
+    """Save draw(narrow=False) under a path and, if that is wider than a column, draw(narrow=True) as <name>_column.
+
+    points: how many it shows; from DENSE on there is no second version, which takes as long and as much room again.
+    """
     figure, column = draw(narrow=False), path.with_stem(f"{path.stem}_column")
     save(figure, path)
-    if figure.get_figwidth() > COLUMN:
+    if figure.get_figwidth() > COLUMN and points < DENSE:
         save(draw(narrow=True), column)
     else:
         for suffix in (".png", ".pdf"):

@@ -200,7 +200,7 @@ def draw(points, statistics, found, column, output_dir, suffix):
         f"accuracy_over_epochs{suffix}": partial(gap_figures.over_epochs, points, found, column),
     }
     for name, figure in drawn.items():
-        figures.save_both(figure, output_dir / f"{name}.png")
+        figures.save_both(figure, output_dir / f"{name}.png", len(points))
     return list(drawn)
 
 
