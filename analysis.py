@@ -5,15 +5,19 @@
     python analysis.py gap --log_dir outputs/imagenette-mae-reconstruction-gap --output_dir outputs/analysis
     python analysis.py --help
 
-`comparison` reads every run below a folder and writes into it comparison_table.csv, loss_comparison,
-timing_comparison, reconstruction_comparison and alpha_dynamics, and loss_curve into each run's own folder.
+Both write report.html, a page with everything in it that can be mailed. `comparison` reads every run below a folder and
+writes into it comparison_table.csv, comparison_statistics.json (means, intervals, paired differences, speed),
+loss_comparison, paired_differences, timing_comparison, reconstruction_comparison, evaluation_comparison and
+alpha_dynamics, and loss_curve into each run's own folder.
 `gap` reads every trajectory.json below a folder, the original gap scripts' included, and writes gap_statistics.json,
 gap_table.csv, tube_scatter_signed_alpha, alpha_vs_final_metrics, negative_vs_positive_comparison, mse_over_epochs and
-accuracy_over_epochs; those of the frozen probe and of k-NN have a suffix. Figures are PNG and PDF.
+accuracy_over_epochs; those of the frozen probe and of k-NN have a suffix. Figures are PNG and PDF; those wider than a
+column of a paper are there a second time for one, as <name>_column.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from maekit import errors, flags
 from maekit.errors import InputError
@@ -30,6 +34,7 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("comparison", help="methods side by side", allow_abbrev=False).add_argument
     add("--output_dir", required=True, metavar="DIR", help="the comparison's folder")
+    add("--open", action="store_true", help="open report.html in the browser")
 
     command = commands.add_parser(
         "gap", help="accuracy against reconstruction", allow_abbrev=False,
@@ -42,19 +47,36 @@ def main(argv=None):
     add("--binning", choices=("equal", "quantile"), default="equal", help="bins of equal width or of equal counts")
     add("--accuracy", choices=("joint", "frozen", "knn", "all"), default="all",
         help="which probe's accuracy; all: every one that was measured")  # fmt: skip
+    add("--open", action="store_true", help="open report.html in the browser")
 
     typed = parser.parse_args(argv)
     if typed.command == "comparison":
         from maekit import comparison
 
         comparison.write(typed.output_dir)
-        return 0
+    else:
+        write_gap(typed)
+    if typed.open:
+        open_report(typed.output_dir)
+    return 0
+
+
+def write_gap(typed):
+    """The analysis of a sweep."""
     if typed.n_bins < 1:
         raise InputError(f"--n_bins {typed.n_bins}: must be 1 or more.")
     from maekit import gap
 
     gap.write(typed.log_dir, typed.output_dir, n_bins=typed.n_bins, binning=typed.binning, accuracy=typed.accuracy)
-    return 0
+
+
+def open_report(folder):
+    """Open a folder's report.html in the browser; say where it is if there is none."""
+    import webbrowser
+
+    page = Path(folder).resolve() / "report.html"
+    if not webbrowser.open(page.as_uri()):
+        print(f"note: no browser to open {page}.")
 
 
 if __name__ == "__main__":

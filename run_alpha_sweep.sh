@@ -25,6 +25,7 @@
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
 #   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
 #   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
+#   --open               open the analysis's report.html in the browser
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --demo               demo data and settings; alphas and epochs stay the sweep's; what is typed wins
 #   --dry_run            print the commands and run nothing
@@ -59,6 +60,7 @@ dry_run=
 help=
 train_flags=()
 
+TYPED=$(command_line "$0" "$@")
 status=
 while [ $# -gt 0 ]; do
     WORDS=1

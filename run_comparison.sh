@@ -10,7 +10,13 @@
 #
 #   --methods "A B ..."  normalisation layers: LayerNorm (ln), RMSNorm (rms), DynamicTanh (dyt),
 #                        AdaptiveDynamicTanh (adyt), DynamicErf (derf); --norms is the same flag
-#                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh)
+#                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh). Options may be in the name:
+#                        DynamicTanh-alpha1.0, AdaptiveDynamicTanh-lambda0.5-smooth0.99, also -min and -max
+#   --control            one method more: DynamicTanh that starts at AdaptiveDynamicTanh's upper bound, with
+#                        --dyt_alpha_init 2.0. Does the other adapt, or is it just that?
+#   --adyt_lambda "A B ..." --adyt_smooth "A B ..."
+#                        AdaptiveDynamicTanh once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value it is
+#                        an option of train.py
 #   --seeds "0 1 ..."    one run per method and seed (default: 0)
 #   --output_dir DIR     results; runs are in DIR/<method>/seed<k> (default: ./output_comparison; demo: ./output_demo)
 #   --checkpoint_dir DIR checkpoints, in DIR/<method>/seed<k> (default: the run's folder)
@@ -23,6 +29,7 @@
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
 #   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
 #   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
+#   --open               open the analysis's report.html in the browser
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --dry_run            print the commands and run nothing
 #   --help               this text, then the options of train.py, which every other option goes to as it is
@@ -43,10 +50,15 @@ evals=
 finetune_flags=
 linprobe_flags=
 clone_mae=
+control=
+lambdas=
+smooths=
+alpha_max=
 dry_run=
 train_flags=()
 shared_flags=() # those of train_flags that evaluations get, too
 
+TYPED=$(command_line "$0" "$@")
 status=
 while [ $# -gt 0 ]; do
     WORDS=1
@@ -67,9 +79,13 @@ while [ $# -gt 0 ]; do
         shared_flags+=(--wandb)
         train_flags+=(--wandb)
         ;;
+    --control) control=1 ;;
+    --adyt_lambda) read_value "$@" && lambdas=${VALUE:- } ;;
+    --adyt_smooth) read_value "$@" && smooths=${VALUE:- } ;;
     --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --cache | --model | --input_size | \
         --device | --precision | --compile | --wandb_project | --dyt_alpha_init | --adyt_*)
         read_value "$@"
+        [ "${1%%=*}" != --adyt_alpha_max ] || alpha_max=$VALUE
         shared_flags+=("${1%%=*}" "$VALUE")
         train_flags+=("${1%%=*}" "$VALUE")
         ;;
@@ -86,6 +102,32 @@ while [ $# -gt 0 ]; do
     shift "$WORDS"
 done
 : "${output_dir:=./output_comparison}"
+
+# vary FLAG VALUES: AdaptiveDynamicTanh once per value; a single value stays a flag, as typed.
+vary() {
+    case $2 in
+    '') ;;
+    *[![:space:]]*[[:space:]]*[![:space:]]*) names=$(grid_values "$1" "$2 -- $names") ;;
+    *)
+        shared_flags+=("$1" "$2")
+        train_flags+=("$1" "$2")
+        ;;
+    esac
+}
+
+# method_flags METHOD: DynamicTanh-alpha2.0 -> --norm DynamicTanh --dyt_alpha_init 2.0, a word a line
+method_flags() {
+    local IFS=- piece
+    for piece in $1; do
+        case $piece in
+        alpha*) printf '%s\n' --dyt_alpha_init "${piece#alpha}" ;;
+        lambda*) printf '%s\n' --adyt_lambda "${piece#lambda}" ;;
+        smooth*) printf '%s\n' --adyt_smooth "${piece#smooth}" ;;
+        min*) printf '%s\n' --adyt_alpha_min "${piece#min}" ;;
+        max*) printf '%s\n' --adyt_alpha_max "${piece#max}" ;;
+        esac
+    done
+}
 
 # Every run of the comparison, a command a line.
 print_commands() {
@@ -123,18 +165,22 @@ flags_of() {
     esac
 }
 
-# print_run METHOD SEED SUBFOLDER FLAG...
+# print_run METHOD SEED SUBFOLDER FLAG...: the method's own options come last, so they win
 print_run() {
     local run=$1/seed$2$3
-    train_command --norm "$1" --seed "$2" --output_dir "$output_dir/$run" \
-        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:4}"
+    # shellcheck disable=SC2046 # a list of words
+    train_command --norm "${1%%-*}" --seed "$2" --output_dir "$output_dir/$run" \
+        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:4}" $(method_flags "$1")
 }
 
 check_running_flags
 if [ -n "$clone_mae" ]; then clone_mae; fi
 if [ -n "$dry_run$status" ]; then use_any_python; else use_environment; fi
 [ -z "$status" ] || show_status "$output_dir"
+[ -z "$control" ] || methods="$methods DynamicTanh-alpha$(grid_values --adyt_alpha_max "${alpha_max:-2.0}")"
 names=$(grid_values --methods "$methods")
+vary --adyt_lambda "$lambdas"
+vary --adyt_smooth "$smooths"
 seeds=$(grid_values --seeds "$seeds")
 [ -z "$evals" ] || evals=$(grid_values --eval "$evals")
 if [ -n "$dry_run" ]; then

@@ -1,8 +1,9 @@
 """The norm comparison's table and figures, from the folders of its runs."""
 
+from functools import partial
 from pathlib import Path
 
-from . import files, recipes, runs, settings
+from . import files, findings, methods, recipes, runs, settings
 from .errors import InputError
 
 ACCURACIES = tuple(dict.fromkeys((*runs.ACCURACY_COLUMNS, *runs.EVALUATION_ACCURACIES)))  # k-NN is in both
@@ -35,13 +36,13 @@ def write(root):
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"--output_dir {root}: no such folder. Run the comparison first.")
-    everything = sorted(runs.load_runs(root), key=by_method_and_seed)
+    everything = load(root)
     found = [run for run in everything if not runs.is_evaluation(run)]
     evaluations = [run for run in everything if runs.is_evaluation(run)]
     if not any(run["log"] or run["summary"] for run in found):
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
-    from . import comparison_figures, figures
+    from . import comparison_figures, comparison_report, figures, report
 
     table = tabulate(found, evaluations)
     with_seeds = add_means(table)
@@ -52,37 +53,64 @@ def write(root):
         if run["log"]:
             figures.save(figures.loss_curve(run["log"], summary), runs.RunFolder(run["path"]).loss_curve)
     logs, alphas = stack(found, "log"), stack(found, "norm_alpha")
-    drawn = {
-        "loss_comparison": comparison_figures.loss_comparison(logs, table) if len(logs) else None,
-        "timing_comparison": comparison_figures.timing_comparison(table) if len(logs) else None,
-        "alpha_dynamics": comparison_figures.alpha_dynamics(alphas) if len(alphas) else None,
-    }
+    known = findings.describe(found, table)
+    files.write_json(root / "comparison_statistics.json", known)
+    draw = {}
+    if len(logs):
+        draw["loss_comparison"] = partial(comparison_figures.loss_comparison, logs, table)
+        draw["timing_comparison"] = partial(comparison_figures.timing_comparison, table)
+    paired = {findings.MEASURES[name]: known["differences"].get(name, {}) for name in ("val_mse", "final_loss")}
+    if any(difference["n"] for of in paired.values() for difference in of.values()):
+        draw["paired_differences"] = partial(comparison_figures.paired_differences, paired, known["reference"])
+    if len(alphas):
+        draw["alpha_dynamics"] = partial(comparison_figures.alpha_dynamics, alphas)
     scored = table[table["status"] == runs.FINISHED].filter(runs.EVALUATION_ACCURACIES).notna().any(axis=None)
     if evaluations and scored:
-        drawn["evaluation_comparison"] = comparison_figures.evaluation_comparison(table, chance(evaluations))
+        draw["evaluation_comparison"] = partial(comparison_figures.evaluation_comparison, table, chance(evaluations))
     pictures = load_pictures(found)
-    drawn["reconstruction_comparison"] = comparison_figures.reconstruction_comparison(pictures) if pictures else None
-    for name, figure in drawn.items():
-        if figure is not None:
-            figures.save(figure, root / f"{name}.png")
+    if pictures:
+        draw["reconstruction_comparison"] = partial(comparison_figures.reconstruction_comparison, pictures)
+    for name, figure in draw.items():
+        figures.save_both(figure, root / f"{name}.png")
 
     print(render(table))
     if evaluations and scored:
         print(render_evaluations(table))
+    print("\n".join(["", *known["sentences"]]))
+    notices = [*known["notes"], *notices_on(found, evaluations, table)]
+    for notice in notices:
+        print(f"note: {notice}")
+    page = comparison_report.page(
+        root,
+        found,
+        evaluations,
+        table,
+        known,
+        notices=notices,
+        unequal=any(unequal_settings(found)),
+        drawn=draw,
+        pictures=pictures,
+        plot=report.plot("losses", logs, table),
+    )
+    report.write(root / "report.html", page)
+    print(f"written to {root}: report.html, comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
+
+
+def load(root):
+    """Runs of runs.load_runs with their "method" (methods.py), in the order of methods and seeds."""
+    everything = runs.load_runs(root)
+    methods.name_runs(everything)
+    order = settings.in_order({run["method"] for run in everything})
+    return sorted(everything, key=lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"]))
+
+
+def notices_on(found, evaluations, table):
+    """Sentences on runs that are no fair comparison or have not ended."""
     tasks = {run["config"]["identity"]["task"] for run in evaluations}
     same_task = [[run for run in evaluations if run["config"]["identity"]["task"] == task] for task in sorted(tasks)]
-    for notice in [
-        *(notice for group in (found, *same_task) for notice in unequal_settings(group)),
-        *unended(table), *unended(tabulate(evaluations)),
-    ]:  # fmt: skip
-        print(f"note: {notice}")
-    print(f"written to {root}: comparison_table.csv, {', '.join(n for n, f in drawn.items() if f is not None)}")
-
-
-def by_method_and_seed(run):
-    """Sort key: methods in the order of the registry, then seeds."""
-    identity = run["config"]["identity"]
-    return list(settings.NORMS).index(identity["norm"]), identity["seed"]
+    yield from (notice for group in (found, *same_task) for notice in unequal_settings(group))
+    yield from unended(table)
+    yield from unended(tabulate(evaluations))
 
 
 def tabulate(found, evaluations=()):
@@ -99,9 +127,10 @@ def tabulate(found, evaluations=()):
     rows = []
     for run in found:
         identity = run["config"]["identity"]
-        unended = {"model": identity["norm"], "seed": identity["seed"], "status": UNFINISHED}
+        unended = {"seed": identity["seed"], "status": UNFINISHED}
         summary = run["summary"] or {**unended, **runs.summarize_log(run["log"])}
-        rows.append({**summary, **scores.get(run["path"], {}), "path": str(run["path"])})
+        rows.append({"model": run["method"], **{k: v for k, v in summary.items() if k != "model"},
+                     **scores.get(run["path"], {}), "path": str(run["path"])})  # fmt: skip
     columns = dict.fromkeys(["model", "seed", "status", *MEASURES, *(name for row in rows for name in row)])
     table = pd.DataFrame(rows, columns=list(columns))
     table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)
@@ -128,9 +157,7 @@ def stack(found, part):
     import pandas as pd
 
     rows = [
-        {"model": run["config"]["identity"]["norm"], "seed": run["config"]["identity"]["seed"], **row}
-        for run in found
-        for row in run[part]
+        {"model": run["method"], "seed": run["config"]["identity"]["seed"], **row} for run in found for row in run[part]
     ]
     return pd.DataFrame(rows)
 
@@ -141,7 +168,7 @@ def load_pictures(found):
 
     pictures = {}
     for run in found:
-        method, file = run["config"]["identity"]["norm"], runs.RunFolder(run["path"]).reconstructions
+        method, file = run["method"], runs.RunFolder(run["path"]).reconstructions
         if method in pictures or not file.exists():
             continue
         with np.load(file) as arrays:
@@ -214,7 +241,7 @@ def unequal_settings(found):
     """Sentences on settings, other than norm and seed, that are not the same in all runs."""
     own = {"norm", "seed", "init", *(flag for options in settings.OPTION_FLAGS.values() for flag in options.values())}
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
-        values = {str(run["config"]["identity"].get(name)) for run in found}
+        values = {str(run["config"]["identity"].get(name, runs.BEFORE.get(name))) for run in found}
         if name not in own and len(values) > 1:
             yield f"the runs differ in {name} ({', '.join(sorted(values))}), so they are no fair comparison."
 

@@ -2,18 +2,23 @@
 
 Drawing functions take tables and return a matplotlib Figure; no statistics, no files but in save().
 
-Sizes are a paper's: 85 mm for one column, 174 mm for two, 8-point text. Colours are Okabe and Ito's, safe for
+Sizes are a paper's: 85 mm for one column, 174 mm for two, 8-point text; a figure of two columns is drawn a second time
+for one, with `narrow` and <name>_column as its file. Colours are Okabe and Ito's, safe for
 colour-blind readers; a norm keeps its colour and its line style in every figure.
 """
+
+import re
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .files import atomic_write
 from .runs import DIVERGED
+from .settings import in_order
 
 COLUMN, PAGE = 85 / 25.4, 174 / 25.4  # widths in inches
 
@@ -43,11 +48,13 @@ LOOK = {  # norm: (colour, line style)
     "AdaptiveDynamicTanh": ("#D55E00", (0, (5, 1, 1, 1))),
     "DynamicErf": ("#009E73", (0, (1, 1))),
 }
+VARIANT_STYLES = ((0, (3, 1)), (0, (7, 1.5)), (0, (1.5, 1)), (0, (6, 1, 2, 1)), (0, (6, 1, 1, 1, 1, 1)), "-")
 BASELINES = {  # column of a summary: (label, line style)
     "flat_colour": ("flat colour", (0, (4, 2))),
     "smooth_colour": ("smoothed colour", (0, (1, 1.5))),
 }
 GREY = "#767676"
+DENSE = 20_000  # points
 
 
 def save(figure, path):
@@ -57,6 +64,20 @@ def save(figure, path):
             with atomic_write(path.with_suffix(suffix)) as f:
                 figure.savefig(f, format=suffix[1:], **options)
             figure.set_layout_engine("none")  # where all is has been decided
+
+
+def save_both(draw, path, points=0):
+    """Save draw(narrow=False) under a path and, if that is wider than a column, draw(narrow=True) as <name>_column.
+
+    points: how many it shows; from DENSE on there is no second version, which takes as long and as much room again.
+    """
+    figure, column = draw(narrow=False), path.with_stem(f"{path.stem}_column")
+    save(figure, path)
+    if figure.get_figwidth() > COLUMN and points < DENSE:
+        save(draw(narrow=True), column)
+    else:
+        for suffix in (".png", ".pdf"):
+            column.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def styled(draw):
@@ -71,8 +92,22 @@ def styled(draw):
 
 
 def look_of(method):
-    """(colour, line style) of a method; one that is no norm of ours gets grey."""
-    return LOOK.get(method, (GREY, "-"))
+    """(colour, line style) of a method's norm; one that is none of ours gets grey."""
+    return LOOK.get(method.partition("-")[0], (GREY, "-"))
+
+
+def looks(methods):
+    """{method: (colour, line style)}: norms as in look_of, those with options in their names in paler shades."""
+    found = {method: look_of(method) for method in methods}
+    for norm in LOOK:
+        variants = [method for method in in_order(methods) if method.startswith(f"{norm}-")]
+        palest = 0.45 if len(variants) == 1 else 0.55
+        darkest = 0.45 if norm in found else 0.0
+        for i, method in enumerate(variants):
+            share = palest + (darkest - palest) * i / max(1, len(variants) - 1)
+            colour = np.array(to_rgb(LOOK[norm][0]))
+            found[method] = to_hex(colour + share * (1 - colour)), VARIANT_STYLES[i % len(VARIANT_STYLES)]
+    return found
 
 
 def run_curve(log, summary):
@@ -128,6 +163,13 @@ def reconstruction_loss(row):
     return row["train_loss"] if value is None or np.isnan(value) else value
 
 
+def panels(n, width, height, narrow, **shared):
+    """(figure, n axes): side by side on a page's width, or below each other on a column's; height: inches of one."""
+    figure = new_figure(COLUMN if narrow else width, 0.5 + (height - 0.5) * (n if narrow else 1))
+    shape = (n, 1) if narrow else (1, n)
+    return figure, figure.subplots(*shape, squeeze=False, **shared).ravel()
+
+
 def new_figure(width, height):
     """An empty figure of a size in inches, with no window and no pyplot behind it."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -145,18 +187,20 @@ def draw_baselines(ax, summary):
     return handles
 
 
-def epoch_axis(ax):
-    """Label the x axis as epochs and tick it at integers."""
-    ax.set_xlabel("epoch")
+def epoch_axis(ax, label=True):
+    """Label the x axis as epochs, or not, and tick it at integers."""
+    ax.set_xlabel("epoch" if label else "")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def legend_below(figure, handles):
-    """One legend for the whole figure, below it."""
+    """One legend for the whole figure, below it; one of more than two rows makes the figure higher."""
     if not handles:
         return
     longest = max(len(handle.get_label()) for handle in handles)
-    columns = 3 if figure.get_figwidth() > 1.6 * COLUMN and longest < 34 else 2
+    columns = max(1, min(3, int(figure.get_figwidth() / (0.06 * longest + 0.45))))  # inches: text, line and gap
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, rows - 2))  # inches; the axes keep theirs
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
@@ -172,5 +216,7 @@ def diverged_note(summary):
 
 
 def broken_name(method):
-    """A long norm name on two lines: AdaptiveDynamicTanh -> Adaptive / DynamicTanh."""
-    return method.replace("AdaptiveDynamicTanh", "Adaptive\nDynamicTanh")
+    """A long name on several lines: AdaptiveDynamicTanh-lambda0.1 -> Adaptive / DynamicTanh / lambda 0.1."""
+    norm, *options = method.split("-")
+    options = [re.sub(r"([a-z]+)([\d.]+)$", r"\1 \2", option) for option in options]
+    return "\n".join([norm.replace("AdaptiveDynamicTanh", "Adaptive\nDynamicTanh"), *options])

@@ -1,5 +1,6 @@
 """The reconstruction gap of a sweep: its statistics, its table and its figures, from the trajectories of its runs."""
 
+from functools import partial
 from pathlib import Path
 
 from . import files, runs, settings, stats
@@ -24,7 +25,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         skipped = f" ({len(problems)} that cannot be used, see above)" if problems else ""
         raise InputError(f"--log_dir {log_dir}: no trajectory.json in it{skipped}. Run a sweep first.")
 
-    from . import figures, gap_figures
+    from . import figures, gap_figures, gap_report, report
 
     points = runs.tabulate_points(found)
     measured = [probe for probe, column in runs.ACCURACIES.items() if points[column].notna().any()]
@@ -38,26 +39,32 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         f.write(table.to_csv(index=False, lineterminator="\n").encode())
 
     if len(points):
-        figures.save(gap_figures.over_epochs(points, found, "mse"), output_dir / "mse_over_epochs.png")
+        figures.save_both(partial(gap_figures.over_epochs, points, found, "mse"), output_dir / "mse_over_epochs.png")
 
     notes = [*_unlike(found), *_unended(found)]
-    refused = []
+    described, drawn = {}, ["mse_over_epochs"] if len(points) else []
     for name in chosen:
         column, suffix = runs.ACCURACIES[name], "" if name == "joint" else f"_{name}"
         these = points[points[column].notna()]
         statistics = describe(these, column, n_bins, binning)
         statistics |= {"probe": name, "diverged": _named(found, runs.DIVERGED), "skipped": problems, "notes": notes}
         files.write_json(output_dir / f"gap_statistics{suffix}.json", statistics)
-        draw(these, statistics, found, column, output_dir, suffix)
+        drawn += draw(these, statistics, found, column, output_dir, suffix)
         print(render(statistics))
-        if statistics["reconstruction_gap"] is None:
-            refused.append(f"{name}: {statistics['note']}")
+        described[column] = statistics
     for note in notes:
         print(f"note: {note}")
+    measured = {column: gap_figures.LABELS[column] for column in described}
+    page = gap_report.page(
+        log_dir, output_dir, found, table, described, drawn=drawn, notes=[*notes, *problems],
+        plot=report.plot("tube", points if measured else (), measured),
+    )  # fmt: skip
+    report.write(output_dir / "report.html", page)
     print(f"{len(found)} trajectories with {len(points)} points analysed, {len(problems)} left out; "
           f"written to {output_dir}.")  # fmt: skip
     if not chosen:
         raise InputError(f"--log_dir {log_dir}: no trajectory has an accuracy, so there is no gap. {_cure(found)}")
+    refused = [f"{s['probe']}: {s['note']}" for s in described.values() if s["reconstruction_gap"] is None]
     if refused:
         raise InputError(f"{'; '.join(refused)} Tables and figures are written to {output_dir}. {_cure(found)}")
 
@@ -181,17 +188,20 @@ def _untrained(points, column):
 
 
 def draw(points, statistics, found, column, output_dir, suffix):
-    """Write the figures of one accuracy."""
+    """Write the figures of one accuracy; returns their names."""
     from . import figures, gap_figures
 
     drawn = {
-        f"tube_scatter_signed_alpha{suffix}": gap_figures.tube_scatter(points, statistics, column),
-        f"alpha_vs_final_metrics{suffix}": gap_figures.alpha_vs_final(points, statistics, found, column),
-        f"negative_vs_positive_comparison{suffix}": gap_figures.negative_vs_positive(points, statistics, column),
-        f"accuracy_over_epochs{suffix}": gap_figures.over_epochs(points, found, column),
+        f"tube_scatter_signed_alpha{suffix}": partial(gap_figures.tube_scatter, points, statistics, column),
+        f"alpha_vs_final_metrics{suffix}": partial(gap_figures.alpha_vs_final, points, statistics, found, column),
+        f"negative_vs_positive_comparison{suffix}": partial(
+            gap_figures.negative_vs_positive, points, statistics, column
+        ),
+        f"accuracy_over_epochs{suffix}": partial(gap_figures.over_epochs, points, found, column),
     }
     for name, figure in drawn.items():
-        figures.save(figure, output_dir / f"{name}.png")
+        figures.save_both(figure, output_dir / f"{name}.png", len(points))
+    return list(drawn)
 
 
 def render(statistics):

@@ -6,13 +6,26 @@ one size. Where a figure has panels, every norm has its own, on the same axes an
 are drawn as far as they were finite, and are in no bin.
 """
 
+import textwrap
+
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, SymLogNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .figures import COLUMN, GREY, PAGE, draw_baselines, epoch_axis, legend_below, look_of, new_figure, styled
+from .figures import (
+    COLUMN,
+    GREY,
+    PAGE,
+    draw_baselines,
+    epoch_axis,
+    legend_below,
+    look_of,
+    new_figure,
+    panels,
+    styled,
+)
 from .runs import DIVERGED, FINISHED, UNTRAINED, spell
 from .settings import in_order
 
@@ -75,14 +88,14 @@ class Hues:
 
 
 @styled
-def tube_scatter(points, statistics, column):
+def tube_scatter(points, statistics, column, narrow=False):
     """Accuracy against validation MSE of every epoch of every run: the reconstruction gap.
 
     points: DataFrame of runs.tabulate_points; statistics: of gap.describe for this column. Grey boxes are the bins'
     ranges of accuracy, whose heights add up to Γ; the number written is the one in the statistics.
     """
     hues, norms = Hues(points["alpha"]), _norms(points)
-    figure, axes = _panels(norms, 3.6)
+    figure, axes = _panels(norms, 3.6, narrow)
     for ax, norm in zip(axes, norms):
         part = (statistics.get("per_norm") or {}).get(norm)
         if part:
@@ -92,9 +105,9 @@ def tube_scatter(points, statistics, column):
         _draw_untrained(ax, statistics, norm)
         gamma = f"Γ = {part['reconstruction_gap']:.1f} ({part['n_bins']} bins)" if part else "no Γ: one MSE value"
         ax.set_title(f"{norm}, {gamma}\nn = {_count(rows)}", loc="left")
-        ax.set_xlabel(LABELS["mse"])
+        ax.set_xlabel(LABELS["mse"] if ax is axes[-1] or not narrow else "")
         _mse_axis(ax, points)
-    axes[0].set_ylabel(LABELS[column])
+        ax.set_ylabel(LABELS[column] if ax is axes[0] or narrow else "")
     hues.bar(figure, list(axes))
     pooled = statistics["reconstruction_gap"]
     lines = [f"all norms pooled: Γ = {pooled:.1f} ({statistics['n_bins']} bins)"] if len(norms) > 1 and pooled else []
@@ -104,11 +117,12 @@ def tube_scatter(points, statistics, column):
 
 
 @styled
-def negative_vs_positive(points, statistics, column):
+def negative_vs_positive(points, statistics, column, narrow=False):
     """The tube of the negative alphas beside that of the positive ones; alpha 0 is in both, and in neither's Γ."""
     hues, norms = Hues(points["alpha"]), _norms(points)
-    figure = new_figure(PAGE, 0.9 + 2.5 * len(norms))
-    grid = figure.subplots(len(norms), 2, sharex=True, sharey=True, squeeze=False)
+    rows = len(norms) * (2 if narrow else 1)
+    figure = new_figure(COLUMN if narrow else PAGE, 0.9 + (2.1 if narrow else 2.5) * rows)
+    grid = figure.subplots(rows, 1 if narrow else 2, sharex=True, sharey=True, squeeze=False).reshape(-1, 2)
     for row, norm in zip(grid, norms):
         mine = points[points["norm"] == norm]
         signs = ((statistics.get("per_norm") or {}).get(norm) or {}).get("signs", {})
@@ -124,8 +138,8 @@ def negative_vs_positive(points, statistics, column):
             name = f"{norm}, " if len(norms) > 1 else ""
             ax.set_title(f"{name}α {symbol} 0{gamma}\nn = {_count(rows)}", loc="left")
             _mse_axis(ax, points)
-        row[0].set_ylabel(LABELS[column])
-    for ax in grid[-1]:
+            ax.set_ylabel(LABELS[column] if narrow or ax is row[0] else "")
+    for ax in grid[-1][narrow:]:
         ax.set_xlabel(LABELS["mse"])
     hues.bar(figure, grid.ravel().tolist())
     _finish(figure, _brightness_handles(points), points, column)
@@ -133,13 +147,12 @@ def negative_vs_positive(points, statistics, column):
 
 
 @styled
-def alpha_vs_final(points, statistics, found, column):
+def alpha_vs_final(points, statistics, found, column, narrow=False):
     """MSE and accuracy of finished runs' last epoch against alpha: means over seeds, bars their standard deviation.
 
     found: the trajectories, of which the diverged ones are drawn as crosses below.
     """
-    figure = new_figure(PAGE, 3.0)
-    axes = figure.subplots(1, 2)
+    figure, axes = panels(2, PAGE, 3.0, narrow)
     ended = points[points["status"] == FINISHED]
     last = ended.sort_values("epoch", kind="stable").groupby("run").tail(1)
     rates, norms = sorted(points["lr"].unique()), _norms(points)
@@ -180,12 +193,12 @@ def alpha_vs_final(points, statistics, found, column):
 
 
 @styled
-def over_epochs(points, found, column):
+def over_epochs(points, found, column, narrow=False):
     """MSE or an accuracy over epochs, a line per alpha and learning rate: the mean over seeds."""
     hues, norms, rates = Hues(points["alpha"]), _norms(points), sorted(points["lr"].unique())
     styles = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1))]
     points = points[points[column].notna()]
-    figure, axes = _panels(norms, 3.2)
+    figure, axes = _panels(norms, 3.2, narrow)
     for ax, norm in zip(axes, norms):
         rows = points[points["norm"] == norm]
         for (alpha, lr), line in rows.groupby(["alpha", "lr"]):
@@ -202,8 +215,8 @@ def over_epochs(points, found, column):
             if rows["mse"].max() > 20 * rows["mse"].min():
                 ax.set_yscale("log")
         ax.set_title(f"{norm}, n = {_count(rows)}", loc="left")
-        epoch_axis(ax)
-    axes[0].set_ylabel(LABELS[column])
+        epoch_axis(ax, label=ax is axes[-1] or not narrow)
+        ax.set_ylabel(LABELS[column] if ax is axes[0] or narrow else "")
     hues.bar(figure, list(axes))
     handles = [Line2D([], [], color="black", linewidth=1.8, label="α = 0")]
     if len(rates) > 1:
@@ -219,11 +232,12 @@ def over_epochs(points, found, column):
     return figure
 
 
-def _panels(norms, height):
-    """A figure with a panel per norm, side by side, on shared axes."""
+def _panels(norms, height, narrow):
+    """A figure with a panel per norm, on shared axes."""
     width = PAGE if len(norms) > 1 else 1.5 * COLUMN
-    figure = new_figure(width, height)
-    return figure, figure.subplots(1, len(norms), sharex=True, sharey=True, squeeze=False)[0]
+    return panels(
+        len(norms), width, height if len(norms) > 1 else height - 0.4 * narrow, narrow, sharex=True, sharey=True
+    )
 
 
 def _norms(points):
@@ -312,5 +326,6 @@ def _finish(figure, handles, points, column, lines=()):
     """The legend below, and above what a reader of this accuracy must know."""
     lines = [*lines, CAVEATS[column]] if column in CAVEATS and (points["alpha"] <= 0).any() else lines
     if lines:
+        lines = [part for line in lines for part in textwrap.wrap(line, int(17 * figure.get_figwidth()))]
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
     legend_below(figure, handles)

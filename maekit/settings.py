@@ -289,9 +289,15 @@ def norm_name(name):
 
 
 def in_order(names):
-    """Names of norms in the order of the registry, unknown ones last."""
+    """Names of norms, or of methods (methods.py), in the order of the registry, unknown ones last."""
     known = list(NORMS)
-    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+    def place(name):
+        norm = name.partition("-")[0]
+        numbers = tuple(float(number) for number in re.findall(r"\d+\.?\d*", name))
+        return (known.index(norm) if norm in known else len(known), numbers, name)
+
+    return sorted(names, key=place)
 
 
 def probe_names(text, alpha):

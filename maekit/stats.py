@@ -1,4 +1,5 @@
-"""The statistics of a sweep, as functions of arrays: the gap Γ, its interval and noise floor, rank correlations.
+"""Statistics as functions of arrays: intervals and paired differences over seeds, how fast a loss falls, and a sweep's
+gap Γ with its interval, noise floor and rank correlations.
 
 A point is one epoch of one run: its validation MSE and its accuracy in percent. All that is returned is plain Python,
 ready for JSON.
@@ -115,6 +116,33 @@ def t_interval(values, level=0.95):
 
     half = float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n, "note": None}
+
+
+def paired(values, reference):
+    """Differences of runs to those of a reference with the same seed: {"differences", "mean", "low", "high", "n", "note"}.
+
+    values, reference: {seed: number}. Seeds that only one of them has do not count. differences is {seed: value -
+    reference}, the rest that of `t_interval` for them; without a seed in common mean is None, too. Raises ValueError
+    for numbers that are not finite.
+    """
+    differences = {seed: float(values[seed] - reference[seed]) for seed in sorted(values) if seed in reference}
+    if not differences:
+        nothing = {"mean": None, "low": None, "high": None, "n": 0, "note": "no difference: no seed in common"}
+        return {"differences": {}, **nothing}
+    return {"differences": differences, **t_interval(list(differences.values()))}
+
+
+def reached(losses, seconds, target):
+    """When a loss first was no higher than a target: (epochs, seconds) since the start, None if it never was.
+
+    losses: (E,), after each epoch; seconds: (E,), what each took. Raises ValueError if their lengths differ or a value
+    is not finite.
+    """
+    losses, seconds = _points("losses", losses), _points("seconds", seconds)
+    if losses.size != seconds.size:
+        raise ValueError(f"seconds: {seconds.size} values for {losses.size} of losses.")
+    below = np.flatnonzero(losses <= target)
+    return (int(below[0]) + 1, float(seconds[: below[0] + 1].sum())) if below.size else None
 
 
 def gap_over_seeds(mse, accuracy, seed, edges):

@@ -17,23 +17,23 @@ fi
 export PYTHONPATH=$tools${PYTHONPATH:+:$PYTHONPATH}
 PATH=$tools/bin:$PATH
 
-# SLURM, for the tests of --slurm, where it can be installed without asking; without it they say what was not tested
-install_slurm() {
+# install PACKAGES "WHAT": where that can be done without asking; else say what is not tested
+install() {
     local root=()
-    if command -v sbatch >/dev/null && { PATH=$PATH:/usr/sbin command -v munged >/dev/null; }; then return; fi
     [ "$(id -u)" = 0 ] || root=(sudo -n)
     if ! command -v apt-get >/dev/null || ! ${root[@]+"${root[@]}"} true 2>/dev/null; then
-        echo "no SLURM here and no right to install it: --slurm will not be tested (apt-get install slurm-wlm munge)"
+        echo "no right to install $1 here: $2 will not be tested (apt-get install $1)"
         return
     fi
-    echo "installing SLURM for the tests of --slurm"
-    # shellcheck disable=SC2015 # either may fail
+    echo "installing $1 for the tests of $2"
+    # shellcheck disable=SC2015,SC2086 # either may fail; a list of words
     ${root[@]+"${root[@]}"} apt-get update -qq >/dev/null 2>&1 &&
-        ${root[@]+"${root[@]}"} env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq slurm-wlm munge >/dev/null 2>&1 ||
-        echo "apt-get install slurm-wlm munge failed: --slurm will not be tested"
+        ${root[@]+"${root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $1 >/dev/null 2>&1 ||
+        echo "apt-get install $1 failed: $2 will not be tested"
 }
-install_slurm
+{ command -v sbatch >/dev/null && PATH=$PATH:/usr/sbin command -v munged >/dev/null; } ||
+    install "slurm-wlm munge" "--slurm"
+command -v chromium >/dev/null || command -v google-chrome >/dev/null || install chromium "report.html in a browser"
 
 echo "ruff and shellcheck"
 ruff check .

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 import maekit.comparison
-from maekit import figures, files, runs
+from maekit import figures, files
 
 from .conftest import KIT, run, train_here
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 METHODS = ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh")
-FIGURES = ("loss_comparison", "timing_comparison", "reconstruction_comparison", "alpha_dynamics")
+FIGURES = ("loss_comparison", "paired_differences", "timing_comparison", "reconstruction_comparison", "alpha_dynamics")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,9 @@ def test_every_figure_is_there_as_png_and_pdf_and_shows_something(copy):
         pixels = np.asarray(Image.open(copy / f"{name}.png").convert("RGB"))
         assert pixels.shape[1] >= 900 and pixels.std() > 10, name
         assert (copy / f"{name}.pdf").read_bytes().startswith(b"%PDF") and name in result.stdout
+        column = copy / f"{name}_column.png"  # where a figure is wider than a column of a paper, 85 mm at 300 dpi
+        assert column.exists() == (pixels.shape[1] > 1004)
+        assert not column.exists() or (Image.open(column).width == 1003 and column.with_suffix(".pdf").exists())
     assert (copy / "LayerNorm/seed0/loss_curve.png").exists()
 
 
@@ -136,5 +139,4 @@ def test_pictures_of_other_images_are_left_out(comparison, copy):
     arrays = dict(np.load(file))
     files.write_arrays(file, {**arrays, "image": arrays["image"][::-1]})
     (copy / "DynamicTanh/seed1/reconstructions.npz").unlink()
-    found = sorted(runs.load_runs(copy), key=maekit.comparison.by_method_and_seed)
-    assert list(maekit.comparison.load_pictures(found)) == ["LayerNorm", "AdaptiveDynamicTanh"]
+    assert list(maekit.comparison.load_pictures(maekit.comparison.load(copy))) == ["LayerNorm", "AdaptiveDynamicTanh"]

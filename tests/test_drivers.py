@@ -75,6 +75,58 @@ def test_evaluations_get_what_describes_network_and_data_and_their_own_flags():
         assert own == (value(c, "--task") == "finetune")
 
 
+def test_a_list_of_lambdas_or_smooths_is_a_method_per_value():
+    commands = grid("--adyt_lambda", "0.01 1e-1", "--adyt_smooth=.9 0.99", "--methods", "ln adyt", "--output_dir", "o")
+    names = [f"AdaptiveDynamicTanh-lambda{x}-smooth{y}" for x in ("0.01", "0.1") for y in ("0.9", "0.99")]
+    assert [value(c, "--output_dir") for c in commands] == [f"o/{name}/seed0" for name in ("LayerNorm", *names)]
+    assert [(value(c, "--adyt_lambda"), value(c, "--adyt_smooth")) for c in commands[1:]] == [
+        ("0.01", "0.9"), ("0.01", "0.99"), ("0.1", "0.9"), ("0.1", "0.99")
+    ]  # fmt: skip
+    assert "--adyt_lambda" not in commands[0] and all(value(c, "--norm") == "AdaptiveDynamicTanh" for c in commands[1:])
+    (one,) = grid("--adyt_lambda", "0.01", "--methods", "adyt", "--output_dir", "o")  # an option of train.py, as ever
+    assert (value(one, "--output_dir"), value(one, "--adyt_lambda")) == ("o/AdaptiveDynamicTanh/seed0", "0.01")
+
+
+def test_the_control_is_dynamic_tanh_at_the_upper_bound():
+    commands = grid("--control", "--dyt_alpha_init", "0.7", "--eval", "knn", "--methods", "dyt", "--output_dir", "o")
+    assert [value(c, "--output_dir") for c in commands] == [
+        f"o/{method}/seed0{task}" for task in ("", "/knn") for method in ("DynamicTanh", "DynamicTanh-alpha2.0")
+    ][:2] + [
+        f"o/{method}/seed0/{task}" for method in ("DynamicTanh", "DynamicTanh-alpha2.0") for task in ("knn", "untrained_knn")
+    ]  # fmt: skip
+    last = [c[len(c) - 1 - c[::-1].index("--dyt_alpha_init") + 1] for c in commands]  # what argparse takes
+    assert last == ["0.7", "2.0", "0.7", "0.7", "2.0", "2.0"]
+    assert value(commands[4], "--init") == "o/DynamicTanh-alpha2.0/seed0"
+    other = grid("--control", "--adyt_alpha_max", "3", "--methods", "adyt", "--output_dir", "o")
+    assert value(other[1], "--output_dir") == "o/DynamicTanh-alpha3.0/seed0"
+
+
+def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_path):
+    flags = (
+        *QUICK,
+        "--methods",
+        "adyt",
+        "--adyt_lambda",
+        "0.01 0.5",
+        "--control",
+        "--output_dir",
+        tmp_path,
+        "--jobs",
+        "2",
+    )
+    run(DRIVER, *flags, check=0)
+    names = ("AdaptiveDynamicTanh-lambda0.01", "AdaptiveDynamicTanh-lambda0.5", "DynamicTanh-alpha2.0")
+    for name, flag, expected in zip(names, ("adyt_lambda", "adyt_lambda", "dyt_alpha_init"), (0.01, 0.5, 2.0)):
+        assert json.loads((tmp_path / name / "seed0/config.json").read_text())["identity"][flag] == expected
+    with open(tmp_path / "comparison_table.csv", newline="") as f:
+        table = {row["model"]: float(row["val_mse"]) for row in csv.DictReader(f)}
+    assert set(table) == set(names) and len(set(table.values())) == 3  # the options change the run
+    assert "3 done" in run(DRIVER, "status", *flags, check=0).stdout
+    assert run(DRIVER, *flags, "--jobs", "1", check=0).stdout.count("finished already") == 3
+    assert (tmp_path / "typed.txt").read_text().count("run_comparison.sh") == 2  # both commands
+    assert "run_comparison.sh" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     """Pre-trained and untrained, for two seeds; a column each, and their difference paired by seed."""
     flags = (*QUICK, "--methods", "dyt", "--seeds", "0 1 2", "--eval", "linprobe", "--output_dir", tmp_path,
@@ -137,6 +189,10 @@ def test_the_demo_has_an_output_folder_of_its_own():
         (("--seeds", "0 x"), "--seeds x: must be whole numbers"),
         (("--seeds",), "--seeds: needs a value"),
         (("--eval", "finetune,probe"), "--eval probe: unknown"),
+        (("--methods", "ln-alpha2"), "alpha2 is no option of LayerNorm"),
+        (("--adyt_lambda", "0.1 x"), "--adyt_lambda x: x is not a number"),
+        (("--adyt_smooth", "0.9 1"), "--adyt_smooth 1: must be in [0, 1)"),
+        (("--adyt_lambda", "0.1 0.2", "--methods", "ln"), "no AdaptiveDynamicTanh to vary"),
     ],
 )
 def test_bad_values_of_the_driver_are_one_line_and_exit_code_2(flags, says):

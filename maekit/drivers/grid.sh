@@ -65,6 +65,7 @@ read_running_flag() {
     --jobs) read_value "$@" && jobs=$VALUE ;;
     --nproc) read_value "$@" && nproc=$VALUE ;;
     --slurm) read_text "$@" && slurm=$VALUE && on_cluster=1 ;;
+    --open) WORDS=1 && analysis_flags=(--open) ;;
     *) return 1 ;;
     esac
 }
@@ -72,6 +73,7 @@ jobs=1
 nproc=1
 slurm=
 on_cluster=
+analysis_flags=()
 
 check_running_flags() {
     local flag
@@ -102,16 +104,20 @@ train_command() {
 }
 
 # run_and_analyse "GRIDS" FOLDER COMMAND...: for each word of GRIDS write what the driver's print_<word> prints to
-# FOLDER/<word>.txt, then run these files in turn, and COMMAND, the analysis; here or as jobs of the cluster.
+# FOLDER/<word>.txt, then run these files in turn, and COMMAND, the analysis; here or as jobs of the cluster. TYPED, the
+# driver's own command, is added to FOLDER/typed.txt.
 run_and_analyse() {
     local grid grids=$1 folder=$2 files=()
     shift 2
+    set -- "$@" ${analysis_flags[@]+"${analysis_flags[@]}"}
     for grid in $grids; do
         # Renamed into place, so that a driver that reads the file of another grid goes on reading its own.
         { mkdir -p "$folder" && "print_$grid" >"$folder/$grid.$$" && mv "$folder/$grid.$$" "$folder/$grid.txt"; } \
             2>/dev/null || fail "--output_dir: $folder cannot be written. Choose another --output_dir."
         files+=("$folder/$grid.txt")
     done
+    # for the report: each command once
+    grep -qxF -- "$TYPED" "$folder/typed.txt" 2>/dev/null || printf '%s\n' "$TYPED" >>"$folder/typed.txt" || true
     if [ -n "$on_cluster" ]; then
         exec "$PYTHON" "$KIT/maekit/drivers/slurm.py" --submit "$slurm" --nproc "$nproc" "${files[@]}" -- "$@"
     fi

@@ -2,6 +2,9 @@
 
 python -m maekit.drivers.values --alphas -0.5 0 5e-1     -> -0.5, 0.0, 0.5
 python -m maekit.drivers.values --norms ln dyt           -> LayerNorm, DynamicTanh
+python -m maekit.drivers.values --methods ln dyt-alpha2  -> LayerNorm, DynamicTanh-alpha2.0
+python -m maekit.drivers.values --adyt_lambda 0 1 -- LayerNorm AdaptiveDynamicTanh
+                                                         -> LayerNorm, AdaptiveDynamicTanh-lambda0.0, ...-lambda1.0
 python -m maekit.drivers.values --eval linprobe knn      -> linprobe, knn
 python -m maekit.drivers.values --demo lr                -> what --demo sets it to
 python -m maekit.drivers.values --workers 16             -> 16, at most the cores there are
@@ -10,7 +13,7 @@ python -m maekit.drivers.values --workers 16             -> 16, at most the core
 import math
 import sys
 
-from maekit import errors, recipes, runs, settings
+from maekit import errors, methods, recipes, runs, settings
 from maekit.errors import InputError
 
 
@@ -22,6 +25,9 @@ def main(argv):
     if flag == "--workers":
         print(min(int(typed[0]), settings.available_cores()))
         return
+    varied = typed[typed.index("--") + 1 :] if "--" in typed else None
+    if varied is not None:
+        typed = typed[: typed.index("--")]
     values = []
     for text in typed:
         value = spelled(flag, text)
@@ -31,13 +37,17 @@ def main(argv):
             values.append(value)
     if not values:
         raise InputError(f"{flag}: is empty. Leave it out for the default, or see --help.")
-    print("\n".join(values))
+    print("\n".join(values if varied is None else methods.vary(varied, flag[2:], values)))
 
 
 def spelled(flag, text):
     """A value of a flag as folders and commands have it. Raises InputError."""
-    if flag in ("--methods", "--norms"):
+    if flag == "--methods":
+        return methods.spelled(text)
+    if flag == "--norms":
         return settings.norm_name(text)
+    if flag in ("--adyt_lambda", "--adyt_smooth", "--adyt_alpha_max"):
+        return runs.spell(methods.option_value(f"{flag} {text}", flag[2:], text))
     if flag == "--eval":
         if text not in recipes.EVALUATIONS:
             raise InputError(f"{flag} {text}: unknown. Choose from {', '.join(recipes.EVALUATIONS)}.")
