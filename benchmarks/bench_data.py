@@ -58,7 +58,7 @@ def main():
         building = time.perf_counter() - started
         table = {
             "machine": machine(),
-            "data": "ImageNet" if args.imagenet_dir else "photographs of scikit-image, 500 x 375",
+            "data": describe(args.imagenet_dir, stored.train.store),
             "images": len(source.train),
             "rounds": args.rounds,
             **measure(source.train, stored.train, args.rounds),
@@ -69,6 +69,12 @@ def main():
         print(f"{name:45} {value:.2f}" if isinstance(value, float) else f"{name:45} {value}")
     if args.json:
         files.write_json(args.json, table)
+
+
+def describe(folder, store):
+    """Whose images they are, and how large."""
+    height, width = np.median(store.original, axis=0).astype(int)
+    return f"{'JPEGs of --imagenet_dir' if folder else 'photographs of scikit-image'}, median {width} x {height}"
 
 
 def measure(images, stored, rounds):

@@ -264,7 +264,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(unbroken, tmp
 def test_data_that_disappears_is_said_and_the_run_goes_on_when_it_is_back(tmp_path):
     root = write_ilsvrc(tmp_path / "ILSVRC", train_images=24, val_images=3)
     flags = ("--imagenet_dir", root, "--model", "mae_vit_demo_patch8", "--input_size", "32", "--epochs", "30",
-             "--batch_size", "12", "--num_workers", "0", "--output_dir", tmp_path / "run")  # fmt: skip
+             "--batch_size", "12", "--num_workers", "0", "--cache", "off", "--output_dir", tmp_path / "run")  # fmt: skip
     run = start(*flags)
     while not (tmp_path / "run/checkpoint.pth").exists():
         assert run.poll() is None
