@@ -11,29 +11,24 @@ are those of the processor, so that what else runs on the machine matters little
 disk is waited for.
 """
 
-import argparse
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import PIL
 import torch
-import torchvision
+from common import parser, report
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from maekit import cache, data, demo, files, settings, sources
+from maekit import cache, data, demo, sources
 from maekit.settings import DataSettings, ModelSettings, OptimSettings
 
 SIDE, BATCH = 224, 64
@@ -42,12 +37,11 @@ MODEL = ModelSettings("mae_vit_base_patch16", SIDE, 0.75, False, None)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--imagenet_dir", metavar="DIR", help="ILSVRC folder, or one with train/ and val/")
-    parser.add_argument("--images", type=int, default=640, metavar="N", help="of the training images (default: 640)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each pipeline (default: 5)")
-    parser.add_argument("--json", metavar="FILE", help="write what is printed there")
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--imagenet_dir", metavar="DIR", help="ILSVRC folder, or one with train/ and val/")
+    p.add_argument("--images", type=int, default=640, metavar="N", help="of the training images (default: 640)")
+    p.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each pipeline (default: 5)")
+    args = p.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,20 +49,20 @@ def main():
         source = sources.open_source(DataSettings(str(folder), args.images, 0), seed=0)
         started = time.perf_counter()
         stored = cache.cached(source, str(Path(scratch, "cache")), SIDE, lambda _: None)
-        building = time.perf_counter() - started
-        table = {
-            "machine": machine(),
-            "data": describe(args.imagenet_dir, stored.train.store),
-            "images": len(source.train),
-            "rounds": args.rounds,
-            **measure(source.train, stored.train, args.rounds),
-            **difference(source.train, stored.train),
-            "building the cache, images/s, all cores": (len(source.train) + len(source.val)) / building,
-        }
-    for name, value in table.items():
-        print(f"{name:45} {value:.2f}" if isinstance(value, float) else f"{name:45} {value}")
-    if args.json:
-        files.write_json(args.json, table)
+        building = (len(source.train) + len(source.val)) / (time.perf_counter() - started)
+        rows = measure(source.train, stored.train, args.rounds)
+        difference, reduced = differences(source.train, stored.train)
+        report(
+            "data", rows, args, torch.device("cpu"),
+            data=describe(args.imagenet_dir, stored.train.store),
+            images=len(source.train),
+            rounds=args.rounds,
+            **{
+                "images reduced in the cache": reduced,
+                "cached crops differ from fresh ones by (levels of 255)": round(difference, 2),
+                "building the cache, images/s, all cores": round(building),
+            },
+        )  # fmt: skip
 
 
 def describe(folder, store):
@@ -78,7 +72,7 @@ def describe(folder, store):
 
 
 def measure(images, stored, rounds):
-    """Images/s of each pipeline and how many times upstream's that is, medians over the rounds."""
+    """A row per pipeline: images/s, and how many times upstream's that is, medians over the rounds."""
     pipelines = dict(zip(PIPELINES, (upstream_batches(images), our_batches(images), our_batches(stored))))
     speeds = {name: [] for name in pipelines}
     for turn in range(rounds + 1):  # one to warm up
@@ -90,25 +84,23 @@ def measure(images, stored, rounds):
                 n += len(batch["images"] if name != "upstream" else batch[0])
             if turn:
                 speeds[name].append(n / (time.process_time() - started))
-    table = {f"{name}, images/s": statistics.median(values) for name, values in speeds.items()}
-    for name in PIPELINES[1:]:
-        ratios = [own / theirs for own, theirs in zip(speeds[name], speeds["upstream"])]
-        table[f"{name} / upstream"] = statistics.median(ratios)
-    return table
+    rows = []
+    for name, values in speeds.items():
+        ratios = [own / theirs for own, theirs in zip(values, speeds["upstream"])]
+        rows.append({
+            "pipeline": name, "images/s of a core": statistics.median(values), "of upstream": statistics.median(ratios)
+        })  # fmt: skip
+    return rows
 
 
-def difference(images, stored):
-    """Mean absolute difference, in levels of 255, of crops from the cache and crops of the same boxes of fresh images."""
+def differences(images, stored):
+    """Mean absolute difference, in levels of 255, of crops from the cache and crops of the same boxes of fresh images; and
+    how many images are reduced in the cache."""
     fresh, cached = (data.TrainImages(each, SIDE, MODEL.patches, seed=0) for each in (images, stored))
-    reduced = np.flatnonzero((stored.store.stored != stored.store.original).any(axis=1))
-    levels = np.array([
+    levels = [
         (fresh[0, i]["images"].float() - cached[0, i]["images"].float()).abs().mean().item() for i in range(len(images))
-    ])  # fmt: skip
-    return {
-        "reduced images": len(reduced),
-        "difference, levels of 255": float(levels.mean()),
-        "difference of reduced images": float(levels[reduced].mean()) if len(reduced) else 0.0,
-    }
+    ]
+    return float(np.mean(levels)), int((stored.store.stored != stored.store.original).any(axis=1).sum())
 
 
 def upstream_batches(images):
@@ -143,19 +135,6 @@ def write_photographs(folder, n_images):
         file.parent.mkdir(parents=True, exist_ok=True)
         photo.crop((x, y, x + width, y + height)).resize((500, 375), Image.BICUBIC).save(file, quality=92)
     return folder
-
-
-def machine():
-    """Processor, cores and versions, in words."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return (
-        f"{model}, {settings.available_cores()} cores, {platform.system()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
-    )
 
 
 if __name__ == "__main__":

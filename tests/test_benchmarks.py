@@ -46,6 +46,14 @@ def test_the_whole_sweep_follows_from_the_second_run(measured):
     assert sweep["whole_minutes"] == pytest.approx(25 * (second["start s"] + 50 * second["epoch s"]) / 60, abs=0.06)
 
 
+def test_fresh_decoding_beats_upstreams_and_the_cache_both(measured):
+    (file,) = measured[0].iterdir()
+    found = json.loads(file.read_text())["benchmarks"]["data"]
+    upstream, fresh, cached = (row["of upstream"] for row in found["rows"])
+    assert upstream == 1 < fresh < cached
+    assert 0 < found["cached crops differ from fresh ones by (levels of 255)"] < 2
+
+
 def test_norms_keep_one_tensor(measured):
     (file,) = measured[0].iterdir()
     rows = json.loads(file.read_text())["benchmarks"]["norms"]["rows"]

@@ -547,13 +547,3 @@ def test_data_sets_of_the_hub_have_one_by_their_contents(tmp_path):
     shutil.rmtree(tmp_path / "rows")
     cached(open_rows(range(39, -1, -1), "rows"), tmp_path / "cache", said)
     assert len(said) == 4
-
-
-def test_the_benchmark_prints_what_its_json_holds(tmp_path):
-    result = run(sys.executable, KIT / "benchmarks" / "bench_data.py", "--images", 64, "--rounds", 1,
-                 "--json", tmp_path / "data.json", check=0)  # fmt: skip
-    table = files.read_json(tmp_path / "data.json")
-    printed = {line[:45].strip() for line in result.stdout.splitlines()}
-    assert printed == set(table) and "cores" in table["machine"]
-    assert table["cached / upstream"] > table["fresh / upstream"] > 1
-    assert 0 < table["difference, levels of 255"] < 2
