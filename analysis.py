@@ -16,10 +16,11 @@ column of a paper are there a second time for one, as <name>_column.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from maekit import errors, flags
+from maekit import errors, flags, loggers, recipes
 from maekit.errors import InputError
 
 
@@ -34,7 +35,7 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("comparison", help="methods side by side", allow_abbrev=False).add_argument
     add("--output_dir", required=True, metavar="DIR", help="the comparison's folder")
-    add("--open", action="store_true", help="open report.html in the browser")
+    add_common(add)
 
     command = commands.add_parser(
         "gap", help="accuracy against reconstruction", allow_abbrev=False,
@@ -47,18 +48,30 @@ def main(argv=None):
     add("--binning", choices=("equal", "quantile"), default="equal", help="bins of equal width or of equal counts")
     add("--accuracy", choices=("joint", "frozen", "knn", "all"), default="all",
         help="which probe's accuracy; all: every one that was measured")  # fmt: skip
-    add("--open", action="store_true", help="open report.html in the browser")
+    add_common(add)
 
     typed = parser.parse_args(argv)
+    project = typed.wandb_project or (os.environ.get("WANDB_PROJECT") or recipes.WANDB_PROJECT if typed.wandb else None)
+    loggers.check_wandb(project)
     if typed.command == "comparison":
         from maekit import comparison
 
         comparison.write(typed.output_dir)
     else:
         write_gap(typed)
+    if project is not None:
+        loggers.log_analysis(project, Path(typed.output_dir))
     if typed.open:
         open_report(typed.output_dir)
     return 0
+
+
+def add_common(add):
+    """The flags of both commands."""
+    add("--wandb", action="store_true", help="log figures and tables to Weights & Biases, project $WANDB_PROJECT, else "
+        f"{recipes.WANDB_PROJECT}")  # fmt: skip
+    add("--wandb_project", metavar="NAME", help="likewise, to this project")
+    add("--open", action="store_true", help="open report.html in the browser")
 
 
 def write_gap(typed):

@@ -25,6 +25,9 @@
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
 #   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
 #   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
+#   --wandb              log the runs and the analysis to Weights & Biases, project $WANDB_PROJECT, else
+#                        mae-reconstruction-gap-manual-probes (quick), -lr-sweep or -full-sweep
+#   --wandb_project NAME likewise, to this project
 #   --open               open the analysis's report.html in the browser
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --demo               demo data and settings; alphas and epochs stay the sweep's; what is typed wins
@@ -93,6 +96,11 @@ done
 
 if [ -n "$clone_mae" ] && [ -z "$help" ]; then clone_mae; fi
 check_running_flags
+case $name in
+quick) use_wandb mae-reconstruction-gap-manual-probes ;;
+*) use_wandb "mae-reconstruction-gap-$name-sweep" ;;
+esac
+train_flags+=(${wandb_flags[@]+"${wandb_flags[@]}"})
 if [ -n "$dry_run$help$status" ]; then use_any_python; else use_environment; fi
 if [ -n "$help" ]; then
     print_banner "${BASH_SOURCE[0]}"

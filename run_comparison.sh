@@ -29,6 +29,8 @@
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
 #   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
 #   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
+#   --wandb              log the runs and the analysis to Weights & Biases, project $WANDB_PROJECT or mae-norm-comparison;
+#   --wandb_project NAME likewise, to this project
 #   --open               open the analysis's report.html in the browser
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --dry_run            print the commands and run nothing
@@ -75,15 +77,11 @@ while [ $# -gt 0 ]; do
         train_flags+=(--demo)
         : "${output_dir:=./output_demo}"
         ;;
-    --wandb)
-        shared_flags+=(--wandb)
-        train_flags+=(--wandb)
-        ;;
     --control) control=1 ;;
     --adyt_lambda) read_value "$@" && lambdas=${VALUE:- } ;;
     --adyt_smooth) read_value "$@" && smooths=${VALUE:- } ;;
     --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --cache | --model | --input_size | \
-        --device | --precision | --compile | --wandb_project | --dyt_alpha_init | --adyt_*)
+        --device | --precision | --compile | --dyt_alpha_init | --adyt_*)
         read_value "$@"
         [ "${1%%=*}" != --adyt_alpha_max ] || alpha_max=$VALUE
         shared_flags+=("${1%%=*}" "$VALUE")
@@ -174,6 +172,9 @@ print_run() {
 }
 
 check_running_flags
+use_wandb mae-norm-comparison
+shared_flags+=(${wandb_flags[@]+"${wandb_flags[@]}"})
+train_flags+=(${wandb_flags[@]+"${wandb_flags[@]}"})
 if [ -n "$clone_mae" ]; then clone_mae; fi
 if [ -n "$dry_run$status" ]; then use_any_python; else use_environment; fi
 [ -z "$status" ] || show_status "$output_dir"

@@ -171,22 +171,25 @@ def check_wandb(project):
         raise InputError("--wandb: not logged in. Run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline.")
 
 
-def log_analysis(project, folder, figures, files):
-    """One run of a project with an analysis's figures, and its tables and statistics as an artifact."""
+def log_analysis(project, folder):
+    """One run of a project with an analysis's figures, and its tables, statistics and report as an artifact.
+
+    folder: pathlib.Path where the analysis has written. A service that fails is told, and nothing is lost.
+    """
     import wandb
 
-    with wandb.init(
-        project=project,
-        name=f"analysis of {folder}",
-        job_type="analysis",
-        dir=str(folder),
-        settings=wandb.Settings(silent=True),
-    ) as run:
-        run.log({figure.stem: wandb.Image(str(figure)) for figure in figures})
-        artifact = wandb.Artifact("analysis", type="analysis")
-        for file in files:
-            artifact.add_file(str(file))
-        run.log_artifact(artifact)
+    files = [file for kind in ("*.csv", "*.json", "*.html", "*.png") for file in sorted(folder.glob(kind))]
+    figures = [file for file in files if file.suffix == ".png" and not file.stem.endswith("_column")]
+    try:
+        with wandb.init(project=project, name=f"analysis of {folder}", job_type="analysis", dir=str(folder),
+                        settings=wandb.Settings(silent=True)) as run:  # fmt: skip
+            run.log({figure.stem: wandb.Image(str(figure)) for figure in figures})
+            artifact = wandb.Artifact("analysis", type="analysis")
+            for file in files:
+                artifact.add_file(str(file))
+            run.log_artifact(artifact)
+    except (OSError, wandb.Error) as error:
+        print(f"note: Weights & Biases: {error}; the analysis is in {folder}.")
 
 
 def _numbers(summary):

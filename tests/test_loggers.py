@@ -1,6 +1,7 @@
 """What TensorBoard and Weights & Biases are given, read back by their own readers."""
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maekit import files
 
-from .conftest import train, train_here
+from .conftest import KIT, run, train, train_here
 
 FLAGS = ("--demo", "--epochs", "3", "--max_images", "64", "--batch_size", "32", "--num_workers", "0", "--norm", "adyt", "--probes", "joint frozen",
          "--alpha", "0.1", "--eval_every", "2", "--output_dir")  # fmt: skip
@@ -115,3 +116,37 @@ def test_without_a_login_nothing_is_trained(tmp_path):
     result = train(*FLAGS, tmp_path / "run", "--wandb", env=environment, check=2)
     assert result.stderr.splitlines()[-1].startswith("error: --wandb: not logged in. Run `wandb login`")
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_driver_s_analysis_is_logged_with_its_statistics_as_an_artifact(tmp_path):
+    pytest.importorskip("wandb")
+    flags = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "16", "--num_workers", "0", "--alphas", "0 0.5",
+             "--probes", "joint", "--wandb", "--output_dir", tmp_path)  # fmt: skip
+    run("bash", KIT / "quick_sweep_test.sh", *flags, env=OFFLINE, check=0)
+    records = wandb_records(tmp_path / "analysis_demo-quick")
+    logged = next(r.run for r in records if r.HasField("run"))
+    assert logged.project == "mae-reconstruction-gap-manual-probes"
+    artifacts = [r.request.log_artifact.artifact for r in records if r.HasField("request")]
+    artifacts += [r.artifact for r in records if r.HasField("artifact")]
+    names = {entry.path for artifact in artifacts for entry in artifact.manifest.contents}
+    assert {"gap_statistics.json", "gap_table.csv", "report.html", "tube_scatter_signed_alpha.png"} <= names
+    trained = list((tmp_path / "demo-mae-reconstruction-gap").rglob("offline-run-*"))
+    assert len(trained) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "project"),
+    [("run_comparison.sh", "mae-norm-comparison"), ("quick_sweep_test.sh", "mae-reconstruction-gap-manual-probes"),
+     ("lr_alpha_sweep.sh", "mae-reconstruction-gap-lr-sweep"), ("run_alpha_sweep.sh", "mae-reconstruction-gap-full-sweep")],
+)  # fmt: skip
+def test_each_driver_has_a_project_of_its_own(script, project):
+    def projects(*flags, variable=""):
+        out = run("bash", KIT / script, "--demo", "--dry_run", *flags, env={"WANDB_PROJECT": variable}, check=0).stdout
+        words = shlex.split(out)
+        assert out.count("--wandb_project ") in (0, len(out.splitlines()))
+        return {words[i + 1] for i, word in enumerate(words) if word == "--wandb_project"}
+
+    assert projects(variable="theirs") == set()
+    assert projects("--wandb") == {project}
+    assert projects("--wandb", variable="theirs") == {"theirs"}
+    assert projects("--wandb_project", "mine", variable="theirs") == {"mine"}

@@ -65,7 +65,9 @@ read_running_flag() {
     --jobs) read_value "$@" && jobs=$VALUE ;;
     --nproc) read_value "$@" && nproc=$VALUE ;;
     --slurm) read_text "$@" && slurm=$VALUE && on_cluster=1 ;;
-    --open) WORDS=1 && analysis_flags=(--open) ;;
+    --open) WORDS=1 && analysis_flags+=(--open) ;;
+    --wandb) WORDS=1 && wandb=1 ;;
+    --wandb_project) read_value "$@" && wandb=1 && wandb_project=$VALUE ;;
     *) return 1 ;;
     esac
 }
@@ -74,6 +76,17 @@ nproc=1
 slurm=
 on_cluster=
 analysis_flags=()
+wandb=
+wandb_project=
+wandb_flags=()
+
+# use_wandb NAME: if it is asked for, wandb_flags and analysis_flags name the project: the one typed, else
+# $WANDB_PROJECT, else NAME.
+use_wandb() {
+    [ -n "$wandb" ] || return 0
+    wandb_flags=(--wandb_project "${wandb_project:-${WANDB_PROJECT:-$1}}")
+    analysis_flags+=("${wandb_flags[@]}")
+}
 
 check_running_flags() {
     local flag
