@@ -102,7 +102,8 @@ def reduced_size(height, width, short):
 def resample(pixels, top, left, height, width, side):
     """uint8 (3, side, side) of a box of pixels (h, w, 3), whose corners may lie between them: bicubic, antialiased.
 
-    Within 0.06 pixels at the median of where the box is, see _grid.
+    The middle is where the box has it; its edges are 0.04 pixels off at the median of random crops of reduced ImageNet, 0.27
+    at the 95th percentile, see _grid.
     """
     y, bottom, extra_rows, down = _grid(top, height, side, pixels.shape[0])
     x, right, extra_columns, across = _grid(left, width, side, pixels.shape[1])
