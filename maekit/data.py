@@ -51,22 +51,28 @@ def seeded(stream, *key):
 class TrainImages(Dataset):
     """Random crop, flip and mask noise of (epoch, index): the same ones in any process, at any time.
 
-    crop_box: random_resized_crop_box or another function of its kind.
+    crop_box: random_resized_crop_box or another function of its kind. boxes_only: the samples have, instead of the image,
+    its `box` in stored pixels and `flip`, for resident.ResidentImages to crop.
     """
 
-    def __init__(self, images, input_size, patches, seed, with_labels=False, crop_box=None):
+    def __init__(self, images, input_size, patches, seed, with_labels=False, crop_box=None, boxes_only=False):
         self.images, self.input_size, self.patches, self.seed = images, input_size, patches, seed
         self.labels = images.labels if with_labels else None
-        self.crop_box = crop_box or random_resized_crop_box
+        self.crop_box, self.boxes_only = crop_box or random_resized_crop_box, boxes_only
 
     def __getitem__(self, key):
         epoch, index = key
         picture, used, broken = _read(self.images, index, _others(self.images, self.seed, epoch, index))
         rng = _generator(_CROP, self.seed, epoch, index)
         box = self.crop_box(rng, picture.height, picture.width)
-        image = picture.crop(*box, self.input_size, flip=rng.random() < 0.5)
+        flip = rng.random() < 0.5
+        image = None if self.boxes_only else picture.crop(*box, self.input_size, flip=flip)
         noise = rng.random(self.patches, dtype=np.float32)
-        return _sample(image, self.labels, used, noise, broken)
+        sample = _sample(image, self.labels, used, noise, broken)
+        if self.boxes_only:
+            del sample["images"]
+            sample |= {"box": torch.tensor(picture.stored_box(*box)), "flip": flip}
+        return sample
 
 
 class AugmentedImages(Dataset):
@@ -190,14 +196,15 @@ class Batches:
 
 
 def train_batches(
-    images, model, optim, *, seed, broken, workers, pin=False, with_labels=False, crop_box=None, transform=None
-):
+    images, model, optim, *, seed, broken, workers, pin=False, with_labels=False, crop_box=None, transform=None,
+    boxes_only=False,
+):  # fmt: skip
     """Training batches in the order of a BatchOrder. model, optim: ModelSettings, OptimSettings.
 
-    The images are TrainImages or, with a transform, AugmentedImages.
+    boxes_only: see TrainImages. The images are TrainImages or, with a transform, AugmentedImages.
     """
     if transform is None:
-        dataset = TrainImages(images, model.input_size, model.patches, seed, with_labels, crop_box)
+        dataset = TrainImages(images, model.input_size, model.patches, seed, with_labels, crop_box, boxes_only)
     else:
         dataset = AugmentedImages(images, transform, seed)
     order = BatchOrder(len(images), optim.batch_size, optim.accum_iter, seed)

@@ -45,9 +45,13 @@ class Picture:
             box = _as_image(self.pixels[top : top + height, left : left + width])
             resized = np.asarray(box.resize((side, side), Image.BICUBIC)).transpose(2, 0, 1)
             return torch.from_numpy(np.array(resized[..., ::-1] if flip else resized, order="C"))
-        down, across = self.pixels.shape[0] / self.height, self.pixels.shape[1] / self.width
-        resized = resample(self.pixels, top * down, left * across, height * down, width * across, side)
+        resized = resample(self.pixels, *self.stored_box(top, left, height, width), side)
         return resized.flip(2) if flip else resized
+
+    def stored_box(self, top, left, height, width):
+        """A box in the coordinates of the pixels, which may lie between them."""
+        down, across = self.pixels.shape[0] / self.height, self.pixels.shape[1] / self.width
+        return top * down, left * across, height * down, width * across
 
     def center_crop(self, short, side):
         """uint8 (3, side, side): the middle of the image with its shorter side resized to `short`."""

@@ -12,7 +12,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from . import checkpoint, data, parallel, probes, runs
+from . import checkpoint, data, parallel, probes, resident, runs
 from .errors import InputError
 from .jobs import Job
 from .model import to_timm
@@ -136,9 +136,11 @@ class LinearProbing(Classification):
         nn.init.trunc_normal_(layer.weight, std=0.01, generator=torch.Generator().manual_seed(run.seed))
         self.network.eval().to(self.device.torch)
         self.model = self.network.head  # what train() and eval() are called on; the encoder stays in eval mode
+        self.resident = resident.place(source.train, self.device.torch)
         self.batches = data.train_batches(
-            source.train, run.model, run.optim, seed=run.seed, crop_box=data.single_try_crop_box, **self.loading
-        )
+            source.train, run.model, run.optim, seed=run.seed, crop_box=data.single_try_crop_box,
+            boxes_only=self.resident is not None, **self.loading,
+        )  # fmt: skip
         self.optimizer = probes.lars(layer, lr=run.optim.lr, weight_decay=run.optim.weight_decay)
 
     def logits(self, images, classifier=None):
@@ -148,7 +150,7 @@ class LinearProbing(Classification):
 
     def losses(self, batch, epoch, i):
         labels = batch["labels"].to(self.device.torch, non_blocking=True)
-        return [F.cross_entropy(self.logits(self.pixels.normalize(batch["images"]), self.trained), labels)]
+        return [F.cross_entropy(self.logits(self.train_images(batch), self.trained), labels)]
 
 
 class Knn(Job):

@@ -54,6 +54,7 @@ class Job:
         self.classes = len(source.classes)
         self.epochs = run.optim.epochs
         self.parallel_model, self.compiled = None, False
+        self.resident = None  # training images that live on the device
 
     # what a kind of job says of itself
 
@@ -136,6 +137,13 @@ class Job:
         if parallel.size() > 1 and self.epochs:
             self.parallel_model = DistributedDataParallel(self.model, **OWN_BUFFERS)
 
+    def train_images(self, batch):
+        """Normalised images (N, 3, S, S) of a training batch, cropped on the device where they live there."""
+        if self.resident is None:
+            return self.pixels.normalize(batch["images"])
+        side = self.run.model.input_size
+        return self.pixels.normalize(self.resident.crop(batch["index"], batch["box"], batch["flip"], side))
+
     def count_broken(self):
         """Unreadable images that all processes have met."""
         return int(parallel.add(torch.tensor(len(self.broken))))
@@ -207,7 +215,7 @@ class Job:
                 optimizer.zero_grad(set_to_none=True)
                 self.after_step(at)
 
-            bar.update(len(batch["images"]) * parallel.size())
+            bar.update(len(batch["labels"]) * parallel.size())
             if time.monotonic() - drawn > bar.mininterval:
                 drawn, mean = time.monotonic(), float(sums[0]) / (i + 1)
                 if not math.isfinite(mean) and parallel.size() == 1:

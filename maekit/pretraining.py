@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 
-from . import checkpoint, data, files, parallel, probes, runs, validation
+from . import checkpoint, data, files, parallel, probes, resident, runs, validation
 from .jobs import Job
 
 
@@ -22,7 +22,10 @@ class Pretraining(Job):
     def __init__(self, run, source, build, adapt):
         super().__init__(run, source, adapt, with_labels=bool(run.probes.names))
         self.build = build
-        self.batches = data.train_batches(source.train, run.model, run.optim, seed=run.seed, **self.loading)
+        self.resident = resident.place(source.train, self.device.torch)
+        self.batches = data.train_batches(
+            source.train, run.model, run.optim, seed=run.seed, boxes_only=self.resident is not None, **self.loading
+        )
         self.network = self.mae = build().to(self.device.torch)
         joint = self.classes if "joint" in run.probes.names else None
         self.model = probes.JointMAE(self.mae, run.probes.alpha, joint, run.seed)
@@ -36,7 +39,7 @@ class Pretraining(Job):
         self.optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=(0.9, 0.95), fused=fused)
 
     def losses(self, batch, epoch, i):
-        images, mask_ratio = self.pixels.normalize(batch["images"]), self.run.model.mask_ratio
+        images, mask_ratio = self.train_images(batch), self.run.model.mask_ratio
         noise, labels = (batch[name].to(self.device.torch, non_blocking=True) for name in ("noise", "labels"))
         with self.device.autocast():
             out = self.trained(images, mask_ratio, noise, labels)

@@ -1,0 +1,112 @@
+"""Crops made on a device are those that PIL makes of the same boxes. The device is the CPU here."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maekit import cache, data, decoding, resident, settings, sources
+from maekit.flags import build_parser
+from maekit.settings import DataSettings
+
+from . import conftest
+
+
+@pytest.fixture(scope="module")
+def demo_source(tmp_path_factory):
+    source = sources.open_source(DataSettings(None, None, 0), seed=0)
+    return cache.cached(source, str(tmp_path_factory.mktemp("cache")), 64, lambda _: None)
+
+
+def by_pil(store, index, box, flip, side):
+    """A crop by PIL: the pixels that the box touches, and of them the box."""
+    pixels = store.picture(index).pixels
+    top, left, height, width = box
+    y, x = math.floor(top), math.floor(left)
+    touched = np.ascontiguousarray(pixels[y : math.ceil(top + height), x : math.ceil(left + width)])
+    right, bottom = min(left - x + width, touched.shape[1]), min(top - y + height, touched.shape[0])
+    crop = Image.fromarray(touched).resize((side, side), Image.BICUBIC, box=(left - x, top - y, right, bottom))
+    found = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+    return found.flip(2) if flip else found
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_crops_are_pils_to_rounding(demo_source, side):
+    """Enlarged and reduced, mirrored and not, of several chunks, boxes between pixels and at the edges."""
+    rng = np.random.default_rng(side)
+    store = demo_source.train.store
+    index = rng.integers(len(demo_source.train), size=100)
+    sizes = store.stored[index].astype(float)
+    aspects = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), size=(100, 1)) * [[0.5, -0.5]])
+    lengths = np.minimum(sizes.min(axis=1, keepdims=True) * rng.uniform(0.45, 1, size=(100, 1)) * aspects, sizes)
+    corners = (sizes - lengths) * rng.choice([0, 0.3, 1], size=(100, 2))
+    boxes = np.concatenate([corners, lengths], axis=1)
+    flips = rng.random(100) < 0.5
+    found = resident.ResidentImages(store, torch.device("cpu")).crop(
+        torch.from_numpy(index), torch.from_numpy(boxes), torch.from_numpy(flips), side
+    )
+    assert found.dtype == torch.uint8 and found.shape == (100, 3, side, side)
+    expected = torch.stack([by_pil(store, *each, side) for each in zip(index, boxes, flips)])
+    levels = (found.float() - expected.float()).abs()
+    per_crop = levels.mean(dim=(1, 2, 3))
+    assert per_crop.median() < 0.01 and levels.mean() < 0.1, (per_crop.median(), levels.mean())
+    assert levels.max() <= 6  # where PIL resizes the columns first, it rounds other values in between
+
+
+def test_a_batch_has_the_boxes_of_the_images_it_would_have(demo_source):
+    model = settings.ModelSettings("mae_vit_demo_patch8", 64, 0.75, False, None)
+    plain, boxed = (
+        data.TrainImages(demo_source.train, 64, model.patches, seed=3, with_labels=True, boxes_only=only)
+        for only in (False, True)
+    )
+    store = demo_source.train.store
+    for key in ((0, 5), (1, 5), (0, 700)):
+        expected, found = plain[key], boxed[key]
+        assert "images" not in found
+        assert all(found[name] == expected[name] for name in ("labels", "index", "broken"))
+        assert torch.equal(found["noise"], expected["noise"])
+        crop = by_pil(store, found["index"], found["box"].tolist(), found["flip"], 64)
+        assert torch.equal(crop, expected["images"])  # stored whole, and this small: by PIL from the same box
+
+
+def test_a_run_with_resident_images_is_nearly_the_run_without(tmp_path, monkeypatch):
+    """Pre-training and linear probing, as on a GPU: losses differ by the rounding of the crops."""
+
+    def losses(*flags):
+        run = settings.resolve(build_parser("", "").parse_args(
+            ["--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "0", "--output_dir", str(tmp_path), *flags]
+        ))  # fmt: skip
+        source = cache.cached(sources.open_source(run.data, run.seed), str(tmp_path / "cache"), 64, lambda _: None)
+        job = conftest.train_module.open_job(run, source)
+        job.prepare()
+        bar = type("Bar", (), {"mininterval": 60, "update": lambda self, n: None})()
+        return job, [job.train_one_epoch(epoch, bar)["train_loss"] for epoch in range(2)]
+
+    for flags in (("--norm", "dyt", "--probes", "frozen"), ("--task", "linprobe", "--init", "untrained")):
+        with monkeypatch.context() as patch:
+            patch.setattr(resident, "place", lambda images, device: resident.ResidentImages(images.store, device))
+            job, on_device = losses(*flags)
+            assert job.resident is not None and job.batches.dataset.boxes_only
+        job, plain = losses(*flags)
+        assert job.resident is None
+        assert on_device == pytest.approx(plain, rel=2e-3) and on_device != plain
+
+
+def test_images_live_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeypatch):
+    assert resident.place(demo_source.train, torch.device("cpu")) is None
+    made = []
+    monkeypatch.setattr(resident, "ResidentImages", lambda store, device: made.append(device) or store)
+    n_bytes = int(demo_source.train.store.offsets[-1])
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * n_bytes - 1, 0))
+    assert resident.place(demo_source.train, gpu) is None and not made
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * n_bytes, 0))
+    assert resident.place(demo_source.train, gpu) is demo_source.train.store and made == [gpu]
+    assert resident.place(demo_source.train.images, gpu) is None  # no cache
+
+
+def test_reduced_images_are_cropped_at_the_boxes_of_their_originals():
+    picture = decoding.Picture(np.zeros((100, 200, 3), np.uint8), 300, 600)
+    assert picture.stored_box(30, 60, 150, 300) == pytest.approx((10, 20, 50, 100))
