@@ -31,7 +31,7 @@ images=()
 
 if [ "${1:-}" = --cpu ]; then
     bench norms --device cpu --widths 192 --batch 4 --seconds 0.1 --no_compile
-    bench data ${images[@]+"${images[@]}"} --images 32 --rounds 1
+    bench data ${images[@]+"${images[@]}"} --images 64 --rounds 1
     bench train --device cpu --model mae_vit_demo_patch8 --batch_size 16 --steps 2 --seconds 0.1 ${mae[@]+"${mae[@]}"}
     bench sweep --device cpu --demo --epochs 1
 else

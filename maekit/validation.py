@@ -98,17 +98,17 @@ def _visible_pixels(images, mask):
 
 
 @torch.inference_mode()
-def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=N_QUALITY):
+def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=None):
     """Draw what the model makes of a fixed, even choice of validation images.
 
     Returns (pictures, quality): pictures has uint8 arrays image, masked, reconstruction (n, H, W, 3), hidden pixels of
-    `masked` grey, mask bool (n, L), and names; quality has psnr (dB) and ssim, means over up to n images of the
+    `masked` grey, mask bool (n, L), and names; quality has psnr (dB) and ssim, means over up to n (64) images of the
     composite: visible patches as they are, hidden ones as predicted.
     """
     from skimage.metrics import structural_similarity
 
     model.eval()
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(n or N_QUALITY, len(dataset))).round().astype(int))
     drawn = set(np.linspace(0, len(chosen) - 1, min(N_DRAWN, len(chosen))).round().astype(int).tolist())
     pictures = {"image": [], "masked": [], "reconstruction": [], "mask": [], "name": []}
     psnr, ssim = [], []

@@ -30,9 +30,9 @@ def test_tensorboard_has_alphas_pictures_and_settings_to_sort_by(finished):
     assert (
         events.Histograms("norm_alpha")[0].histogram_value.num == 14
     )  # two in each of 4 + 2 blocks, and two at the ends
-    tags = [tag for tag in events.Tags()["images"] if tag.startswith("reconstructions")]
-    assert len(tags) == 8 and [image.step for image in events.Images(tags[0])] == [1, 2]  # every second, and the last
-    assert (events.Images(tags[0])[0].width, events.Images(tags[0])[0].height) == (64, 3 * 64)
+    pictures = events.Images("reconstructions")
+    assert [picture.step for picture in pictures] == [1, 2]  # every second epoch, and the last
+    assert (pictures[0].width, pictures[0].height) == (8 * 64, 3 * 64)
     settings = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"AdaptiveDynamicTanh" in settings and b"adyt_lambda" in settings
     summary = json.loads((finished / "summary.json").read_text())
