@@ -18,11 +18,14 @@ from types import SimpleNamespace
 
 from common import in_turn, parser, report, set_up
 
-ON_CPU = ({"model": "mae_vit_demo_patch8", "batch_size": 64}, {"model": "vit_tiny", "batch_size": 16})
+ON_CPU = (
+    {"model": "mae_vit_demo_patch8", "batch_size": 64, "steps": 8},
+    {"model": "vit_tiny", "batch_size": 8, "steps": 1},
+)
 ON_GPU = (
-    {"model": "vit_base", "batch_size": 256},
-    {"model": "vit_tiny", "decoder_type": "base-8b", "batch_size": 512},
-    {"model": "vit_tiny", "decoder_type": "base-8b", "batch_size": 64},
+    {"model": "vit_base", "batch_size": 256, "steps": 8},
+    {"model": "vit_tiny", "decoder_type": "base-8b", "batch_size": 512, "steps": 8},
+    {"model": "vit_tiny", "decoder_type": "base-8b", "batch_size": 64, "steps": 32},
 )
 
 
@@ -33,7 +36,7 @@ def main():
     p.add_argument("--decoder_type")
     p.add_argument("--batch_size", type=int, default=64)
     p.add_argument("--norms", nargs="+", default=["LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh"])
-    p.add_argument("--steps", type=int, default=8, help="optimizer steps of one measurement")
+    p.add_argument("--steps", type=int, default=8, help="optimizer steps of one measurement with --model")
     p.add_argument("--seconds", type=float, default=10, help="for each row")
     p.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
     p.add_argument("--with_data", action="store_true", help="decoding, cropping and loading included")
@@ -50,7 +53,9 @@ def main():
         clone = clone.ensure_patched()
     chosen = ON_GPU if device.type == "cuda" else ON_CPU
     if args.model:
-        chosen = [{"model": args.model, "decoder_type": args.decoder_type, "batch_size": args.batch_size}]
+        chosen = [
+            {"model": args.model, "decoder_type": args.decoder_type, "batch_size": args.batch_size, "steps": args.steps}
+        ]
     peak = matrix_peak(device)
     rows = [row for case in chosen for row in compare(case, args, device, clone, peak)]
     report("train", rows, args, device, peak=f"{peak / 1e12:.1f} TFLOP/s", with_data=args.with_data)
@@ -67,16 +72,16 @@ def compare(case, args, device, clone, peak):
         for norm in args.norms:
             run = settings_of(case, args, device, norm, folder)
             jobs[norm] = job = open_job(run, train)
-            batches = None if args.with_data else ready_batches(job, args.steps)
+            batches = None if args.with_data else ready_batches(job, case["steps"])
             epochs[norm] = partial(our_epoch, job, batches)
         run = settings_of(case, args, device, "LayerNorm", folder)
         if clone is not None:
-            epochs["upstream"] = upstreams_epoch(run, jobs[args.norms[0]], args, clone)
+            epochs["upstream"] = upstreams_epoch(run, jobs[args.norms[0]], args, clone, case["steps"])
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         seconds = in_turn(epochs, device, args.seconds, least=3)
         memory = {name: peak_memory(epoch, device) for name, epoch in epochs.items()}
-        images = args.steps * case["batch_size"]
+        images = case["steps"] * case["batch_size"]
         if args.with_data:
             images = len(jobs[args.norms[0]].batches) * case["batch_size"]
         flops = flops_per_image(jobs[args.norms[0]], device)
@@ -109,15 +114,16 @@ def settings_of(case, args, device, norm, folder):
     ]
     words += ["--imagenet_dir", args.imagenet_dir] if args.imagenet_dir else ["--demo"]
     words += ["--input_size", 64 if "demo" in case["model"] else 224, "--epochs", 10_000]
-    for name, value in case.items():
-        words += [f"--{name}", value] if value is not None else []
+    for name in ("model", "decoder_type", "batch_size"):
+        words += [f"--{name}", case[name]] if case.get(name) is not None else []
     return settings.resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in words]))
 
 
 def open_job(run, train):
-    from maekit import sources
+    from maekit import cache, sources
 
-    job = train.open_job(run, sources.open_source(run.data, run.seed))
+    source = cache.cached(sources.open_source(run.data, run.seed), run.data.cache, run.model.input_size, lambda _: None)
+    job = train.open_job(run, source)
     train.fuse_norms(job.device)
     job.prepare()
     return job
@@ -152,21 +158,21 @@ def our_epoch(job, batches):
     assert row["train_loss"] == row["train_loss"], "the loss is not finite"
 
 
-def upstreams_epoch(run, job, args, clone):
+def upstreams_epoch(run, job, args, clone, steps):
     """A function that trains one epoch by upstream's engine on upstream's model, as its main_pretrain.py sets them up."""
     import torch
     from timm.optim import param_groups_weight_decay
 
-    from maekit import model as models
+    from maekit.model import build_mae
 
     module = clone.module()
     import engine_pretrain
     from util.misc import NativeScalerWithGradNormCount
 
     device = job.device.torch
-    patch, encoder, decoder = models.MODELS[run.model.name]
-    decoder = models.parse_decoder(run.model.decoder_type) if run.model.decoder_type else decoder
-    mae = models.upstream_mae(module, run.model.input_size, patch, encoder, decoder).to(device)
+    mae = build_mae(
+        run.model.name, img_size=run.model.input_size, decoder_type=run.model.decoder_type, upstream=module
+    ).to(device)
     optimizer = torch.optim.AdamW(param_groups_weight_decay(mae, 0.05), lr=run.optim.lr, betas=(0.9, 0.95))
     settings = SimpleNamespace(
         accum_iter=1,
@@ -177,7 +183,7 @@ def upstreams_epoch(run, job, args, clone):
         epochs=run.optim.epochs,
     )
     batches = upstreams_loader(run, job, args) if args.with_data else [
-        (job.pixels.normalize(batch["images"]), batch["labels"]) for batch in ready_batches(job, args.steps)
+        (job.pixels.normalize(batch["images"]), batch["labels"]) for batch in ready_batches(job, steps)
     ]  # fmt: skip
 
     def epoch():
