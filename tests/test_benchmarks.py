@@ -83,3 +83,10 @@ def test_things_are_timed_in_turn():
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     seconds = common.in_turn(functions, torch.device("cpu"), seconds=0, least=3)
     assert calls == list("ab" * 4) and seconds.keys() == functions.keys()
+
+
+def test_the_readmes_tables_are_those_of_the_files_in_results():
+    printed = run(sys.executable, KIT / "benchmarks/report.py", check=0).stdout.splitlines()
+    section = (KIT / "README.md").read_text(encoding="utf-8").partition("## Speed")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) > 20 and not set(rows) - set(printed)
