@@ -106,7 +106,7 @@ def verified(path):
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
         if isinstance(error, OSError) and not path.exists():
             raise
         raise InputError(f"{path}: truncated, damaged or no checkpoint ({error}).") from error

@@ -115,6 +115,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, unbroken, tmp
     assert_same_run(unbroken, tmp_path)
 
 
+@pytest.mark.parametrize(("field", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
+def test_a_flipped_field_of_the_archive_is_damage(field, value, unbroken, tmp_path):
+    """Of its central directory: zipfile then asks for a password, or does not know how to unpack."""
+    content = bytearray((unbroken / "checkpoint.pth").read_bytes())
+    content[content.index(b"PK\x01\x02") + field] = value
+    file = tmp_path / "checkpoint.pth"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="truncated, damaged or no checkpoint"):
+        checkpoint.verified(file)
+
+
 def test_torch_alone_would_have_taken_flipped_bytes(unbroken, tmp_path):
     """Which is why the checksums of the file are looked at."""
     content = bytearray((unbroken / "checkpoint.pth").read_bytes())

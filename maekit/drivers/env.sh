@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+#!/usr/bin/env bash
 # The Python that a driver runs on. Source this file with KIT set to the kit's folder, then call one of
 #
 #   use_environment   PYTHON becomes a Python that has all packages: the one in PYTHON, else the active one if it

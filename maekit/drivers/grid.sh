@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+#!/usr/bin/env bash
 # A grid is a file of commands, one a line, written down before the first one runs.
 
 # read_value --flag=value | --flag value: the value into VALUE, how many words it took into WORDS.
