@@ -60,6 +60,7 @@ def main(argv=None):
     summary = parallel.on_main(lambda: folder.claim(identity, overwrite=run.overwrite))
     if summary is not None:
         parallel.say(f"{folder.path}: {summary['status']} already, nothing to do.")
+        parallel.stop()
         return 0
     errors.each_for_itself()
     try:

@@ -86,7 +86,10 @@ def say(text):
 
 
 def on_main(function):
-    """What a function without arguments returns in the main process, in all of them; so for what it raises of errors."""
+    """What a function without arguments returns in the main process, in all of them; so for what it raises of errors.
+
+    They part before they raise: a process that ends with gloo's threads still running is at times aborted.
+    """
     if size() == 1:
         return function()
     import torch
@@ -99,6 +102,7 @@ def on_main(function):
             box[1] = error
     torch.distributed.broadcast_object_list(box)
     if box[1] is not None:
+        stop()
         raise box[1]
     return box[0]
 
