@@ -106,10 +106,11 @@ vary() {
     case $2 in
     '') ;;
     *[![:space:]]*[[:space:]]*[![:space:]]*) names=$(grid_values "$1" "$2 -- $names") ;;
-    *)
+    *[![:space:]]*)
         shared_flags+=("$1" "$2")
         train_flags+=("$1" "$2")
         ;;
+    *) grid_values "$1" "" ;; # says that it is empty
     esac
 }
 

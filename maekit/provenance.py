@@ -1,6 +1,5 @@
 """Where runs come from: how they were started, with which settings, data, versions and hardware, and how they ended."""
 
-import shlex
 from pathlib import Path
 
 from . import files, runs
@@ -19,7 +18,7 @@ def command(run):
         return ""
     processes = run["config"]["identity"].get("processes", 1)
     start = ["torchrun", "--nproc_per_node", str(processes)] if processes > 1 else ["python"]
-    return shlex.join([*start, Path(words[0]).name, *words[1:]])
+    return tasks.for_shell([*start, Path(words[0]).name, *words[1:]])
 
 
 def typed(root):

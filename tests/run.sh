@@ -34,6 +34,8 @@ install() {
 { command -v sbatch >/dev/null && PATH=$PATH:/usr/sbin command -v munged >/dev/null; } ||
     install "slurm-wlm munge" "--slurm"
 command -v chromium >/dev/null || command -v google-chrome >/dev/null || install chromium "report.html in a browser"
+{ command -v wine && command -v x86_64-w64-mingw32-gcc; } >/dev/null ||
+    install "--no-install-recommends wine gcc-mingw-w64-x86-64-win32" "run_comparison.bat in a cmd.exe"
 
 echo "ruff and shellcheck"
 ruff check .

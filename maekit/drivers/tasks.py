@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -17,8 +18,8 @@ class Task:
     """One command of a grid file. name: its folder as seen from the file's; label: that and its place in the file."""
 
     def __init__(self, line, root="."):
-        self.line = line
         self.words = shlex.split(line)
+        self.line = for_shell(self.words)
         self.folder = runs.RunFolder(self.words[self.words.index("--output_dir") + 1])
         self.name = self.label = os.path.relpath(self.folder.path, root)
         self.child = self.ending_before = None
@@ -127,3 +128,14 @@ def read_tasks(path):
             except (ValueError, IndexError):
                 raise errors.InputError(f"{path}: line {number} is no command with an --output_dir: {line}") from None
     return tasks
+
+
+def write_tasks(path, commands):
+    """Write a grid file of commands, each a list of words; whole or not at all."""
+    with files.atomic_write(path) as f:
+        f.writelines(f"{shlex.join(words)}\n".encode(errors="surrogateescape") for words in commands)
+
+
+def for_shell(words):
+    """A command as a line that the user's shell takes, cmd.exe on Windows."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

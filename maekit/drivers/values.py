@@ -28,6 +28,12 @@ def main(argv):
     varied = typed[typed.index("--") + 1 :] if "--" in typed else None
     if varied is not None:
         typed = typed[: typed.index("--")]
+    values = grid_values(flag, typed)
+    print("\n".join(values if varied is None else methods.vary(varied, flag[2:], values)))
+
+
+def grid_values(flag, typed):
+    """The values of a list, checked and spelled, each once. Raises InputError."""
     values = []
     for text in typed:
         value = spelled(flag, text)
@@ -37,7 +43,7 @@ def main(argv):
             values.append(value)
     if not values:
         raise InputError(f"{flag}: is empty. Leave it out for the default, or see --help.")
-    print("\n".join(values if varied is None else methods.vary(varied, flag[2:], values)))
+    return values
 
 
 def spelled(flag, text):
