@@ -25,7 +25,25 @@ from maekit.errors import InputError
 
 
 def main(argv=None):
-    """Parse the command and do it. Returns the exit code."""
+    """Do what is asked for. Returns the exit code."""
+    typed = build_parser().parse_args(argv)
+    project = typed.wandb_project or (os.environ.get("WANDB_PROJECT") or recipes.WANDB_PROJECT if typed.wandb else None)
+    loggers.check_wandb(project)
+    if typed.command == "comparison":
+        from maekit import comparison
+
+        comparison.write(typed.output_dir)
+    else:
+        write_gap(typed)
+    if project is not None:
+        loggers.log_analysis(project, Path(typed.output_dir))
+    if typed.open:
+        open_report(typed.output_dir)
+    return 0
+
+
+def build_parser():
+    """The parser of both commands."""
     parser = flags.Parser(
         prog="analysis.py",
         description=__doc__,
@@ -49,21 +67,7 @@ def main(argv=None):
     add("--accuracy", choices=("joint", "frozen", "knn", "all"), default="all",
         help="which probe's accuracy; all: every one that was measured")  # fmt: skip
     add_common(add)
-
-    typed = parser.parse_args(argv)
-    project = typed.wandb_project or (os.environ.get("WANDB_PROJECT") or recipes.WANDB_PROJECT if typed.wandb else None)
-    loggers.check_wandb(project)
-    if typed.command == "comparison":
-        from maekit import comparison
-
-        comparison.write(typed.output_dir)
-    else:
-        write_gap(typed)
-    if project is not None:
-        loggers.log_analysis(project, Path(typed.output_dir))
-    if typed.open:
-        open_report(typed.output_dir)
-    return 0
+    return parser
 
 
 def add_common(add):

@@ -256,7 +256,7 @@ def norm_alphas(model):
     Returns a list of (module name, alpha, saturated) in the order of `model.modules()`; `saturated` tells that an
     AdaptiveDynamicTanh sits at a bound of its range and is None for layers without a range.
     """
-    named = [(n, m) for n, m in model.named_modules() if isinstance(m, (DynamicTanh, DynamicErf, AdaptiveDynamicTanh))]
+    named = [(n, m) for n, m in model.named_modules() if isinstance(m, _AffineNorm) and hasattr(m, "alpha")]
     if not named:
         return []
     values = torch.cat([m.alpha.float() for _, m in named]).tolist()  # one transfer for all layers

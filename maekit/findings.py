@@ -160,10 +160,10 @@ def on_speed(method, reached):
 
 def on_lens(method, seen):
     """Whether an AdaptiveDynamicTanh adapts, as sentences; the last one answers."""
-    over = f"mean of n = {seen['n']} seeds" if seen["n"] > 1 else "n = 1"
+    over, tenth = (f"mean of n = {seen['n']} seeds", 0.5) if seen["n"] > 1 else ("n = 1", 5)
     where = (
-        f"{method}: after the last epoch {seen['share'] * seen['layers']:.1f} of {seen['layers']} layers "
-        f"({100 * seen['share']:.0f} %) sit at a bound of α, {seen['upper']:.1f} of them at the upper one, "
+        f"{method}: after the last epoch {number(seen['share'] * seen['layers'], tenth)} of {seen['layers']} layers "
+        f"({100 * seen['share']:.0f} %) sit at a bound of α, {number(seen['upper'], tenth)} of them at the upper one, "
         f"{runs.spell(seen['bound'])} ({over})."
     )
     most = seen["share"] >= MOST

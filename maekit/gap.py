@@ -6,7 +6,7 @@ from pathlib import Path
 from . import files, runs, settings, stats
 from .errors import InputError
 
-WIDE_SPREAD = 5  # percent points: bins with more are counted
+WIDE_SPREAD = 5  # percentage points: bins with more are counted
 
 
 def write(log_dir, output_dir, *, n_bins, binning, accuracy):

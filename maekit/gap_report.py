@@ -72,7 +72,7 @@ def finding(s):
     if s["reconstruction_gap"] is None:
         return f"{name}: there is no gap: {s['note']}"
     whole = (
-        f"{name}: Γ = {s['reconstruction_gap']:.1f} percent points over {s['n_bins']} of {len(s['bin_edges']) - 1} bins of "
+        f"{name}: Γ = {s['reconstruction_gap']:.1f} percentage points over {s['n_bins']} of {len(s['bin_edges']) - 1} bins of "
         f"MSE, from {s['n_runs']} runs and {s['n_points']} points; {s['reconstruction_gap_5_95']:.1f} between the 5th and "
         "95th percentiles."
     )
@@ -99,8 +99,8 @@ def finding(s):
     else:
         said.append(f"{floor['note'].capitalize()}.")
     if s["untrained"]:
-        each = ", ".join(f"{norm} {value:.1f} %" for norm, value in s["untrained"]["per_norm"].items())
-        said.append(f"The untrained encoder reads {each}.")
+        each = ", ".join(f"{value:.1f} % ({norm})" for norm, value in s["untrained"]["per_norm"].items())
+        said.append(f"An untrained encoder: {each}.")
     return " ".join(said)
 
 

@@ -185,9 +185,7 @@ class Settings:
 
 
 # norm: {constructor option of norms.py: flag}; a flag that is not here for a norm is nothing to it
-OPTION_FLAGS = {
-    "LayerNorm": {},
-    "RMSNorm": {},
+OPTION_FLAGS = {  # norm: {option of its constructor: flag}
     "DynamicTanh": {"alpha_init": "dyt_alpha_init"},
     "AdaptiveDynamicTanh": {
         "lam": "adyt_lambda",
@@ -195,7 +193,6 @@ OPTION_FLAGS = {
         "alpha_min": "adyt_alpha_min",
         "alpha_max": "adyt_alpha_max",
     },
-    "DynamicErf": {},
 }
 
 
@@ -227,7 +224,7 @@ def resolve(typed, *, cores=None):
         init=init,
         mae_dir=v["mae_dir"],
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
-        norm=NormSettings(name, {option: v[flag] for option, flag in OPTION_FLAGS[name].items()}),
+        norm=NormSettings(name, {option: v[flag] for option, flag in OPTION_FLAGS.get(name, {}).items()}),
         model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
         data=DataSettings(images, v["max_images"], workers, v["hf_dataset"], v["hf_config"], v["cache"]),
         optim=OptimSettings(

@@ -38,7 +38,7 @@ def gap(mse, accuracy, n_bins=15, binning="equal", edges=None):
     mse: (N,); accuracy: (N,), percent. Bins are half-open, [edge, next edge), and the last one is closed, so that the
     largest MSE counts. edges: (B + 1,) strictly increasing, in place of n_bins and binning; see `bin_edges`.
 
-    Returns (gamma, bins): gamma in percent points, 0.0 if no bin holds 2 points, and a dict for each bin that does:
+    Returns (gamma, bins): gamma in percentage points, 0.0 if no bin holds 2 points, and a dict for each bin that does:
     bin_index from 0, mse_min and mse_max (the bin's edges), n_points, acc_min, acc_max, acc_spread (max - min),
     acc_mean, acc_std (of the population, ddof 0) and acc_spread_5_95 (95th - 5th percentile, linear interpolation).
     Γ grows with the number of points: two are comparable only at equal numbers of runs.
@@ -77,7 +77,7 @@ def gap(mse, accuracy, n_bins=15, binning="equal", edges=None):
 
 
 def gap_percentile(bins):
-    """Γ with the 5th and 95th percentile in place of min and max: percent points, from the bins that `gap` returns."""
+    """Γ with the 5th and 95th percentile in place of min and max: percentage points, from the bins that `gap` returns."""
     return math.fsum(b["acc_spread_5_95"] for b in bins)
 
 
@@ -149,7 +149,7 @@ def gap_over_seeds(mse, accuracy, seed, edges):
     """Γ of each seed's own sweep in the same bins, and the 95 % interval of their mean.
 
     mse, accuracy (percent), seed: (N,); edges: (B + 1,), those of all points. Returns the dict of `t_interval` with
-    "values" before it, {seed: Γ in percent points} in the seeds' order. The mean is that of Γ at the size of one
+    "values" before it, {seed: Γ in percentage points} in the seeds' order. The mean is that of Γ at the size of one
     seed's sweep, so it is below the Γ of all points pooled. note says why there is no interval (bootstrapping runs is
     no way out: a resample never reaches beyond the range it came from), and where the seeds differ in their number of
     points, which leaves their Γ hard to compare. Raises ValueError as `gap`, and for a seed that is nan.
@@ -172,7 +172,7 @@ def noise_floor(mse, accuracy, configuration, seed, edges):
     sets a run apart, (alpha, lr, norm, model) say; edges: (B + 1,), those of the sweep that the floor is held against.
 
     Returns, over the n configurations with at least 2 seeds, {"mean", "largest", "one_run", "n", "note"}: mean and
-    largest Γ of a configuration, and one_run, the mean Γ of each of their runs alone; percent points. With no such
+    largest Γ of a configuration, and one_run, the mean Γ of each of their runs alone; percentage points. With no such
     configuration the three are None, n is 0 and note says why; else note is None.
 
     Limits. A run's own movement over epochs inside a bin counts, as it does in the sweep's Γ; one_run says how

@@ -124,7 +124,7 @@ def test_whether_it_adapts_is_answered_by_the_share_at_a_bound_and_the_control(l
     assert seen["most_since"] == (1 if layers is SATURATED else None) and seen["upper"] == 4 * seen["share"]
     said = findings.on_lens(name, seen)
     assert answer in said[-1], said
-    assert f"{4 * seen['share']:.1f} of 4 layers" in said[0]
+    assert f"{4 * seen['share']:.{int(seen['n'] > 1)}f} of 4 layers" in said[0]
 
 
 def test_names_of_methods_have_one_spelling_and_bad_ones_are_told():

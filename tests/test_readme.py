@@ -1,10 +1,12 @@
 """The README says what the code does."""
 
 import re
+import shutil
+import sys
 
 import pytest
 
-from maekit import recipes, runs
+from maekit import files, recipes, runs
 from maekit.flags import build_parser
 
 from .conftest import KIT, run
@@ -39,6 +41,14 @@ def test_the_defaults_in_the_table_are_the_codes(flag):
         assert demo == ""
 
 
+def test_the_reference_of_flags_is_what_the_parsers_say(tmp_path):
+    """After a change of a flag: python docs/flags.py"""
+    run(sys.executable, KIT / "docs/flags.py", tmp_path / "flags.md", check=0)
+    written = (tmp_path / "flags.md").read_text(encoding="utf-8")
+    assert written == (KIT / "docs/flags.md").read_text(encoding="utf-8")
+    assert all(f"`--{flag}" in written for flag in parser_flags())
+
+
 def test_every_file_of_a_run_and_column_of_a_baseline_is_told():
     folder = runs.RunFolder("x")
     for name in vars(folder):
@@ -66,3 +76,38 @@ def test_every_command_of_a_driver_parses():
     assert commands[0] == "./run_comparison.sh --demo" and len(commands) > 6
     for command in commands:
         run("bash", "-c", f"{command} --dry_run", check=0)
+
+
+def test_a_norm_is_added_as_it_says(tmp_path):
+    """In a copy of the kit: the class from the README, and its name in two lists."""
+    for file in run("git", "ls-files", "*.py", check=0).stdout.split():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(KIT / file, tmp_path / file)
+    layer = re.search(r"```python\n(class \w+\(_AffineNorm\):.*?)```", README, flags=re.DOTALL).group(1)
+    for file, before, more in (
+        ("norms.py", "NORMS = {\n", '    "Softsign": Softsign,\n'),
+        ("norms.py", "ALIASES = {\n", '    "soft": "Softsign",\n'),
+        ("norms.py", "NORMS = {\n", None),
+        ("maekit/settings.py", "NORMS = {  # name: alias\n", '    "Softsign": "soft",\n'),
+    ):
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        at = text.index(f"\n{before}") + 1
+        text = text[:at] + (f"{layer}\n\n{text[at:]}" if more is None else before + more + text[at + len(before) :])
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    flags = (
+        "--demo",
+        "--epochs",
+        "1",
+        "--max_images",
+        "64",
+        "--num_workers",
+        "0",
+        "--norm",
+        "soft",
+        "--output_dir",
+        tmp_path / "run",
+    )
+    run(sys.executable, tmp_path / "train.py", *flags, cwd=tmp_path, check=0)
+    assert files.read_json(tmp_path / "run/summary.json")["model"] == "Softsign"
+    code = "import norms; m = norms.convert_norms(norms.nn.LayerNorm(4), 'soft'); print(len(list(m.parameters())))"
+    assert run(sys.executable, "-c", code, cwd=tmp_path, check=0).stdout == "3\n"
