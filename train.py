@@ -116,7 +116,7 @@ def check_labels(run, source):
 def train(run, source, folder, identity, clone=None):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
     # Threads that spin while they wait cost a CPU that is shared several times its speed. Read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from maekit import cache, figures
     from maekit.status import Status
 
@@ -307,9 +307,11 @@ def one_line(row, epochs=None):
 def describe(run, source, identity, job, clone):
     """What config.json keeps."""
     parameters = dict.fromkeys([*job.network.parameters(), *job.model.parameters()])
+    resolved = asdict(run)
+    resolved["data"]["num_workers"] = job.loading["workers"]
     return {
         "identity": identity,
-        "settings": asdict(run),
+        "settings": resolved,
         "command": sys.argv,
         "effective_batch": run.optim.effective_batch,
         "device": str(job.device.torch),

@@ -50,8 +50,9 @@ def write(root):
         f.write(with_seeds.to_csv(index=False, lineterminator="\n").encode())
 
     for run, (_, summary) in zip(found, table.iterrows()):
-        if run["log"]:
-            figures.save(figures.loss_curve(run["log"], summary), runs.RunFolder(run["path"]).loss_curve)
+        folder = runs.RunFolder(run["path"])
+        if run["log"] and not (run["summary"] and folder.loss_curve.exists()):  # one that has ended has drawn it itself
+            figures.save(figures.loss_curve(run["log"], summary), folder.loss_curve)
     logs, alphas = stack(found, "log"), stack(found, "norm_alpha")
     known = findings.describe(found, table)
     files.write_json(root / "comparison_statistics.json", known)
@@ -70,8 +71,7 @@ def write(root):
     pictures = load_pictures(found)
     if pictures:
         draw["reconstruction_comparison"] = partial(comparison_figures.reconstruction_comparison, pictures)
-    for name, figure in draw.items():
-        figures.save_both(figure, root / f"{name}.png")
+    figures.save_all({root / f"{name}.png": figure for name, figure in draw.items()})
 
     print(render(table))
     if evaluations and scored:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import cache, decoding, parallel, stopping
 from .errors import InputError
+from .settings import available_cores
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -193,6 +194,14 @@ class Batches:
                 yield batch
         except InputError as error:  # from a worker it comes with the worker's traceback before its line
             raise InputError(str(error).strip().splitlines()[-1].removeprefix("maekit.errors.InputError: ")) from None
+
+
+def workers(setting, images, device):
+    """How many processes decode: as set; if None, on a CPU with a cache none, since the cores train, else 4 of the cores."""
+    if setting is not None:
+        return setting
+    stored = isinstance(images, cache.CachedImages)
+    return 0 if stored and device.type == "cpu" else min(4, available_cores())
 
 
 def train_batches(

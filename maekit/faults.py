@@ -25,10 +25,10 @@ def explained(error, run):
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return InputError(_out_of_memory(run, text))
     if _DEAD_WORKER.search(text):
+        typed = f" {run.data.num_workers}" if run.data.num_workers else ""
         return InputError(
-            f"--num_workers {run.data.num_workers}: a worker process that decodes images has died ({_first_line(text)}). The "
-            "system kills processes when memory runs out: lower --num_workers. The same command goes on from the last "
-            "checkpoint."
+            f"--num_workers{typed}: a worker process that decodes images has died ({_first_line(text)}). The system kills "
+            "processes when memory runs out: lower --num_workers. The same command goes on from the last checkpoint."
         )
     return error
 

@@ -8,6 +8,7 @@ colour-blind readers; a norm keeps its colour and its line style in every figure
 """
 
 import re
+from functools import partial
 
 import numpy as np
 from matplotlib import rc_context
@@ -16,6 +17,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from . import forked
 from .files import atomic_write
 from .runs import DIVERGED
 from .settings import in_order
@@ -66,11 +68,16 @@ def save(figure, path):
             figure.set_layout_engine("none")  # where all is has been decided
 
 
-def save_both(draw, path, points=0):
-    """Save draw(narrow=False) under a path and, if that is wider than a column, draw(narrow=True) as <name>_column.
+def save_all(drawings, points=0):
+    """Save each draw(narrow=False) of {path: draw} and, if that is wider than a column, draw(narrow=True) as <name>_column.
 
-    points: how many it shows; from DENSE on there is no second version, which takes as long and as much room again.
+    points: how many they show; from DENSE on there is no second version, which takes as long and as much room again.
     """
+    forked.each(partial(_save_both, points=points), drawings.items())
+
+
+def _save_both(drawing, points):
+    path, draw = drawing
     figure, column = draw(narrow=False), path.with_stem(f"{path.stem}_column")
     save(figure, path)
     if figure.get_figwidth() > COLUMN and points < DENSE:

@@ -36,7 +36,8 @@ def build_parser(prog, description):
     _flag(group, "hf_dataset", str, "data set of the Hugging Face hub, or a folder of save_to_disk", "NAME")
     _flag(group, "hf_config", str, "configuration of that data set, such as 320px", "NAME")
     _flag(group, "max_images", int, "train on an even, seeded share of N images; default: all", "N")
-    _flag(group, "num_workers", int, "processes that decode images; default: 4, at most the cores there are", "N")
+    _flag(group, "num_workers", int, "processes that decode images; default: 4, at most the cores there are; "
+          "0 on a CPU whose images are in the cache", "N")  # fmt: skip
 
     _flag(group, "cache", str, "decoded images on disk for all runs: auto (where they fit, up to 200,000), off, or a folder",
           "WHERE")  # fmt: skip

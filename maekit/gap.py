@@ -38,20 +38,21 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     with files.atomic_write(output_dir / "gap_table.csv") as f:
         f.write(table.to_csv(index=False, lineterminator="\n").encode())
 
-    if len(points):
-        figures.save_both(partial(gap_figures.over_epochs, points, found, "mse"), output_dir / "mse_over_epochs.png")
-
     notes = [*_unlike(found), *_unended(found)]
-    described, drawn = {}, ["mse_over_epochs"] if len(points) else []
+    described, drawn = (
+        {},
+        {"mse_over_epochs": partial(gap_figures.over_epochs, points, found, "mse")} if len(points) else {},
+    )
     for name in chosen:
         column, suffix = runs.ACCURACIES[name], "" if name == "joint" else f"_{name}"
         these = points[points[column].notna()]
         statistics = describe(these, column, n_bins, binning)
         statistics |= {"probe": name, "diverged": _named(found, runs.DIVERGED), "skipped": problems, "notes": notes}
         files.write_json(output_dir / f"gap_statistics{suffix}.json", statistics)
-        drawn += draw(these, statistics, found, column, output_dir, suffix)
+        drawn |= drawings(these, statistics, found, column, suffix)
         print(render(statistics))
         described[column] = statistics
+    figures.save_all({output_dir / f"{name}.png": draw for name, draw in drawn.items()}, len(points))
     for note in notes:
         print(f"note: {note}")
     measured = {column: gap_figures.LABELS[column] for column in described}
@@ -187,11 +188,11 @@ def _untrained(points, column):
     return {"accuracy": name, "mean": mean, "n": n, "per_norm": per_norm}
 
 
-def draw(points, statistics, found, column, output_dir, suffix):
-    """Write the figures of one accuracy; returns their names."""
-    from . import figures, gap_figures
+def drawings(points, statistics, found, column, suffix):
+    """The figures of one accuracy, {name: function that draws it}."""
+    from . import gap_figures
 
-    drawn = {
+    return {
         f"tube_scatter_signed_alpha{suffix}": partial(gap_figures.tube_scatter, points, statistics, column),
         f"alpha_vs_final_metrics{suffix}": partial(gap_figures.alpha_vs_final, points, statistics, found, column),
         f"negative_vs_positive_comparison{suffix}": partial(
@@ -199,9 +200,6 @@ def draw(points, statistics, found, column, output_dir, suffix):
         ),
         f"accuracy_over_epochs{suffix}": partial(gap_figures.over_epochs, points, found, column),
     }
-    for name, figure in drawn.items():
-        figures.save_both(figure, output_dir / f"{name}.png", len(points))
-    return list(drawn)
 
 
 def render(statistics):

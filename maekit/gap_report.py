@@ -57,7 +57,7 @@ def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
             + (f" One of {plot['every']} epochs is drawn, and every run's last." if plot["every"] > 1 else ""),
         },
         "plot_missing": plot if isinstance(plot, str) else None,
-        "figures": [report.figure(output_dir, name, caption(name)) for name in by_probe(drawn)],
+        "figures": report.figures(output_dir, {name: caption(name) for name in by_probe(drawn)}),
         "pictures": shown,
         "facts": provenance.facts(known),
         "settings": provenance.settings(known, names),

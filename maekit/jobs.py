@@ -46,7 +46,7 @@ class Job:
         self.broken = data.BrokenImages(tqdm.write)
         self.loading = {
             "broken": self.broken,
-            "workers": run.data.num_workers,
+            "workers": data.workers(run.data.num_workers, source.train, self.device.torch),
             "pin": self.device.torch.type == "cuda",
             "with_labels": with_labels,
         }

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from . import files
+from . import files, forked
 
 TEMPLATES = Path(__file__).with_name("templates")
 SMALL = 96  # pixels: pictures up to this side are kept without loss
@@ -76,13 +76,21 @@ def link(path, folder):
         return path.as_uri()
 
 
-def figure(folder, name, caption):
-    """A figure of the page: the PNGs of a name in a folder, on a page's width and, if there is one, on a column's."""
-    file = Path(folder) / f"{name}.png"
-    narrow = file.with_stem(f"{name}_column")
-    wide, share = _packed(file)
-    return {"name": name, "caption": caption, "wide": wide, "share": share,
-            "narrow": _packed(narrow)[0] if narrow.exists() else None}  # fmt: skip
+def figures(folder, captions):
+    """Figures of the page, {name: caption}: their PNGs in a folder, on a page's width and, if there is one, on a column's."""
+    found = []
+    for name, caption in captions.items():
+        file = Path(folder) / f"{name}.png"
+        narrow = file.with_stem(f"{name}_column")
+        found.append((name, caption, [file, narrow] if narrow.exists() else [file]))
+    packed = iter(forked.each(_packed, [file for *_, of in found for file in of]))
+    made = []
+    for name, caption, of in found:
+        (wide, share), *narrow = (next(packed) for _ in of)
+        made.append(
+            {"name": name, "caption": caption, "wide": wide, "share": share, "narrow": narrow[0][0] if narrow else None}
+        )
+    return made
 
 
 def _packed(file):

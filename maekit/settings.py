@@ -66,11 +66,14 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see cache.cached."""
+    """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see cache.cached.
+
+    num_workers: None for as many as pay, see data.workers.
+    """
 
     imagenet_dir: str | None
     max_images: int | None
-    num_workers: int
+    num_workers: int | None
     hf_dataset: str | None = None
     hf_config: str | None = None
     cache: str = "off"
@@ -196,7 +199,7 @@ OPTION_FLAGS = {  # norm: {option of its constructor: flag}
 }
 
 
-def resolve(typed, *, cores=None):
+def resolve(typed):
     """Settings from the flags that flags.build_parser parsed. Raises InputError.
 
     What was typed wins, then what the run of --init had, then --demo, then the task's recipe.
@@ -214,7 +217,6 @@ def resolve(typed, *, cores=None):
     warmup = v["warmup_epochs"]
     if warmup is None:
         warmup = recipes.warmup_epochs(task, v["model"], v["epochs"])
-    workers = v["num_workers"] if v["num_workers"] is not None else min(4, cores or available_cores())
     name = norm_name(v["norm"])
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
     regularisation = {field: v[field] for field in FinetuneSettings.__dataclass_fields__}
@@ -226,7 +228,7 @@ def resolve(typed, *, cores=None):
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
         norm=NormSettings(name, {option: v[flag] for option, flag in OPTION_FLAGS.get(name, {}).items()}),
         model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
-        data=DataSettings(images, v["max_images"], workers, v["hf_dataset"], v["hf_config"], v["cache"]),
+        data=DataSettings(images, v["max_images"], v["num_workers"], v["hf_dataset"], v["hf_config"], v["cache"]),
         optim=OptimSettings(
             v["epochs"], v["batch_size"], v["accum_iter"], lr, v["min_lr"], warmup, v["weight_decay"], parallel.size()
         ),

@@ -12,7 +12,7 @@ from .conftest import run, train
 
 
 def resolved(*flags):
-    return settings.resolve(build_parser("train.py", "").parse_args(list(flags)), cores=8)
+    return settings.resolve(build_parser("train.py", "").parse_args(list(flags)))
 
 
 def test_defaults_are_those_of_the_original_scripts():
@@ -24,7 +24,9 @@ def test_defaults_are_those_of_the_original_scripts():
     )
     assert (settled.optim.epochs, settled.optim.batch_size) == (100, 64)
     assert (settled.optim.weight_decay, settled.optim.min_lr) == (0.05, 0)
-    assert settled.optim.lr == 1e-3 * 64 / 256 and settled.optim.warmup_epochs == 10 and settled.data.num_workers == 4
+    assert (
+        settled.optim.lr == 1e-3 * 64 / 256 and settled.optim.warmup_epochs == 10 and settled.data.num_workers is None
+    )
     assert settled.data.imagenet_dir == "ILSVRC" and settled.seed == 0 and settled.norm.name == "LayerNorm"
     adaptive = resolved("--norm", "adyt").norm
     assert adaptive.options == {"lam": 0.1, "smooth": 0.9, "alpha_min": 0.1, "alpha_max": 2.0}

@@ -140,6 +140,8 @@ def main(argv):
         print(banner(), flush=True)
         return subprocess.call([sys.executable, str(KIT / "train.py"), "--help"])
     for flag in ("jobs", "nproc"):
+        if (flag, typed[flag]) == ("jobs", "auto"):
+            continue
         if not typed[flag].isdecimal() or typed[flag].startswith("0"):
             raise InputError(f"--{flag} {typed[flag]}: must be a whole number, 1 or more.")
     comparison.use_wandb()

@@ -91,8 +91,9 @@ use_wandb() {
 check_running_flags() {
     local flag
     for flag in jobs nproc; do
-        case ${!flag} in
-        '' | *[!0-9]* | 0*) fail "--$flag ${!flag}: must be a whole number, 1 or more." ;;
+        case $flag-${!flag} in
+        jobs-auto) ;;
+        *- | *-*[!0-9]* | *-0*) fail "--$flag ${!flag}: must be a whole number, 1 or more." ;;
         esac
     done
 }

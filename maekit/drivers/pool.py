@@ -1,6 +1,6 @@
 """Run the commands of grid files, a line each, some at a time, then the analysis. What the shell drivers end in.
 
-    python maekit/drivers/pool.py [--jobs J] [--nproc N] FILE ... [-- ANALYSIS COMMAND]
+    python maekit/drivers/pool.py [--jobs J|auto] [--nproc N] FILE ... [-- ANALYSIS COMMAND]
     python maekit/drivers/pool.py --line K FILE          the K-th command alone, from 0; for a cluster's array job
     python maekit/drivers/pool.py --status FILE ...      how far they are
 
@@ -199,6 +199,13 @@ class Pool:
         return child.poll()
 
 
+def auto_jobs(tasks, nproc):
+    """How many tasks run at a time if nobody says: the demo's small models one a core, where there is no GPU; else one."""
+    if nproc > 1 or visible_gpus() or not all("--demo" in task.words for task in tasks):
+        return 1
+    return max(1, min(settings.available_cores(), len(tasks)))
+
+
 def visible_gpus():
     """Names of the NVIDIA GPUs that runs may use, as CUDA_VISIBLE_DEVICES has them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -281,7 +288,7 @@ def run_line(path, number, asked, nproc=1, reword=list):
 def main(argv):
     words, analysis = (argv, []) if "--" not in argv else (argv[: argv.index("--")], argv[argv.index("--") + 1 :])
     parser = argparse.ArgumentParser(prog="pool.py")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", default="1")
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--line", type=int)
     parser.add_argument("--status", action="store_true")
@@ -294,12 +301,14 @@ def main(argv):
         return 0
     if typed.line is not None:
         return run_line(typed.files[0], typed.line, Asked(), typed.nproc)
-    pool = Pool(typed.jobs, typed.nproc)
+    grids = [read_tasks(path) for path in typed.files]
+    jobs = auto_jobs(grids[0], typed.nproc) if typed.jobs == "auto" else int(typed.jobs)
+    pool = Pool(jobs, typed.nproc)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pool.note)
-    whole = all(pool.run(read_tasks(path)) for path in typed.files)
+    whole = all(pool.run(tasks) for tasks in grids)
     code = pool.analyse(analysis) if whole and analysis else 0
     if pool.failed:
         _complain("\nfailed; the same command tries again:")
