@@ -29,16 +29,20 @@ def main(argv=None):
     typed = build_parser().parse_args(argv)
     project = typed.wandb_project or (os.environ.get("WANDB_PROJECT") or recipes.WANDB_PROJECT if typed.wandb else None)
     loggers.check_wandb(project)
-    if typed.command == "comparison":
-        from maekit import comparison
+    page = Path(typed.output_dir).resolve() / "report.html"
+    before = page.stat().st_mtime_ns if page.exists() else None
+    try:
+        if typed.command == "comparison":
+            from maekit import comparison
 
-        comparison.write(typed.output_dir)
-    else:
-        write_gap(typed)
-    if project is not None:
-        loggers.log_analysis(project, Path(typed.output_dir))
-    if typed.open:
-        open_report(typed.output_dir)
+            comparison.write(typed.output_dir)
+        else:
+            write_gap(typed)
+        if project is not None:
+            loggers.log_analysis(project, Path(typed.output_dir))
+    finally:  # a sweep without a gap is bad input, too, but has its page
+        if typed.open and page.exists() and page.stat().st_mtime_ns != before:
+            open_report(page)
     return 0
 
 
@@ -87,11 +91,10 @@ def write_gap(typed):
     gap.write(typed.log_dir, typed.output_dir, n_bins=typed.n_bins, binning=typed.binning, accuracy=typed.accuracy)
 
 
-def open_report(folder):
-    """Open a folder's report.html in the browser; say where it is if there is none."""
+def open_report(page):
+    """Open a page in the browser; say where it is if there is none."""
     import webbrowser
 
-    page = Path(folder).resolve() / "report.html"
     if not webbrowser.open(page.as_uri()):
         print(f"note: no browser to open {page}.")
 

@@ -115,7 +115,9 @@ def check_labels(run, source):
 
 def train(run, source, folder, identity, clone=None):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
-    # Threads that spin while they wait cost a CPU that is shared several times its speed. Read when torch is imported.
+    # How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with
+    # 1,000 its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way, and
+    # libgomp's own 300,000 makes them three times as long there. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from maekit import cache, figures
     from maekit.status import Status

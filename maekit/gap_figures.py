@@ -1,8 +1,8 @@
 """The figures of the reconstruction gap.
 
 Hue is alpha: red negative, white (in line plots black) 0, blue positive, on a symmetric logarithmic scale, because
-alphas span 1e-5 to 10. Brightness of a point is its epoch and, where there are several, its learning rate. Points have
-one size. Where a figure has panels, every norm has its own, on the same axes and with the same bins. Runs that diverged
+alphas span 1e-5 to 10; for print in grey negative ones are triangles. Brightness of a point is its epoch and, where there
+are several, its learning rate. Points have one size. Where a figure has panels, every norm has its own, on the same axes and with the same bins. Runs that diverged
 are drawn as far as they were finite, and are in no bin.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, SymLogNorm
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch
 
 from .figures import (
@@ -204,9 +205,9 @@ def over_epochs(points, found, column, narrow=False):
         for (alpha, lr), line in rows.groupby(["alpha", "lr"]):
             mean = line.groupby("epoch")[column].mean()
             style = styles[rates.index(lr) % len(styles)]
-            marker = "o" if len(mean) == 1 else None
+            marker = "v" if alpha < 0 else "o" if len(mean) == 1 else None
             ax.plot(mean.index, mean, color=hues.line(alpha), linestyle=style, marker=marker, markersize=3,
-                    linewidth=1.8 if alpha == 0 else 1.1, zorder=3 if alpha == 0 else 2)  # fmt: skip
+                    markevery=max(1, len(mean) // 6), linewidth=1.8 if alpha == 0 else 1.1, zorder=3 if alpha == 0 else 2)  # fmt: skip
         if column != "mse":
             untrained = rows.groupby("epoch")[UNTRAINED[column]].mean().dropna()
             ax.plot(untrained.index, untrained, color=GREEN, linestyle=(0, (4, 2)), linewidth=1.4, zorder=4)
@@ -219,6 +220,10 @@ def over_epochs(points, found, column, narrow=False):
         ax.set_ylabel(LABELS[column] if ax is axes[0] or narrow else "")
     hues.bar(figure, list(axes))
     handles = [Line2D([], [], color="black", linewidth=1.8, label="α = 0")]
+    if (points["alpha"] < 0).any():
+        handles.append(
+            Line2D([], [], color=hues.line(hues.norm.vmin), marker="v", markersize=3, linewidth=1.1, label="α < 0")
+        )
     if len(rates) > 1:
         handles += [
             Line2D([], [], color=GREY, linestyle=styles[i % len(styles)], label=f"lr {lr:g}")
@@ -249,8 +254,11 @@ def _scatter(ax, rows, column, hues, points):
     rows = rows.sample(frac=1, random_state=0)  # so that no alpha lies on top of all others
     brightness = DARKEST + (1 - DARKEST) * _progress(rows, points)
     colours = hues.rgb(rows["alpha"]) * brightness.to_numpy()[:, None]
-    ax.scatter(rows["mse"], rows[column], s=14 if len(points) < RASTERIZED else 7, c=colours, edgecolors="#606060",
-               linewidths=0.3, zorder=3, rasterized=len(points) >= RASTERIZED)  # fmt: skip
+    drawn = ax.scatter(rows["mse"], rows[column], s=14 if len(points) < RASTERIZED else 7, c=colours, edgecolors="#606060",
+                       linewidths=0.3, zorder=3, rasterized=len(points) >= RASTERIZED)  # fmt: skip
+    if len(rows):
+        shapes = {name: (mark := MarkerStyle(name)).get_path().transformed(mark.get_transform()) for name in "ov"}
+        drawn.set_paths([shapes["v" if alpha < 0 else "o"] for alpha in rows["alpha"]])
 
 
 def _progress(rows, points):
@@ -266,20 +274,13 @@ def _brightness_handles(points):
     last = int(points["epoch"].max())
     low, high = spell(points["lr"].min()), spell(points["lr"].max())
     ends = ((DARKEST, 0, low), (1.0, last, high)) if last or low != high else ()
+    shapes = [("v", 1.0, "α < 0")] if (points["alpha"] < 0).any() else []
+    shapes += [("o", v, f"epoch {epoch}" + (f", lr {lr}" if low != high else "")) for v, epoch, lr in ends]
     return [
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker="o",
-            markersize=4,
-            markerfacecolor=[v] * 3,
-            markeredgecolor="#606060",
-            markeredgewidth=0.3,
-            label=f"epoch {epoch}" + (f", lr {lr}" if low != high else ""),
-        )
-        for v, epoch, lr in ends
-    ]
+        Line2D([], [], linestyle="", marker=shape, markersize=4, markerfacecolor=[v] * 3, markeredgecolor="#606060",
+               markeredgewidth=0.3, label=label)
+        for shape, v, label in shapes
+    ]  # fmt: skip
 
 
 def _draw_bins(ax, part):

@@ -8,8 +8,8 @@ from . import provenance, report, runs
 from .comparison_report import entry, name_of
 
 CAPTIONS = {
-    "tube_scatter_signed_alpha": "Accuracy against validation MSE, a point an epoch of a run. Hue is α (red negative, white 0, "
-    "blue positive), brightness the epoch and, where there are several, the learning rate. Grey boxes are the ranges of "
+    "tube_scatter_signed_alpha": "Accuracy against validation MSE, a point an epoch of a run. Hue is α (red triangles "
+    "negative, white 0, blue positive), brightness the epoch and, where there are several, the learning rate. Grey boxes are the ranges of "
     "accuracy in bins of equal MSE; Γ is the sum of their heights. Points above each other reconstruct equally well and "
     "know unequally much.",
     "negative_vs_positive_comparison": "The same points, negative α beside positive, in the same bins. α = 0 is in both "

@@ -354,6 +354,17 @@ def test_one_mse_value_has_no_gap_and_the_statistics_say_so(tmp_path):
     assert (tmp_path / "out/tube_scatter_signed_alpha.png").exists() and (tmp_path / "out/gap_table.csv").exists()
 
 
+def test_open_shows_what_was_written_for_a_sweep_without_a_gap_too(tmp_path):
+    """BROWSER is what Python's webbrowser starts; where nothing was written, an old page is not shown."""
+    (tmp_path / "see").write_text('#!/bin/sh\necho "$1" >> "$0.out"\n')
+    (tmp_path / "see").chmod(0o755)
+    write_original(tmp_path / "in", 0.5, points=((CLASH, 20.0),))
+    for flags in ([], ["--accuracy", "knn"]):
+        run(sys.executable, KIT / "analysis.py", "gap", "--log_dir", tmp_path / "in", "--output_dir", tmp_path / "out", "--open",
+            *flags, check=2, env={"BROWSER": f"{tmp_path}/see %s"})  # fmt: skip
+    assert (tmp_path / "see.out").read_text() == (tmp_path / "out/report.html").as_uri() + "\n"
+
+
 def test_an_accuracy_that_no_run_measured(tmp_path):
     write_original(tmp_path / "in", 0.5)
     error = complaint(tmp_path / "in", tmp_path / "out", "--accuracy", "knn")
