@@ -22,8 +22,8 @@
 #   --output_dir DIR     everything goes below it (default: outputs)
 #   --checkpoint_dir DIR checkpoints go below it (default: checkpoints/<sweep> in --output_dir)
 #   --name NAME          name of the sweep in the names of folders (default: full)
-#   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and for
-#                        the demo's small models one a core where there is no GPU)
+#   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
+#                        --demo where there is no GPU one a core, or all if less than two a core)
 #   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
 #   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
 #   --wandb              log the runs and the analysis to Weights & Biases, project $WANDB_PROJECT, else
@@ -45,7 +45,6 @@ KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 alphas="-10.0 -5.0 -2.0 -1.0 -0.5 -0.1 -0.05 -0.01 -0.005 -0.001 -0.0001 -0.00001"
 alphas="$alphas 0.0 0.00001 0.0001 0.001 0.005 0.01 0.05 0.1 0.5 1.0 2.0 5.0 10.0"
-jobs=auto
 lrs=default
 norms=LayerNorm
 seeds=0

@@ -26,7 +26,8 @@ rem   --finetune_flags "..." --linprobe_flags "..."
 rem                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 rem                        others they get those on data, model, norm and device
 rem   --demo               demo data and settings; what is typed wins
-rem   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
+rem   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
+rem                        --demo where there is no GPU one a core, or all if less than two a core)
 rem   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
 rem   --wandb              log the runs and the analysis to Weights & Biases, project WANDB_PROJECT or mae-norm-comparison;
 rem   --wandb_project NAME likewise, to this project

@@ -26,7 +26,8 @@
 #                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 #                        others they get those on data, model, norm and device
 #   --demo               demo data and settings; what is typed wins
-#   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: 1)
+#   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
+#                        --demo where there is no GPU one a core, or all if less than two a core)
 #   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
 #   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
 #   --wandb              log the runs and the analysis to Weights & Biases, project $WANDB_PROJECT or mae-norm-comparison;

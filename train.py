@@ -318,6 +318,7 @@ def describe(run, source, identity, job, clone):
         "effective_batch": run.optim.effective_batch,
         "device": str(job.device.torch),
         "hardware": job.device.describe(),
+        "runs_at_a_time": int(os.environ.get("MAEKIT_RUNS_AT_A_TIME", "1")),  # of the driver, on this machine
         "model_source": clone.describe() if clone else {"source": "builtin"},
         "parameters": sum(p.numel() for p in parameters),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),

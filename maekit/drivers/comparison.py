@@ -39,7 +39,12 @@ class Comparison:
     """What was typed, and the commands that follow from it."""
 
     def __init__(self, words):
-        self.typed = {"methods": "LayerNorm DynamicTanh AdaptiveDynamicTanh", "seeds": "0", "jobs": "1", "nproc": "1"}
+        self.typed = {
+            "methods": "LayerNorm DynamicTanh AdaptiveDynamicTanh",
+            "seeds": "0",
+            "jobs": "auto",
+            "nproc": "1",
+        }
         self.flags, self.shared, self.task_flags = [], [], {}
         left = list(words)
         while left:

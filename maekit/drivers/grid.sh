@@ -71,7 +71,7 @@ read_running_flag() {
     *) return 1 ;;
     esac
 }
-jobs=1
+jobs=auto
 nproc=1
 slurm=
 on_cluster=

@@ -30,6 +30,7 @@ from maekit.drivers.tasks import DONE, LEFT, read_tasks
 POLL_SECONDS = 0.2
 COME_BACK_SECONDS = 2.0  # between two looks at a run that another process is training
 PATIENCE = 60.0  # seconds that a run is given to save its state before it is killed
+DEMO_MEMORY = 3 << 29  # bytes that a run of the demo takes, evaluations too, and some more
 INTERRUPTED = 143  # exit code of a run that was asked to stop
 
 
@@ -115,7 +116,7 @@ class Pool:
 
     def environment(self, slot, task):
         """Variables of a run in a slot: its GPUs; threads, so that runs side by side do not fight for the cores."""
-        env = dict(os.environ)
+        env = {**os.environ, "MAEKIT_RUNS_AT_A_TIME": str(self.jobs)}
         if self.gpus and self.jobs > 1 and not re.search(r"--device[ =]cuda:", task.line):
             own = [self.gpus[(slot * self.nproc + i) % len(self.gpus)] for i in range(self.nproc)]
             env["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))
@@ -200,10 +201,25 @@ class Pool:
 
 
 def auto_jobs(tasks, nproc):
-    """How many tasks run at a time if nobody says: the demo's small models one a core, where there is no GPU; else one."""
+    """How many tasks run at a time if nobody says: without a GPU the demo's, whose models are small, one a core; else one.
+
+    If there are less than two for each core, all: a last one by itself would leave cores idle.
+    """
     if nproc > 1 or visible_gpus() or not all("--demo" in task.words for task in tasks):
         return 1
-    return max(1, min(settings.available_cores(), len(tasks)))
+    cores = settings.available_cores()
+    wanted = len(tasks) if len(tasks) < 2 * cores else cores
+    return max(1, min(wanted, _free_memory() // DEMO_MEMORY))
+
+
+def _free_memory():
+    """Bytes of memory that are free, files' pages included; without bound where that is not known."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as f:
+            known = dict(line.split(":") for line in f)
+        return int(known["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 1 << 62
 
 
 def visible_gpus():
