@@ -109,16 +109,22 @@ def cmd(tmp_path_factory):
     )
     start.chmod(0o755)
     (folder / "codes").mkdir()
+    (folder / "prefix").mkdir()
     settings = {
         "WINEPREFIX": str(folder / "prefix"), "WINEDEBUG": "-all", "PYTHON": windows(folder / "python.exe"),
         "BRIDGE": windows(start), "BRIDGE_CODES": windows(folder / "codes"),
     }  # fmt: skip
 
+    without_screen = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    # One server for all, and its services, which keep what they print to: started here, not by a command that is read from.
+    for start in (["wineserver", "-p"], ["wine", "cmd", "/c", "ver"]):
+        subprocess.run(start, env={**without_screen, **settings}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL, timeout=120, check=True)  # fmt: skip
+
     def run_cmd(*words, cwd, check, env=None):
-        env = {**os.environ, **settings, **(env or {})}
-        env.pop("DISPLAY", None)
+        env = {**without_screen, **settings, **(env or {})}
         result = subprocess.run(
-            ["wine", "cmd", "/c", *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False
+            ["wine", "cmd", "/c", *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=200, check=False
         )
         assert result.returncode == check, f"{words}\n{result.stdout}\n{result.stderr}"
         return result
