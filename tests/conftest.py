@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,12 @@ def run(*command, cwd=KIT, check=None, env=None, timeout=300):
 def train(*flags, **options):
     """Run train.py in a process of its own."""
     return run(sys.executable, KIT / "train.py", *flags, **options)
+
+
+def ended(stdout):
+    """(runs that a driver trained to the end, runs that it found done), whether one after the other or side by side."""
+    patterns = (r"finished after|: done$", r"finished already|: done already$")
+    return tuple(len(re.findall(pattern, stdout, re.MULTILINE)) for pattern in patterns)
 
 
 def train_here(*flags, check=None):

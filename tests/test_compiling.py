@@ -18,7 +18,7 @@ QUICK = ("--demo", "--epochs", "2", "--max_images", "96", "--batch_size", "32", 
 
 
 def resolved(*flags):
-    return settings.resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]), cores=8)
+    return settings.resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="--compile needs a C++ compiler here")

@@ -16,7 +16,7 @@ import pytest
 
 from maekit import files, settings
 
-from .conftest import KIT, run
+from .conftest import KIT, ended, run
 
 DRIVER = KIT / "run_comparison.sh"
 QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
@@ -122,7 +122,7 @@ def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_
         table = {row["model"]: float(row["val_mse"]) for row in csv.DictReader(f)}
     assert set(table) == set(names) and len(set(table.values())) == 3  # the options change the run
     assert "3 done" in run(DRIVER, "status", *flags, check=0).stdout
-    assert run(DRIVER, *flags, "--jobs", "1", check=0).stdout.count("finished already") == 3
+    assert ended(run(DRIVER, *flags, "--jobs", "1", check=0).stdout) == (0, 3)
     assert (tmp_path / "typed.txt").read_text().count("run_comparison.sh") == 2  # both commands
     assert "run_comparison.sh" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -151,8 +151,7 @@ def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
         assert (tmp_path / f"evaluation_comparison.{suffix}").stat().st_size > 5000
     assert "no fair comparison" not in result.stdout
 
-    again = run(DRIVER, *flags, check=0)
-    assert again.stdout.count("finished already") == 3 + 6 and "finished after" not in again.stdout
+    assert ended(run(DRIVER, *flags, check=0).stdout) == (0, 3 + 6)
 
 
 def test_the_encoder_of_a_run_that_diverged_is_shown_as_such(tmp_path):
@@ -225,10 +224,10 @@ def test_one_failed_method_does_not_stop_the_others_and_is_listed_last(tmp_path)
 
     (blocked / "seed0").unlink()  # out of the way: the same command trains what is missing, and only that
     result = run(DRIVER, *QUICK, "--output_dir", tmp_path, check=0)
-    assert result.stdout.count("finished already") == 2 and result.stdout.count("finished after") == 1
+    assert ended(result.stdout) == (1, 2)
     started = time.monotonic()
     result = run(DRIVER, *QUICK, "--output_dir", tmp_path, check=0)
-    assert result.stdout.count("finished already") == 3 and time.monotonic() - started < 30
+    assert ended(result.stdout) == (0, 3) and time.monotonic() - started < 30
 
 
 def test_when_every_run_fails_each_is_listed(tmp_path):

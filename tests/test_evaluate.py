@@ -36,7 +36,7 @@ CLOCK = ("epoch_time_s", "images_per_s", "peak_memory_mb")
 
 def resolved(*flags):
     """The settings of a command."""
-    return settings.resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]), cores=8)
+    return settings.resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
 
 
 def open_job(*flags):

@@ -516,7 +516,7 @@ class TestRealRuns:
         run(*quick, "--jobs", "2", "--output_dir", one, env={"OMP_NUM_THREADS": "1"}, check=0)
         both = [
             subprocess.Popen(
-                [str(w) for w in (*quick, "--output_dir", two)],
+                [str(w) for w in (*quick, "--jobs", "1", "--output_dir", two)],
                 text=True,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},

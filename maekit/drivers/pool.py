@@ -135,7 +135,8 @@ class Pool:
             if code == 0:
                 self.done += 1
                 if self.jobs > 1:
-                    self.board.say(f"{task.label}: {task.state()}")
+                    already = " already" if task.ending_before and task.ending() == task.ending_before else ""
+                    self.board.say(f"{task.label}: {task.state()}{already}")
             else:
                 task.child.kill()  # what it may have left behind
                 if not self.signalled:
