@@ -259,6 +259,8 @@ def test_ctrl_c_stops_the_driver_and_its_run(tmp_path):
         "64",
         "--num_workers",
         "1",
+        "--jobs",
+        "1",
         "--output_dir",
         tmp_path,
     ]
