@@ -1,6 +1,7 @@
 """Files that are whole or not there: JSON, CSV and arrays written atomically and read back. No torch."""
 
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -30,6 +31,13 @@ def atomic_write(path, previous=None):
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def remove_drafts(paths):
+    """Delete what atomic_write left beside these files in processes that were killed; none may be at it now."""
+    for path in paths:
+        for draft in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            draft.unlink(missing_ok=True)
 
 
 def sha256(path):

@@ -19,7 +19,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from .errors import Busy, InputError
-from .files import atomic_write, read_csv, read_json, write_csv, write_json
+from .files import atomic_write, read_csv, read_json, remove_drafts, write_csv, write_json
 from .locks import Lock
 from .recipes import DEFAULTS, EVALUATIONS, PRETRAIN
 
@@ -97,6 +97,7 @@ class RunFolder:
             return summary
         if not self._held.acquire():
             raise Busy(f"{self.path}: {self._held.holder()} is training it.")
+        remove_drafts(self._written())
         if overwrite:
             self.clear()
         return self._ended(identity)  # by now, perhaps
@@ -120,11 +121,15 @@ class RunFolder:
 
     def clear(self):
         """Delete the files of a run, and nothing else that may be in the folder."""
-        for file in (self.summary, self.status, self.config, self.checkpoint, self.previous_checkpoint,
-                     self.damaged_checkpoint, self.log, self.norm_alpha, self.trajectory,
-                     self.reconstructions, self.loss_curve, self.loss_curve.with_suffix(".pdf")):  # fmt: skip
+        for file in self._written():
             file.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
+
+    def _written(self):
+        """The files that a training process writes."""
+        return (self.summary, self.status, self.config, self.checkpoint, self.previous_checkpoint,
+                self.damaged_checkpoint, self.log, self.norm_alpha, self.trajectory,
+                self.reconstructions, self.loss_curve, self.loss_curve.with_suffix(".pdf"))  # fmt: skip
 
 
 class Record:

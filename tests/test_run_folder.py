@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from maekit import files, runs
-from maekit.errors import InputError
+from maekit.errors import Busy, InputError
 
 from .conftest import run, train, train_here
 
@@ -72,6 +72,23 @@ def test_tensorboard_holds_what_the_log_holds(finished):
     for name in ("train_loss", "val_mse", "lr", "images_per_s"):
         (event,) = events.Scalars(name)
         assert event.step == 0 and event.value == pytest.approx(row[name], rel=1e-6)
+
+
+def test_what_killed_processes_left_half_written_goes_with_the_next_start(tmp_path, monkeypatch):
+    """Checkpoints of a gigabyte among them. Other files stay, and a folder that another process holds is left alone."""
+    folder = runs.RunFolder(tmp_path / "run [1]", tmp_path / "fast")
+    foreign = [tmp_path / "run [1]" / name for name in (".notes.12.tmp", "log.csv.tmp", "log.csv")]
+    left = [folder.log.with_name(".log.csv.12.tmp"), folder.checkpoint.with_name(".checkpoint.pth.4321.tmp")]
+    for file in (*foreign, *left):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    with monkeypatch.context() as patch, pytest.raises(Busy):
+        patch.setattr(folder._held, "acquire", lambda: False)
+        folder.claim({})
+    assert all(file.exists() for file in left)
+    assert folder.claim({}) is None and not any(file.exists() for file in left)
+    assert all(file.exists() for file in foreign)
+    folder.release()
 
 
 def test_the_same_command_again_trains_nothing_and_does_not_import_torch(copy):
