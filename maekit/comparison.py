@@ -113,7 +113,7 @@ def notices_on(found, evaluations, table):
     yield from unended(tabulate(evaluations))
     together = max((run["config"].get("runs_at_a_time", 1) for run in found), default=1)
     if together > 1:
-        yield f"up to {together} runs at a time shared the machine, which shows in their times; --jobs 1 measures each alone."
+        yield f"Up to {together} runs at a time shared the machine, which shows in their times; --jobs 1 measures each alone."
 
 
 def tabulate(found, evaluations=()):
