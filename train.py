@@ -116,8 +116,9 @@ def check_labels(run, source):
 def train(run, source, folder, identity, clone=None):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
     # How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with
-    # 1,000 its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way, and
-    # libgomp's own 300,000 makes them three times as long there. Read when torch is imported.
+    # 1,000 its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way: two runs of
+    # as many threads as cores side by side are 1.5 times as slow as with 1,000, and 2.6 times with 30,000. libgomp's own is
+    # 300,000. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from maekit import cache, figures
     from maekit.status import Status

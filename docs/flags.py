@@ -11,6 +11,7 @@ sys.path.insert(0, str(KIT))
 
 import analysis
 from maekit import flags
+from maekit.drivers.comparison import banner
 
 DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh")
 
@@ -60,12 +61,6 @@ def row(action):
 def subcommands(parser):
     """(name, parser) of the commands of a parser."""
     return next(action.choices for action in parser._actions if action.dest == "command").items()
-
-
-def banner(name):
-    """The comment at the top of a driver, which is its help."""
-    lines = (KIT / name).read_text(encoding="utf-8").partition("\n\n")[0].splitlines()[1:]
-    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
 
 if __name__ == "__main__":

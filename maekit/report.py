@@ -78,19 +78,15 @@ def link(path, folder):
 
 def figures(folder, captions):
     """Figures of the page, {name: caption}: their PNGs in a folder, on a page's width and, if there is one, on a column's."""
-    found = []
-    for name, caption in captions.items():
-        file = Path(folder) / f"{name}.png"
-        narrow = file.with_stem(f"{name}_column")
-        found.append((name, caption, [file, narrow] if narrow.exists() else [file]))
-    packed = iter(forked.each(_packed, [file for *_, of in found for file in of]))
-    made = []
-    for name, caption, of in found:
-        (wide, share), *narrow = (next(packed) for _ in of)
-        made.append(
-            {"name": name, "caption": caption, "wide": wide, "share": share, "narrow": narrow[0][0] if narrow else None}
-        )
-    return made
+    return forked.each(lambda item: _figure(folder, *item), captions.items())
+
+
+def _figure(folder, name, caption):
+    file = Path(folder) / f"{name}.png"
+    narrow = file.with_stem(f"{name}_column")
+    wide, share = _packed(file)
+    return {"name": name, "caption": caption, "wide": wide, "share": share,
+            "narrow": _packed(narrow)[0] if narrow.exists() else None}  # fmt: skip
 
 
 def _packed(file):

@@ -188,7 +188,7 @@ class Settings:
 
 
 # norm: {constructor option of norms.py: flag}; a flag that is not here for a norm is nothing to it
-OPTION_FLAGS = {  # norm: {option of its constructor: flag}
+OPTION_FLAGS = {
     "DynamicTanh": {"alpha_init": "dyt_alpha_init"},
     "AdaptiveDynamicTanh": {
         "lam": "adyt_lambda",

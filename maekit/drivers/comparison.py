@@ -142,7 +142,7 @@ def main(argv):
     comparison = Comparison(argv)
     typed = comparison.typed
     if "help" in typed:
-        print(banner(), flush=True)
+        print(banner(SCRIPT), flush=True)
         return subprocess.call([sys.executable, str(KIT / "train.py"), "--help"])
     for flag in ("jobs", "nproc"):
         if (flag, typed[flag]) == ("jobs", "auto"):
@@ -162,10 +162,10 @@ def main(argv):
     return check(comparison) or run(comparison, for_shell([SCRIPT, *argv]))
 
 
-def banner():
-    """The comment at the top of the batch file is its help."""
-    text = (KIT / SCRIPT).read_text(encoding="utf-8").partition("\n\n")[0]
-    return "\n".join(line.removeprefix("rem").removeprefix(" ") for line in text.splitlines()[1:])
+def banner(script):
+    """The comment at the top of a driver, which is its help."""
+    lines = (KIT / script).read_text(encoding="utf-8").partition("\n\n")[0].splitlines()[1:]
+    return "\n".join(line.removeprefix("rem").removeprefix("#").removeprefix(" ") for line in lines)
 
 
 def clone(dry_run):

@@ -302,10 +302,14 @@ def run_line(path, number, asked, nproc=1, reword=list):
     return INTERRUPTED
 
 
+def _jobs(text):
+    return text if text == "auto" else int(text)
+
+
 def main(argv):
     words, analysis = (argv, []) if "--" not in argv else (argv[: argv.index("--")], argv[argv.index("--") + 1 :])
     parser = argparse.ArgumentParser(prog="pool.py")
-    parser.add_argument("--jobs", default="1")
+    parser.add_argument("--jobs", type=_jobs, default=1)
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--line", type=int)
     parser.add_argument("--status", action="store_true")
@@ -319,7 +323,7 @@ def main(argv):
     if typed.line is not None:
         return run_line(typed.files[0], typed.line, Asked(), typed.nproc)
     grids = [read_tasks(path) for path in typed.files]
-    jobs = auto_jobs(grids[0], typed.nproc) if typed.jobs == "auto" else int(typed.jobs)
+    jobs = auto_jobs(grids[0], typed.nproc) if typed.jobs == "auto" else typed.jobs
     pool = Pool(jobs, typed.nproc)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
