@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from . import cache, decoding, parallel, stopping
+from . import cache, decoding, faults, parallel, stopping
 from .errors import InputError
 from .settings import available_cores
 
@@ -189,7 +189,9 @@ class Batches:
 
     def __iter__(self):
         try:
-            for batch in self.loader:
+            batches = iter(self.loader)
+            faults.tell_of_one_dead_worker()
+            for batch in batches:
                 self.broken.check(self.dataset.images, batch)
                 yield batch
         except InputError as error:  # from a worker it comes with the worker's traceback before its line

@@ -1,6 +1,7 @@
 """What can go wrong around a training, told to its user: memory, worker processes, data that is gone."""
 
 import re
+import signal
 
 from . import files, parallel, runs
 from .errors import Busy, InputError, NothingToDo, Stopped
@@ -31,6 +32,26 @@ def explained(error, run):
             "processes when memory runs out: lower --num_workers. The same command goes on from the last checkpoint."
         )
     return error
+
+
+def tell_of_one_dead_worker():
+    """Of the worker processes that die only the first is an error; once there are any, as data loaders start them.
+
+    The error comes out of the data loaders' handler of SIGCHLD, wherever the run is then, and for each loader anew: a
+    second one, a moment later, would break into what the run does about the first.
+    """
+    tell = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None  # not on Windows
+
+    def tell_once(number, frame):
+        try:
+            tell(number, frame)
+        except RuntimeError:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            raise
+
+    tell_once.is_ours = True
+    if callable(tell) and not hasattr(tell, "is_ours"):
+        signal.signal(signal.SIGCHLD, tell_once)
 
 
 _NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory")

@@ -302,6 +302,42 @@ def test_a_dead_worker_is_named_with_the_way_out(tmp_path):
     assert known["status"] == "failed" and "worker" in known["error"]
 
 
+def test_a_second_dead_worker_does_not_break_into_what_is_done_about_the_first():
+    script = """
+import multiprocessing, os, signal, sys, time, torch
+sys.path.insert(0, sys.argv[1])
+from maekit import data
+
+class Zeros(torch.utils.data.Dataset):
+    images = None
+    def __len__(self): return 1000
+    def __getitem__(self, i): return torch.zeros(1)
+
+class Whole:
+    def check(self, images, batch): pass
+
+def error_of_killing(workers):
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + 2
+    try:
+        while time.monotonic() < until:
+            time.sleep(0.01)
+    except RuntimeError as error:
+        return "killed by signal" in str(error)
+
+workers = []
+batches = [iter(data.Batches(Zeros(), Whole(), 1, False)) for _ in range(2)]
+for each in batches:
+    next(each)
+    workers.append({child.pid for child in multiprocessing.active_children()}.difference(*workers))
+print(*map(len, workers), *map(error_of_killing, workers), flush=True)
+os._exit(0)
+"""
+    run = subprocess.run([sys.executable, "-c", script, KIT], capture_output=True, text=True, timeout=60, check=False)
+    assert run.stdout == "1 1 True None\n", run.stderr
+
+
 def resolved(*flags):
     return settings.resolve(build_parser("", "").parse_args(list(flags)))
 
