@@ -194,6 +194,8 @@ class Batches:
             for batch in batches:
                 self.broken.check(self.dataset.images, batch)
                 yield batch
+        except (ConnectionError, EOFError) as error:  # before the system says that the worker is dead
+            raise RuntimeError(f"DataLoader worker exited unexpectedly, {type(error).__name__}") from error
         except InputError as error:  # from a worker it comes with the worker's traceback before its line
             raise InputError(str(error).strip().splitlines()[-1].removeprefix("maekit.errors.InputError: ")) from None
 

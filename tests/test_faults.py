@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from maekit import checkpoint, faults, files, runs, settings
+from maekit import checkpoint, data, faults, files, runs, settings
 from maekit.errors import InputError
 from maekit.flags import build_parser
 from maekit.keeper import Keeper
@@ -300,6 +300,25 @@ def test_a_dead_worker_is_named_with_the_way_out(tmp_path):
     assert run.returncode == 2 and "--num_workers 1: a worker process" in error and "lower --num_workers" in error
     known = json.loads((tmp_path / "status.json").read_text())
     assert known["status"] == "failed" and "worker" in known["error"]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_a_dead_worker(error):
+    class Images(torch.utils.data.Dataset):
+        images = None
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            raise error
+
+    with pytest.raises(RuntimeError) as raised:
+        next(iter(data.Batches(Images(), data.BrokenImages(print), 1, False)))
+    explained = faults.explained(raised.value, resolved("--num_workers", "1"))
+    assert str(explained).startswith(
+        "--num_workers 1: a worker process that decodes images has died (DataLoader worker"
+    )
 
 
 def test_a_second_dead_worker_does_not_break_into_what_is_done_about_the_first():
