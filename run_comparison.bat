@@ -24,7 +24,7 @@ rem   --eval "A B ..."     then evaluate every encoder, and beside it the same n
 rem                        linprobe, knn; results are in DIR\<method>\seed<k>\<task> and ...\untrained_<task>
 rem   --finetune_flags "..." --linprobe_flags "..."
 rem                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
-rem                        others they get those on data, model, norm and device
+rem                        others they get --overwrite and those on data, model, norm and device
 rem   --demo               demo data and settings; what is typed wins
 rem   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
 rem                        --demo where there is no GPU one a core, or all if less than two a core)

@@ -24,7 +24,7 @@
 #                        linprobe, knn; results are in DIR/<method>/seed<k>/<task> and .../untrained_<task>
 #   --finetune_flags "..." --linprobe_flags "..."
 #                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
-#                        others they get those on data, model, norm and device
+#                        others they get --overwrite and those on data, model, norm and device
 #   --demo               demo data and settings; what is typed wins
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
 #                        --demo where there is no GPU one a core, or all if less than two a core)
@@ -73,10 +73,10 @@ while [ $# -gt 0 ]; do
     --eval) read_value "$@" && evals=${VALUE//,/ } ;;
     --finetune_flags) read_text "$@" && finetune_flags=$VALUE ;;
     --linprobe_flags) read_text "$@" && linprobe_flags=$VALUE ;;
-    --demo)
-        shared_flags+=(--demo)
-        train_flags+=(--demo)
-        : "${output_dir:=./output_demo}"
+    --demo | --overwrite)
+        shared_flags+=("$1")
+        train_flags+=("$1")
+        [ "$1" = --overwrite ] || : "${output_dir:=./output_demo}"
         ;;
     --control) control=1 ;;
     --adyt_lambda) read_value "$@" && lambdas=${VALUE:- } ;;

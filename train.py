@@ -18,7 +18,6 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from subprocess import SubprocessError
 
 from maekit import errors, faults, files, flags, loggers, parallel, recipes, runs, settings, upstream, versions
 from maekit.errors import InputError
@@ -36,6 +35,10 @@ def main(argv=None):
     check_batches(run, source)
     check_labels(run, source)
     check_processes(source)
+    if run.device not in ("auto", "cpu"):
+        from maekit import device  # torch, which checks of flags and data do not need
+
+        device.choose(run.device)
     if run.dry_run:
         print(
             f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
@@ -57,15 +60,18 @@ def main(argv=None):
         "data": source.fingerprint,
     }
     parallel.start()
-    summary = parallel.on_main(lambda: folder.claim(identity, overwrite=run.overwrite))
+    fresh = run.overwrite and run.resume == "never"
+    summary = parallel.on_main(lambda: folder.claim(identity, overwrite=run.overwrite, fresh=fresh))
     if summary is not None:
-        parallel.say(f"{folder.path}: {summary['status']} already, nothing to do.")
+        again = " --resume never --overwrite repeats it." if run.overwrite else ""
+        parallel.say(f"{folder.path}: {summary['status']} already, nothing to do.{again}")
         parallel.stop()
         return 0
     errors.each_for_itself()
     try:
         train(run, source, folder, identity, clone)
     except BaseException as error:
+        faults.tell_of_no_dead_worker()
         faults.note(folder, error)
         raise faults.explained(error, run) from error
     finally:
@@ -122,13 +128,14 @@ def train(run, source, folder, identity, clone=None):
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from maekit import cache, figures
     from maekit.status import Status
+    from maekit.stopping import StopRequest
 
     stored = cache.cached(source, run.data.cache, run.model.input_size, say_aside)
     source = source if parallel.agree(int(stored is source)) else stored  # all processes read the same pixels
-    identity = with_pixels(identity, folder, cache.pixels(source))
     job = open_job(run, source, clone)
     fuse_norms(job.device)
-    identity = with_precision(identity, folder, job.device)
+    found = {"pixels": cache.pixels(source), "precision": job.device.precision}
+    identity = parallel.on_main(lambda: folder.settle(identity, found, overwrite=run.overwrite))
     state = job.resume(folder, identity)
     job.prepare()
     own = folder if parallel.is_main() else None  # of several processes one writes
@@ -142,10 +149,11 @@ def train(run, source, folder, identity, clone=None):
     record = runs.Record(own, job.columns, head, **state["history"])
     record.write(runs.RUNNING)
     progress = Status(own, job.epochs)
-    progress.write(runs.RUNNING, state["first_epoch"])
 
     with loggers.Loggers(run, own, config, state["first_epoch"]) as log:
-        status, keeper = fit(run, job, folder, identity, state, record, progress, log)
+        with StopRequest() as stop:  # which has to listen by the time that others are told that the run is on
+            progress.write(runs.RUNNING, state["first_epoch"])
+            status, keeper = fit(run, job, folder, identity, state, record, progress, log, stop)
         measured = job.ending(folder) if status == runs.FINISHED else {}
         broken = job.count_broken()
         if own is None:
@@ -168,12 +176,12 @@ def train(run, source, folder, identity, clone=None):
         log.finish(summary, folder.loss_curve if record.log else None)
     files.write_json(folder.summary, summary)  # last but one: its presence says that the run has ended
     progress.write(status, len(record.log))
-    scores = f", {one_line(measured)}" if not record.log else f" after {len(record.log)} epochs"
-    print(f"{folder.path}: {status}{scores}.")
+    ending = f" after {len(record.log)} epochs" if record.log or status == runs.DIVERGED else f", {one_line(measured)}"
+    print(f"{folder.path}: {status}{ending}.")
 
 
-def fit(run, job, folder, identity, state, record, progress, log):
-    """The epochs of a run, from where `state` says: each is measured, recorded, logged and kept.
+def fit(run, job, folder, identity, state, record, progress, log, stop):
+    """The epochs of a run, from where `state` says: each is measured, recorded, logged and kept. stop: StopRequest.
 
     Returns (status, Keeper): FINISHED, or DIVERGED as soon as a loss is not finite.
     """
@@ -181,13 +189,11 @@ def fit(run, job, folder, identity, state, record, progress, log):
 
     import norms
     from maekit.keeper import Keeper
-    from maekit.stopping import StopRequest
 
     first_epoch, position, baselines = state["first_epoch"], state["position"], state["baselines"]
     images = len(job.batches) * run.optim.batch_size * parallel.size() if job.epochs else 0
     done = first_epoch * images + (position["batch"] * images // len(job.batches) if position else 0)
     with (
-        StopRequest() as stop,
         open(os.devnull, "w") as nowhere,
         tqdm(desc=run.norm.name, unit="img", total=job.epochs * images, initial=done, dynamic_ncols=True,
              mininterval=0.5 if sys.stderr.isatty() else 60, file=sys.stderr if parallel.is_main() else nowhere) as bar,
@@ -240,35 +246,10 @@ def fuse_norms(device):
         from maekit import kernels
 
         kernels.try_out(device.torch)
-    except (ImportError, RuntimeError, OSError, SubprocessError) as error:  # no Triton here, or no C compiler for it
+    except Exception as error:  # noqa: BLE001 - no Triton, no C compiler for it, a GPU that it does not know: its errors have no class
         parallel.say(f"norm layers: torch's own kernels, as Triton does not work here ({error}).")
     else:
         norms.FUSED["cuda"] = kernels.FUSED
-
-
-def with_precision(identity, folder, device):
-    """The identity with the precision that `auto` came to. Raises InputError if the run so far had another."""
-    stored = files.read_json(folder.config)["identity"] if folder.config.exists() else {}
-    before = stored.get("precision", device.precision)
-    if before != device.precision:
-        raise InputError(
-            f"{folder.path}: was computed in {before} so far, this would go on in {device.precision}. Add --precision "
-            f"{before} to go on, or choose another --output_dir."
-        )
-    return {**identity, "precision": device.precision}
-
-
-def with_pixels(identity, folder, pixels):
-    """The identity with what the pixels are, see cache.pixels. Raises InputError if the run so far had others."""
-    stored = files.read_json(folder.config)["identity"] if folder.config.exists() else {}
-    before = stored.get("pixels", pixels if not stored else "whole")
-    if before != pixels:
-        way = "Add --cache off to go on" if before == "whole" else "Let it have its cache again (--cache auto, or DIR)"
-        raise InputError(
-            f"{folder.path}: was computed from images {before} so far, this would go on from images {pixels}. {way}, or "
-            "choose another --output_dir."
-        )
-    return {**identity, "pixels": pixels}
 
 
 def say_aside(text):

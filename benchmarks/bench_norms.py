@@ -4,14 +4,17 @@
     python benchmarks/bench_norms.py                     # on a GPU if there is one
     python benchmarks/bench_norms.py --device cpu --threads 2 --widths 768
 
-All variants of a width are timed in turn. ms: median of a forward and a backward pass, parameters' gradients included. bandwidth: bytes that
+All variants of a width are timed in turn, on a GPU as CUDA graphs of several passes, so that its time counts and not Python's. ms: median of a forward and a backward pass, parameters' gradients included. bandwidth: bytes that
 have to move (x in, y out; x and the gradient in, the gradient out) over the time, as a share of what a copy reaches here.
 kept: tensors of the input's size that autograd keeps.
 """
 
+from functools import partial
+
 from common import in_turn, parser, report, set_up
 
 WIDTHS = (192, 384, 768, 1280)
+PASSES = 20  # in a CUDA graph
 
 
 def main():
@@ -42,7 +45,10 @@ def main():
         steps = {name: step(layer, x, grad, torch) for name, layer in variants}
         into = torch.empty_like(x)
         steps["copy"] = lambda x=x, into=into: into.copy_(x)
-        seconds = in_turn(steps, device, args.seconds)
+        if on_gpu:
+            steps = {name: graph_of(function, torch) for name, function in steps.items()}
+        passes = PASSES if on_gpu else 1
+        seconds = {name: taken / passes for name, taken in in_turn(steps, device, args.seconds).items()}
         copy_rate = 2 * x.nbytes / seconds.pop("copy")
         for name, layer in variants:
             share = 5 * x.nbytes / seconds[name] / copy_rate
@@ -60,26 +66,24 @@ def main():
 def layers(width, device, dtype, norms, torch, compiled):
     """(name, layer) of everything that is compared."""
 
-    def on_device(layer):
-        # parameters as autocast has them: float32; a layer all in the input's type could move less
-        return layer.to(device)
+    def made(layer):
+        return layer(width).to(device, dtype)
 
-    yield "F.layer_norm", on_device(torch.nn.LayerNorm(width, eps=1e-6)).to(dtype)
+    yield "F.layer_norm", made(partial(torch.nn.LayerNorm, eps=1e-6))
     for name in norms.NORMS:
         if name != "LayerNorm":
-            yield name, on_device(norms.NORMS[name](width)).to(dtype)
+            yield name, made(norms.NORMS[name])
     for name in ("DynamicTanh", "DynamicErf"):
-        layer = on_device(norms.NORMS[name](width)).to(dtype)
-        yield f"{name}, formula", Formula(layer, norms)
+        yield f"{name}, formula", Formula(made(norms.NORMS[name]), norms)
         if compiled:
-            yield f"{name}, torch.compile", torch.compile(on_device(norms.NORMS[name](width)).to(dtype), dynamic=False)
+            yield f"{name}, torch.compile", torch.compile(made(norms.NORMS[name]), dynamic=False)
     if device.type == "cuda":
         try:
             from liger_kernel.transformers import LigerDyT
         except ImportError:
             print("liger-kernel is not installed: left out")
         else:
-            yield "LigerDyT", on_device(LigerDyT(width)).to(dtype)
+            yield "LigerDyT", made(LigerDyT)
 
 
 class Formula:
@@ -101,6 +105,21 @@ def step(layer, x, grad, torch):
     x = x.detach().requires_grad_()
     wanted = [x, *layer.parameters()]
     return lambda: torch.autograd.grad(layer(x), wanted, grad)
+
+
+def graph_of(function, torch):
+    """A function that replays PASSES calls of `function` as one CUDA graph."""
+    aside = torch.cuda.Stream()  # what is compiled or tuned on first calls, on a stream of its own as captures want it
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(PASSES):
+            function()
+    return graph.replay
 
 
 def kept(layer, x, torch):

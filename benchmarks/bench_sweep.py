@@ -2,10 +2,11 @@
 """How long the full alpha sweep takes: a slice of it is trained for real, and the whole follows from that.
 
     python benchmarks/bench_sweep.py --hf_dataset imagenette           # a folder of save_to_disk, or the hub's name
-    python benchmarks/bench_sweep.py --demo --epochs 2                 # CPU mode: two runs of the demo
+    python benchmarks/bench_sweep.py --demo                            # CPU mode: runs of the demo
 
-Two runs of run_alpha_sweep.sh's settings (batch 512, joint classifier) of a few epochs each: the first pays what later ones find
-ready (cache, compiled kernels). whole = 25 starts + 25 x 50 epochs, training and validation, one run after the other.
+Three runs of run_alpha_sweep.sh's settings (batch 512, all probes): one that pays what later ones find ready (cache, kernels), a
+short and a long one, which differ by whole rounds of --eval_every epochs, so that k-NN has its share. An epoch, validation and
+probes included, is what the long one takes longer; whole = 25 starts + 25 x 50 epochs, one run after the other.
 """
 
 import json
@@ -18,12 +19,14 @@ from pathlib import Path
 from common import KIT, parser, report, set_up
 
 ALPHAS, EPOCHS = 25, 50
+EVAL_EVERY = 5  # train.py's default
 GOAL_MINUTES = 20  # on one H200
 
 
 def main():
     p = parser(__doc__)
-    p.add_argument("--epochs", type=int, default=4)
+    p.add_argument("--rounds", type=int, default=1, help=f"of {EVAL_EVERY} epochs that the long run has more")
+    p.add_argument("--max_images", help="train on fewer images; the whole is then of so many")
     p.add_argument("--batch_size", type=int, default=512)
     p.add_argument("--norm", default="LayerNorm")
     p.add_argument("--model", default="vit_tiny")
@@ -34,23 +37,24 @@ def main():
     p.add_argument("--hf_config")
     args = p.parse_args()
     device = set_up(args)
-    command = [sys.executable, str(KIT / "train.py"), "--alpha", "0.1", "--epochs", str(args.epochs), "--device", str(device),
-               "--norm", args.norm]  # fmt: skip
+    command = [sys.executable, str(KIT / "train.py"), "--alpha", "0.1", "--probes", "all", "--eval_every", str(EVAL_EVERY),
+               "--device", str(device), "--norm", args.norm]  # fmt: skip
     command += ["--demo"] if args.demo else ["--model", args.model, "--decoder_type", args.decoder_type, "--lr", "0.00015",
                                              "--batch_size", str(args.batch_size)]  # fmt: skip
-    for name in ("imagenet_dir", "hf_dataset", "hf_config"):
+    for name in ("imagenet_dir", "hf_dataset", "hf_config", "max_images"):
         if getattr(args, name):
             command += [f"--{name}", getattr(args, name)]
+    more = EVAL_EVERY * args.rounds
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("first run", "second run"):
-            folder = Path(scratch, name.replace(" ", "_"))
+        for name, epochs in (("first", 1), ("short", 1), ("long", 1 + more)):
+            folder = Path(scratch, name)
             started = time.perf_counter()
-            subprocess.run([*command, "--output_dir", str(folder)], check=True)
-            rows.append(measured(name, folder, time.perf_counter() - started))
-    second = rows[-1]
-    # the first epoch is left out: it waits for workers to start and kernels to compile, as the start does
-    minutes = ALPHAS * (second["start s"] + EPOCHS * second["epoch s"]) / 60
+            subprocess.run([*command, "--epochs", str(epochs), "--output_dir", str(folder)], check=True)
+            rows.append(measured(name, folder, epochs, time.perf_counter() - started))
+    _, short, long = (row["seconds"] for row in rows)
+    epoch = (long - short) / more
+    start = short - epoch
     report(
         "sweep",
         rows,
@@ -58,26 +62,23 @@ def main():
         device,
         runs=ALPHAS,
         epochs=EPOCHS,
-        whole_minutes=round(minutes, 1),
+        epoch_s=round(epoch, 3),
+        start_s=round(start, 3),
+        whole_minutes=round(ALPHAS * (start + EPOCHS * epoch) / 60, 1),
         goal_minutes=GOAL_MINUTES,
     )
 
 
-def measured(name, folder, seconds):
-    """A row from the run's own log."""
-    with open(folder / "log.csv", encoding="utf-8") as f:
-        names, *lines = (line.rstrip("\n").split(",") for line in f)
-    epochs = [dict(zip(names, line)) for line in lines]
-    later = [float(row["epoch_time_s"]) for row in epochs[1:]] or [float(epochs[0]["epoch_time_s"])]
-    epoch = sum(later) / len(later)
+def measured(name, folder, epochs, seconds):
+    """A row from the run's own files."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return {
         "run": name,
+        "epochs": epochs,
         "hardware": config["hardware"],
         "seconds": seconds,
-        "epoch s": epoch,
-        "start s": seconds - len(epochs) * epoch,
-        "images/s": float(epochs[-1]["images_per_s"]),
+        "training images/s": summary["images_per_s"],
     }
 
 

@@ -67,20 +67,25 @@ def compare(case, args, device, clone, peak):
 
     import train
 
-    epochs, jobs = {}, {}
+    torch._dynamo.reset()  # what is compiled for one model counts against the next one's limit
+    epochs, jobs, memory = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for norm in args.norms:
             run = settings_of(case, args, device, norm, folder)
+            before = allocated(device)
             jobs[norm] = job = open_job(run, train)
-            batches = None if args.with_data else ready_batches(job, case["steps"])
-            epochs[norm] = partial(our_epoch, job, batches)
+            if args.with_data:
+                epochs[norm] = partial(our_epoch, job, None)
+            else:
+                job.resident = None  # crops are ready as well
+                epochs[norm] = partial(our_epoch, job, ready_batches(job, case["steps"]))
+            memory[norm] = peak_memory(epochs[norm], device, before)
         run = settings_of(case, args, device, "LayerNorm", folder)
         if clone is not None:
+            before = allocated(device)
             epochs["upstream"] = upstreams_epoch(run, jobs[args.norms[0]], args, clone, case["steps"])
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+            memory["upstream"] = peak_memory(epochs["upstream"], device, before)
         seconds = in_turn(epochs, device, args.seconds, least=3)
-        memory = {name: peak_memory(epoch, device) for name, epoch in epochs.items()}
         images = case["steps"] * case["batch_size"]
         if args.with_data:
             images = len(jobs[args.norms[0]].batches) * case["batch_size"]
@@ -187,7 +192,7 @@ def upstreams_epoch(run, job, args, clone, steps):
     ]  # fmt: skip
 
     def epoch():
-        scaler = NativeScalerWithGradNormCount(device) if device.type == "cpu" else NativeScalerWithGradNormCount()
+        scaler = NativeScalerWithGradNormCount(device)
         with contextlib.redirect_stdout(io.StringIO()):
             engine_pretrain.train_one_epoch(mae, batches, optimizer, device, 0, scaler, args=settings)
 
@@ -236,15 +241,26 @@ def matrix_peak(device):
     return 2 * n**3 / in_turn({"product": lambda: a @ a}, device, 2)["product"]
 
 
-def peak_memory(epoch, device):
-    """MB on a GPU; None elsewhere, where all variants share a process."""
+def allocated(device):
+    """Bytes of a GPU's memory that are in use; 0 elsewhere."""
+    import torch
+
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak_memory(epoch, device, before):
+    """MB on a GPU that a variant takes, weights, optimizer and batches included; `before` it was made that many bytes were.
+
+    None elsewhere, where all variants share a process.
+    """
     if device.type != "cuda":
         return None
     import torch
 
+    epoch()  # compiles, and makes what the optimizer keeps
     torch.cuda.reset_peak_memory_stats(device)
     epoch()
-    return torch.cuda.max_memory_allocated(device) / 2**20
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 if __name__ == "__main__":

@@ -33,15 +33,15 @@ if [ "${1:-}" = --cpu ]; then
     bench norms --device cpu --widths 192 --batch 4 --seconds 0.1 --no_compile
     bench data ${images[@]+"${images[@]}"} --images 64 --rounds 1
     bench train --device cpu --model mae_vit_demo_patch8 --batch_size 16 --steps 2 --seconds 0.1 ${mae[@]+"${mae[@]}"}
-    bench sweep --device cpu --demo --epochs 1
+    bench sweep --device cpu --demo --max_images 128
 else
     bench norms --device cuda --seconds 0.2
     bench data ${images[@]+"${images[@]}"}
     bench train --device cuda --compile on --seconds 4 ${mae[@]+"${mae[@]}"}
     if [ -n "${IMAGES:-}" ]; then
-        bench sweep --device cuda --imagenet_dir "$IMAGES" --epochs 4
+        bench sweep --device cuda --imagenet_dir "$IMAGES"
     else
-        bench sweep --device cuda --demo --epochs 4
+        bench sweep --device cuda --demo
     fi
 fi
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -89,14 +90,16 @@ class Store:
         return decoding.Picture(pixels, *self.original[index].tolist())
 
 
-def read(images, index, whole=False):
+def read(images, index, whole=False, stored=False):
     """Picture of an image of a set, from its cache if it has one. Raises what PIL raises for one it cannot read.
 
-    whole: not a reduction.
+    whole: not a reduction. stored: not one that was unreadable when the cache was made, though it may be readable by now.
     """
     if not isinstance(images, CachedImages):
         return decoding.read(images, index)
     picture = images.store.picture(index)
+    if stored and picture is None:
+        raise UnidentifiedImageError(images.file(index))
     if picture is None or (whole and not picture.is_whole()):
         return decoding.read(images, index)
     return picture

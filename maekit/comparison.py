@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from . import files, findings, methods, recipes, runs, settings
+from . import files, findings, identities, methods, recipes, runs, settings
 from .errors import InputError
 
 ACCURACIES = tuple(dict.fromkeys((*runs.ACCURACY_COLUMNS, *runs.EVALUATION_ACCURACIES)))  # k-NN is in both
@@ -37,7 +37,7 @@ def write(root):
     if not root.is_dir():
         raise InputError(f"--output_dir {root}: no such folder. Run the comparison first.")
     everything = load(root)
-    found = [run for run in everything if not runs.is_evaluation(run)]
+    found, repeated = without_repeats(run for run in everything if not runs.is_evaluation(run))
     evaluations = [run for run in everything if runs.is_evaluation(run)]
     if not any(run["log"] or run["summary"] for run in found):
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
@@ -77,7 +77,7 @@ def write(root):
     if evaluations and scored:
         print(render_evaluations(table))
     print("\n".join(["", *known["sentences"]]))
-    notices = [*known["notes"], *notices_on(found, evaluations, table)]
+    notices = [*known["notes"], *repeated, *notices_on(found, evaluations, table)]
     for notice in notices:
         print(f"note: {notice}")
     page = comparison_report.page(
@@ -104,6 +104,16 @@ def load(root):
     return sorted(everything, key=lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"]))
 
 
+def without_repeats(found):
+    """(one run for each method and seed, a sentence for each other one): the first that has ended, else the first."""
+    found, kept, repeated = list(found), {}, []
+    for run in sorted(found, key=lambda run: not run["summary"]):
+        of = run["method"], run["config"]["identity"]["seed"]
+        if kept.setdefault(of, run) is not run:
+            repeated.append(f"{run['path']}: {of[0]} with seed {of[1]} again, beside {kept[of]['path']}; left out.")
+    return [run for run in found if run in kept.values()], repeated
+
+
 def notices_on(found, evaluations, table):
     """Sentences on runs that are no fair comparison or have not ended."""
     tasks = {run["config"]["identity"]["task"] for run in evaluations}
@@ -125,7 +135,7 @@ def tabulate(found, evaluations=()):
 
     scores = {}
     for run in evaluations:
-        if run["summary"] and "acc1" in run["summary"]:
+        if run["summary"] and run["summary"]["status"] == runs.FINISHED and "acc1" in run["summary"]:
             scores.setdefault(run["path"].parent, {})[runs.evaluation_column(run)] = run["summary"]["acc1"]
     rows = []
     for run in found:
@@ -242,9 +252,10 @@ def chance(evaluations):
 
 def unequal_settings(found):
     """Sentences on settings, other than norm and seed, that are not the same in all runs."""
-    own = {"norm", "seed", "init", *(flag for options in settings.OPTION_FLAGS.values() for flag in options.values())}
+    own = {"norm", "seed", *(flag for options in settings.OPTION_FLAGS.values() for flag in options.values())}
+    own |= {"init"} if all(map(runs.is_evaluation, found)) else set()
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
-        values = {str(run["config"]["identity"].get(name, runs.BEFORE.get(name))) for run in found}
+        values = {str(run["config"]["identity"].get(name, identities.BEFORE.get(name))) for run in found}
         if name not in own and len(values) > 1:
             yield f"the runs differ in {name} ({', '.join(sorted(values))}), so they are no fair comparison."
 

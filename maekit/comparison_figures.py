@@ -6,6 +6,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .figures import (
+    BASELINES,
     COLUMN,
     GREY,
     PAGE,
@@ -47,7 +48,7 @@ def loss_comparison(logs, table, narrow=False):
         ax.set_title(title, loc="left")
         ax.set_ylabel("loss (MSE, hidden patches)" if narrow or ax is axes[0] else "")
         epoch_axis(ax, label=ax is axes[-1] or not narrow)
-    baselines = draw_baselines(axes[1], table.iloc[0]) if len(table) else []
+    baselines = draw_baselines(axes[1], table.filter(list(BASELINES)).mean())
     handles = [_method_handle(method, rows, look) for method, rows in _by_method(table)]
     if logs.groupby("model")["seed"].nunique().max() > 1:
         handles.append(Patch(color=GREY, alpha=0.25, linewidth=0, label="range over seeds"))

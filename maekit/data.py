@@ -63,7 +63,8 @@ class TrainImages(Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
-        picture, used, broken = _read(self.images, index, _others(self.images, self.seed, epoch, index))
+        others = _others(self.images, self.seed, epoch, index)
+        picture, used, broken = _read(self.images, index, others, stored=self.boxes_only)
         rng = _generator(_CROP, self.seed, epoch, index)
         box = self.crop_box(rng, picture.height, picture.width)
         flip = rng.random() < 0.5
@@ -195,6 +196,7 @@ class Batches:
                 self.broken.check(self.dataset.images, batch)
                 yield batch
         except (ConnectionError, EOFError) as error:  # before the system says that the worker is dead
+            faults.tell_of_no_dead_worker()
             raise RuntimeError(f"DataLoader worker exited unexpectedly, {type(error).__name__}") from error
         except InputError as error:  # from a worker it comes with the worker's traceback before its line
             raise InputError(str(error).strip().splitlines()[-1].removeprefix("maekit.errors.InputError: ")) from None
@@ -291,15 +293,15 @@ def _others(images, seed, epoch, index):
         yield int(rng.integers(len(images)))
 
 
-def _read(images, index, others, whole=False):
+def _read(images, index, others, **how):
     """Picture at `index`, else at the first readable one of `others`: (picture, index used, index if broken else -1).
 
-    whole: as it is in its file, whatever a cache has of it.
+    how: as cache.read has it, which pictures will do.
     """
     broken, used = -1, index
     for _ in range(32):
         try:
-            return cache.read(images, used, whole), used, broken
+            return cache.read(images, used, **how), used, broken
         except decoding.UNREADABLE:
             broken = index
         try:

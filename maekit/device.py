@@ -6,23 +6,28 @@ from contextlib import nullcontext
 
 import torch
 
+from . import parallel
 from .errors import InputError
 
 
 class Device:
     """A torch device with the run's precision: its autocast context, its GradScaler, its peak memory.
 
-    name: auto (CUDA, then MPS, then CPU), cpu, mps, cuda, cuda:N. precision: auto is float32 on CPU and MPS, on CUDA
-    bfloat16 where supported, else float16. Raises InputError when the device is not there.
+    name: auto (CUDA, then MPS, then CPU), cpu, mps, cuda, cuda:N; of several processes each has a GPU of its own.
+    precision: auto is float32 on CPU and MPS, on CUDA bfloat16 where the hardware has it, else float16. Raises InputError
+    when the device is not there.
     """
 
     def __init__(self, name, precision):
-        self.torch = torch.device(_choose(name))
+        self.torch = choose(name)
         kind = self.torch.type
         if kind == "cuda":
             torch.cuda.set_device(self.torch)
         if precision == "auto":
-            precision = "float32" if kind != "cuda" else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+            half = kind == "cuda" and (
+                "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+            )
+            precision = half or "float32"
         self.precision = precision
         if kind == "cuda" and precision == "float32":
             torch.set_float32_matmul_precision("high")  # TF32: 10 bits of mantissa, ten times the speed
@@ -53,17 +58,24 @@ class Device:
         return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, kilobytes elsewhere
 
 
-def _choose(name):
+def choose(name):
+    """The torch.device that a name stands for, a GPU with its number. Raises InputError when it is not there."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(
-                f"--device {name}: torch {torch.__version__} sees no CUDA device. Use --device auto or cpu."
-            )
-        if number and int(number) >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"--device {name}: torch {torch.__version__} sees no Metal device. Use --device auto or cpu.")
-    return name
+    if kind != "cuda":
+        return torch.device(kind)
+    if not torch.cuda.is_available():
+        raise InputError(f"--device {name}: torch {torch.__version__} sees no CUDA device. Use --device auto or cpu.")
+    gpus, processes = torch.cuda.device_count(), parallel.local_size()
+    if number and processes > 1:
+        raise InputError(f"--device {name}: {processes} processes need a GPU each. Use --device cuda; "
+                         "CUDA_VISIBLE_DEVICES says which.")  # fmt: skip
+    if processes > gpus:
+        raise InputError(f"--device {name}: {processes} processes need a GPU each, there are {gpus}. Use fewer (--nproc), "
+                         "or --device cpu.")  # fmt: skip
+    if number and int(number) >= gpus:
+        raise InputError(f"--device {name}: there are {gpus} CUDA devices, counted from 0.")
+    return torch.device("cuda", int(number) if number else parallel.local_rank())

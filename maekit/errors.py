@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 
 BUSY = 75  # EX_TEMPFAIL
 
@@ -73,6 +74,8 @@ def each_for_itself():
 def _complain(text):
     """One line, in the first of several processes; what only another one met it says as well, by its number."""
     rank = os.environ.get("RANK", "0")
+    if rank != "0" and _ALIKE:  # torchrun ends all processes as soon as one has ended: not before the first has spoken
+        time.sleep(10)
     if rank == "0" or not _ALIKE:
         print(f"error: {text}" if rank == "0" else f"error in process {rank}: {text}", file=sys.stderr)
     return 2

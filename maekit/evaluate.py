@@ -12,7 +12,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from . import checkpoint, data, parallel, probes, resident, runs
+from . import checkpoint, data, parallel, probes, recipes, resident, runs
 from .errors import InputError
 from .jobs import Job
 from .model import to_timm
@@ -177,18 +177,23 @@ class Knn(Job):
 def augmentation(run):
     """timm's training transform as upstream's util/datasets.py asks for it: PIL image -> float tensor, normalised."""
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize_increasing
-    return create_transform(
-        run.model.input_size,
-        is_training=True,
-        color_jitter=None,
-        auto_augment=None if run.finetune.aa == "none" else run.finetune.aa,
-        interpolation="bicubic",
-        re_prob=run.finetune.reprob,
-        re_mode="pixel",
-        re_count=1,
-        mean=data.IMAGENET_MEAN,
-        std=data.IMAGENET_STD,
-    )
+    policy = None if run.finetune.aa == "none" else run.finetune.aa
+    try:
+        return create_transform(
+            run.model.input_size,
+            is_training=True,
+            color_jitter=None,
+            auto_augment=policy,
+            interpolation="bicubic",
+            re_prob=run.finetune.reprob,
+            re_mode="pixel",
+            re_count=1,
+            mean=data.IMAGENET_MEAN,
+            std=data.IMAGENET_STD,
+        )
+    except (AssertionError, ValueError, IndexError, KeyError) as error:
+        raise InputError(f"--aa {policy}: timm makes no augmentation of it ({error}). Use none, or such as "
+                         f"{recipes.DEFAULTS['aa']}, augmix-m5-w4, original.") from error  # fmt: skip
 
 
 def posterize_increasing(image, bits, **_):

@@ -46,12 +46,18 @@ def tell_of_one_dead_worker():
         try:
             tell(number, frame)
         except RuntimeError:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            tell_of_no_dead_worker()
             raise
 
     tell_once.is_ours = True
     if callable(tell) and not hasattr(tell, "is_ours"):
         signal.signal(signal.SIGCHLD, tell_once)
+
+
+def tell_of_no_dead_worker():
+    """From now on a worker process that dies is no error: the run has met one already, or another, and ends."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 _NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory")

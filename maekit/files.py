@@ -52,12 +52,16 @@ def write_json(path, value):
         f.write((json.dumps(_finite(value), indent=1, allow_nan=False) + "\n").encode())
 
 
+class Damaged(InputError):
+    """A file of a run holds what no run wrote."""
+
+
 def read_json(path):
-    """Parsed JSON. Raises InputError naming the file if it is damaged."""
+    """Parsed JSON. Raises Damaged naming the file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: is damaged ({error}). Delete the run's folder, or --overwrite it.") from error
+        raise Damaged(f"{path}: is damaged ({error}). Delete the run's folder, or --overwrite it.") from error
 
 
 def write_csv(path, columns, rows):

@@ -101,7 +101,12 @@ def build_parser(prog, description):
     group.add_argument("--wandb", action="store_true", default=None, help="log to Weights & Biases as well; the project "
                        "is $WANDB_PROJECT, else the script's own")  # fmt: skip
     _flag(group, "wandb_project", str, "log to this project of Weights & Biases", "NAME")
-    group.add_argument("--overwrite", action="store_true", default=None, help="delete another run in --output_dir")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=None,
+        help="delete another run in --output_dir; the same one goes on, with --resume never it starts anew",
+    )
     group.add_argument("--dry_run", action="store_true", default=None, help="check flags and data, train nothing")
     return parser
 

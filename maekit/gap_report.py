@@ -90,18 +90,22 @@ def finding(s):
             f"n = {over['n']}."
         )
     if over["note"]:
-        said.append(f"{over['note'].capitalize()}.")
+        said.append(_sentence(over["note"]))
     if floor["n"]:
         said.append(
             f"Where only the seed changes, Γ comes to {floor['mean']:.1f} on average over {floor['n']} configurations, to "
             f"{floor['largest']:.1f} at most."
         )
     else:
-        said.append(f"{floor['note'].capitalize()}.")
+        said.append(_sentence(floor["note"]))
     if s["untrained"]:
         each = ", ".join(f"{value:.1f} % ({norm})" for norm, value in s["untrained"]["per_norm"].items())
         said.append(f"An untrained encoder: {each}.")
     return " ".join(said)
+
+
+def _sentence(note):
+    return f"{note[0].upper()}{note[1:]}."
 
 
 def by_probe(drawn):

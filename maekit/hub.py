@@ -4,7 +4,9 @@ import contextlib
 import glob
 import hashlib
 import io
+import queue
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,7 @@ def _open_folder(name, folder, config):
 
     if (folder / "state.json").is_file():
         raise _bad(name, None, "is one Dataset without splits. Save a DatasetDict with train and validation.")
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else what is on disk is reported, too
     with _quiet(datasets):
         if (folder / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(folder))
@@ -155,11 +158,20 @@ def _unreachable():
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
+    answer, limit = queue.SimpleQueue(), constants.HF_HUB_ETAG_TIMEOUT
+
+    def ask():
+        try:
+            get_session().head(constants.ENDPOINT, timeout=limit)
+            answer.put(None)
+        except Exception as error:  # noqa: BLE001 - of whichever HTTP library there is
+            answer.put(_line(error))
+
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception as error:  # noqa: BLE001 - of whichever HTTP library there is
-        return _line(error)
-    return None
+        return answer.get(timeout=limit + 2)  # its own limit does not hold while a name is looked up
+    except queue.Empty:
+        return f"no answer in {limit + 2} s"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from . import checkpoint, compiling, data, parallel, runs
+from . import checkpoint, compiling, data, identities, parallel
 from .device import Device
 from .errors import InputError
 
@@ -110,7 +110,7 @@ class Job:
                 raise InputError(
                     f"{path}: is no checkpoint of a run. Move it away; --init {path.name} starts from its weights."
                 )
-            runs.check_identity(state["args"], identity, f"{path}: is of")
+            identities.check(state["args"], identity, f"{path}: is of")
         if not checkpoint.has_decoder(state) and hasattr(self.network, "decoder_pred"):
             raise InputError(
                 f"{path}: an encoder without decoder, no state of a training. Start from its weights: --init {path}."
@@ -120,12 +120,25 @@ class Job:
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.epochs:
             raise InputError(f"--resume {path}: has {first_epoch} epochs already; --epochs {self.epochs} adds none.")
-        within = "" if not state.get("position") else f", batch {state['position']['batch']}"
+        position = state.get("position")
+        if position and not (own or self._has_place(position, state["args"], identity)):
+            parallel.say(
+                f"{path}: is of the middle of an epoch with other batches, which is trained again from its start."
+            )
+            position = None
+        within = "" if not position else f", batch {position['batch']}"
         parallel.say(f"{path}: goes on with epoch {first_epoch}{within} of {self.epochs}.")
         if own:
             fresh |= {"history": folder.history(first_epoch)}  # of a kit whose checkpoints did not have it
             fresh |= {name: state[name] for name in fresh if name in state}
-        return {**fresh, "first_epoch": first_epoch}
+        return {**fresh, "first_epoch": first_epoch, "position": position}
+
+    def _has_place(self, position, theirs, identity):
+        """Whether a place in an epoch of a run with identity `theirs` is the same place in this run's."""
+        order = ("data", "max_images", "seed", "batch_size", "accum_iter", "processes")
+        return all(theirs.get(name) == identity.get(name) for name in order) and (
+            len(position["sums"]) == len(self.loss_names)
+        )
 
     def prepare(self):
         """Get `model`, which is complete now, ready for fast steps."""

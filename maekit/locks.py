@@ -67,11 +67,15 @@ class Lock:
 
     def holder(self):
         """Who has the lock, in words; for others than the holder."""
-        try:
-            with open(self.path, encoding="utf-8") as file:
-                return file.read(200) or "another process"
-        except OSError:
-            return "another process"
+        for _ in range(20):
+            try:
+                with open(self.path, encoding="utf-8") as file:
+                    if known := file.read(200):
+                        return known
+            except OSError:
+                break
+            time.sleep(0.01)  # it has the lock, and has not written yet
+        return "another process"
 
     def release(self):
         """Let go, and remove the file."""

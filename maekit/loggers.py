@@ -5,9 +5,11 @@ pictures: uint8 (n, H, W, 3); norm alphas: rows of norms.norm_alphas.
 """
 
 import os
+import uuid
 
 from tqdm import tqdm
 
+from . import files
 from .errors import InputError
 
 # settings that tell the runs of a sweep apart, for TensorBoard's table of hyperparameters
@@ -107,8 +109,6 @@ class WeightsAndBiases:
     """
 
     def __init__(self, project, folder, config):
-        import hashlib
-
         import wandb
 
         name = os.path.join(*folder.path.resolve().parts[-2:])
@@ -117,13 +117,21 @@ class WeightsAndBiases:
             lambda: wandb.init(
                 project=project,
                 name=name,
-                id=hashlib.sha256(repr((name, sorted(config["identity"].items(), key=str))).encode()).hexdigest()[:16],
+                id=self._own_id(folder.wandb_id),
                 resume="allow",
                 dir=str(folder.path),
                 config=config,
                 settings=wandb.Settings(silent=True),
             )
         )
+
+    @staticmethod
+    def _own_id(file):
+        """What the run is called there: made up when it starts, and in its folder for when it goes on."""
+        if not file.exists():
+            with files.atomic_write(file) as f:
+                f.write(uuid.uuid4().hex[:16].encode())
+        return file.read_text(encoding="utf-8").strip()
 
     def add(self, row, alphas, pictures):
         logged = {name: value for name, value in row.items() if value is not None}

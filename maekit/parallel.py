@@ -25,6 +25,11 @@ def local_rank():
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_size():
+    """Number of processes on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_main():
     """Whether this is the one process that writes and prints."""
     return rank() == 0

@@ -53,7 +53,13 @@ class Pretraining(Job):
 
     def validate(self, epoch):
         row = validation.validate(
-            self.model, self.val_batches, self.device, self.pixels, self.run.model.mask_ratio, self.frozen
+            self.model,
+            self.val_batches,
+            self.device,
+            self.pixels,
+            self.run.model.mask_ratio,
+            self.frozen,
+            self.compiled,
         )
         every = self.run.probes.eval_every
         if "knn" in self.run.probes.names and (epoch + 1 == self.epochs or (epoch + 1) % every == 0):

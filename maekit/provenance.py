@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import files, runs
+from . import files, identities, runs
 from .drivers import tasks
 from .errors import InputError
 from .settings import OPTION_FLAGS
@@ -41,13 +41,13 @@ def settings(everything, names):
 
     names: what the runs are called, one each; a line of a differing setting is a value and the names that have it.
     """
-    identities = [run["config"]["identity"] for run in everything]
+    theirs = [run["config"]["identity"] for run in everything]
     differing, common = [], []
-    for name in dict.fromkeys(name for identity in identities for name in identity):
+    for name in dict.fromkeys(name for identity in theirs for name in identity):
         by_value = {}
-        for called, identity in zip(names, identities):
+        for called, identity in zip(names, theirs):
             if name in identity or name not in _OF_NORMS:  # else it is nothing to that run
-                by_value.setdefault(_spelled(identity.get(name, runs.BEFORE.get(name))), []).append(called)
+                by_value.setdefault(_spelled(identity.get(name, identities.BEFORE.get(name))), []).append(called)
         if sum(map(len, by_value.values())) == len(names) and len(by_value) == 1:
             common.append({"name": f"--{name}" if name != "data" else name, "lines": list(by_value)})
             continue

@@ -89,9 +89,13 @@ DEMO_OF_TASK = {
 }
 
 
-def of(task, model=None, *, demo=False):
-    """The defaults of a task for a model, None for the task's own, as a dict by the names of the flags."""
+def of(task, model=None, *, demo=False, processes=1):
+    """The defaults of a task for a model, None for the task's own, as a dict by the names of the flags.
+
+    An evaluation in several processes has the images a step of its recipe all the same, accumulated over fewer passes.
+    """
     chosen = {**DEFAULTS, **OF_TASK.get(task, {})}
+    chosen["accum_iter"] = max(1, chosen["accum_iter"] // processes)
     if demo:
         return {**chosen, **DEMO, **DEMO_OF_TASK.get(task, {})}
     size = next((size for size in ("large", "huge") if size in (model or "")), None)

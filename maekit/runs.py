@@ -8,6 +8,7 @@ summary.json           the run in one line, once it has ended
 checkpoint.pth         weights, optimizer, probes, epoch (in --checkpoint_dir, if there is one), and the one before
 status.json            where the run is, for drivers: written every few seconds
 output.txt             what it printed, if it ran beside others
+wandb_id.txt           what Weights & Biases calls the run, if it is logged there
 run.lock               held by the process that trains
 reconstructions.npz    pictures
 loss_curve.png .pdf, tensorboard/
@@ -15,15 +16,15 @@ loss_curve.png .pdf, tensorboard/
 
 import json
 import shutil
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 
+from . import identities
 from .errors import Busy, InputError
-from .files import atomic_write, read_csv, read_json, remove_drafts, write_csv, write_json
+from .files import Damaged, read_csv, read_json, remove_drafts, write_csv, write_json
 from .locks import Lock
-from .recipes import DEFAULTS, EVALUATIONS, PRETRAIN
-
-BEFORE = {**DEFAULTS, "processes": 1, "pixels": "whole"}  # what settings were before there was a flag for them
+from .recipes import EVALUATIONS, PRETRAIN
 
 ACCURACIES = {"joint": "accuracy", "frozen": "frozen_accuracy", "knn": "knn_accuracy"}  # probe: column, percent
 UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the same seed before any training
@@ -81,13 +82,14 @@ class RunFolder:
         self.reconstructions = self.path / "reconstructions.npz"
         self.loss_curve = self.path / "loss_curve.png"
         self.tensorboard = self.path / "tensorboard"
+        self.wandb_id = self.path / "wandb_id.txt"
 
-    def claim(self, identity, *, overwrite=False):
+    def claim(self, identity, *, overwrite=False, fresh=False):
         """Make the folder this run's own and return the summary of the run if it has ended already, else None.
 
         identity: everything that decides the run's numbers, as a flat dict. Raises InputError if the folder cannot
-        be written, or holds a run of another identity; `overwrite` deletes that run, and only files of ours. Raises
-        Busy if another process is training there; until `release` no other one can.
+        be written, or holds a run of another identity; `overwrite` deletes that run, with `fresh` one of the same identity
+        as well, and only files of ours. Raises Busy if another process is training there; until `release` no other can.
         """
         _make_writable(self.path, "--output_dir")
         if self.checkpoint.parent != self.path:
@@ -97,21 +99,58 @@ class RunFolder:
             return summary
         if not self._held.acquire():
             raise Busy(f"{self.path}: {self._held.holder()} is training it.")
-        remove_drafts(self._written())
-        if overwrite:
+        goes_on = False
+        try:
+            remove_drafts(self._written())
+            if overwrite and (self._is_other(identity) or fresh):
+                self.clear()
+            summary = self._ended(identity)  # by now, perhaps
+            goes_on = summary is None
+        finally:
+            if not goes_on:
+                self.release()
+        return summary
+
+    def settle(self, identity, found, *, overwrite=False):
+        """The identity of the claimed run with what the machine decided, `found`: its precision, and what its pixels are.
+
+        Raises InputError if what the run has done so far was done otherwise; `overwrite` deletes that.
+        """
+        if wrong := identities.unsettled(self.identity(), found):
+            if not overwrite:
+                raise InputError(f"{self.path}: {wrong}")
             self.clear()
-        return self._ended(identity)  # by now, perhaps
+        return {**identity, **found}
 
     def release(self):
         """Let other processes have the folder."""
         self._held.release()
 
-    def _ended(self, identity):
-        stored = read_json(self.config) if self.config.exists() else None
-        # a run that left no state behind, one that was out of memory say, binds nobody
-        if stored is None or not any(f.exists() for f in (self.checkpoint, self.previous_checkpoint, self.summary)):
+    def identity(self):
+        """What decided the numbers of the run that is here, None if there is none. Raises InputError.
+
+        A run that left no state behind, one that was out of memory say, binds nobody.
+        """
+        if not self.config.exists():
             return None
-        check_identity(stored.get("identity", {}), identity, f"--output_dir {self.path}: holds")
+        stored = read_json(self.config).get("identity")
+        if not isinstance(stored, dict):
+            raise InputError(f"{self.config}: is not of a run. Move it away, or choose another --output_dir.")
+        return stored if any(f.exists() for f in (self.checkpoint, self.previous_checkpoint, self.summary)) else None
+
+    def _is_other(self, identity):
+        """Whether what is here, whole or not, is of another run than this one."""
+        try:
+            stored = self.identity()
+        except Damaged:
+            return True
+        return stored is None or identities.difference(stored, identity) is not None
+
+    def _ended(self, identity):
+        stored = self.identity()
+        if stored is None:
+            return None
+        identities.check(stored, identity, f"--output_dir {self.path}: holds")
         return read_json(self.summary) if self.summary.exists() else None
 
     def history(self, first_epoch):
@@ -128,7 +167,7 @@ class RunFolder:
     def _written(self):
         """The files that a training process writes."""
         return (self.summary, self.status, self.config, self.checkpoint, self.previous_checkpoint,
-                self.damaged_checkpoint, self.log, self.norm_alpha, self.trajectory,
+                self.damaged_checkpoint, self.log, self.norm_alpha, self.trajectory, self.wandb_id,
                 self.reconstructions, self.loss_curve, self.loss_curve.with_suffix(".pdf"))  # fmt: skip
 
 
@@ -197,39 +236,16 @@ def _alpha_columns(layers):
     }
 
 
-def check_identity(stored, identity, where):
-    """Raise InputError, which starts with `where`, naming the first setting that two runs do not share.
-
-    A setting that the stored run did not know yet had its default then.
-    """
-    for name, value in identity.items():
-        theirs = stored.get(name, BEFORE.get(name, value))
-        if theirs != value:
-            raise InputError(
-                f"{where} a run with {_spell(name, theirs)}, this one has {_spell(name, value)}. Choose another "
-                "--output_dir (or --checkpoint_dir), or --overwrite to delete that run."
-            )
-
-
 def _make_writable(path, flag):
     """Create a folder if need be and write in it. Raises InputError naming the flag."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{flag} {path}: is a file. Choose another {flag}.")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path / ".writable") as f:
-            f.write(b"")
-        (path / ".writable").unlink()
+        with tempfile.TemporaryFile(dir=path):  # of no name that another process could meet
+            pass
     except OSError as error:
         raise InputError(f"{flag} {path}: cannot be written ({error.strerror}). Choose another {flag}.") from error
-
-
-def _spell(name, value):
-    if name == "data":
-        return f"data {value}"
-    if name == "mae_dir" and value is None:
-        return "--mae_dir builtin"
-    return f"no --{name}" if value is None or value is False else f"--{name}" if value is True else f"--{name} {value}"
 
 
 def summarize_log(log):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import files, parallel, recipes
 from .errors import InputError, NothingToDo
-from .recipes import FINETUNE, KNN, PRETRAIN, TASKS
+from .recipes import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
 
 # Plain lists, so that flags are checked before torch is imported; the tests hold them equal to the registries.
 NORMS = {  # name: alias
@@ -210,7 +210,8 @@ def resolve(typed):
         raise InputError(f"--task {task}: unknown. Choose from {', '.join(TASKS)}.")
     init, stored = _open_init(task, given.get("init"))
     model = given.get("model", stored.get("model"))
-    v = {**recipes.of(task, model, demo=typed.demo), **stored, **given}
+    recipe = recipes.of(task, model, demo=typed.demo, processes=parallel.size())
+    v = {**recipe, **stored, **given}
     _check_source(typed)
     _check(v)
     lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] * parallel.size() / 256
@@ -275,6 +276,8 @@ def _open_init(task, typed):
         if summary.is_file() and files.read_json(summary).get("status") == "diverged":
             raise NothingToDo(f"{run}: has diverged in its first epoch, there is nothing to evaluate.")
         raise InputError(f"--init {typed}: the run has no checkpoint yet, {checkpoint} is not there. Train it first.")
+    if path == run and not (run / "summary.json").is_file():
+        raise InputError(f"--init {typed}: the run has not ended. Finish it, or take it as it is: --init {checkpoint}.")
     network = ("norm", "model", "input_size", *(flag for options in OPTION_FLAGS.values() for flag in options.values()))
     return str(checkpoint), {} if task == PRETRAIN else {name: identity[name] for name in network if name in identity}
 
@@ -355,12 +358,18 @@ def _check(v):
     for name in ("min_lr", "weight_decay", "num_workers", "warmup_epochs", "adyt_lambda", "seed", "mixup", "cutmix"):
         if v[name] is not None and not 0 <= v[name] < math.inf:
             raise InputError(f"--{name} {v[name]}: must not be negative.")
+    if v["seed"] >= 2**63:
+        raise InputError(f"--seed {v['seed']}: must be below 2**63.")
     for name in ("drop_path", "smoothing", "reprob"):
         if not 0 <= v[name] < 1:
             raise InputError(f"--{name} {v[name]}: must be in [0, 1).")
     if v["task"] == FINETUNE and (v["mixup"] or v["cutmix"]) and v["batch_size"] % 2:
         raise InputError(f"--batch_size {v['batch_size']}: mixup and cutmix mix pairs of images, so it must be even. "
                          "Or go without: --mixup 0 --cutmix 0.")  # fmt: skip
+    if v["task"] == LINPROBE and v["batch_size"] * parallel.size() < 2:
+        raise InputError(
+            "--batch_size 1: linear probing normalises over the images of a batch, of which it needs 2 or more."
+        )
     if v["task"] != PRETRAIN and v["resume"] not in ("auto", "never"):
         raise InputError(f"--resume {v['resume']}: is for pre-training; --task {v['task']} starts from --init.")
     if not 0 <= v["adyt_smooth"] < 1:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from . import parallel
+from . import compiling, parallel
 from .model import patch_statistics, unpatchify
 from .probes import percent
 
@@ -15,10 +15,10 @@ N_QUALITY = 64  # validation images that PSNR and SSIM are means over
 
 
 @torch.inference_mode()
-def validate(model, batches, device, pixels, mask_ratio, frozen=None):
+def validate(model, batches, device, pixels, mask_ratio, frozen=None, compiled=False):
     """What the epoch's row of the log says of the validation images, every image counted once.
 
-    model: JointMAE; frozen: FrozenProbes or None. Returns {val_mse} (the mean loss over all hidden patches, in the
+    model: JointMAE, compiled or not; frozen: FrozenProbes or None. Returns {val_mse} (the mean loss over all hidden patches, in the
     loss's own space) and, where there are such probes, {accuracy, frozen_accuracy, untrained_frozen_accuracy} in
     percent, all of masked images.
     """
@@ -26,6 +26,8 @@ def validate(model, batches, device, pixels, mask_ratio, frozen=None):
     total, n = 0.0, 0
     correct = {}
     for batch in batches:
+        if compiled:
+            compiling.mark_step()
         images = pixels.normalize(batch["images"])
         noise, labels = batch["noise"].to(device.torch), batch["labels"].to(device.torch)
         with device.autocast():

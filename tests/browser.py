@@ -42,10 +42,12 @@ class Page:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
-    def _receive(self, timeout=30):
+    def _receive(self, timeout=120):
         while b"\0" not in self.kept:
             assert select.select([self.read], [], [], timeout)[0], "the browser says nothing"
-            self.kept += os.read(self.read, 1 << 20)
+            said = os.read(self.read, 1 << 20)
+            assert said, "the browser has ended"
+            self.kept += said
         message, _, self.kept = self.kept.partition(b"\0")
         message = json.loads(message)
         self._note(message.get("method"), message.get("params", {}))
@@ -81,7 +83,7 @@ class Page:
         assert "exceptionDetails" not in known, known
         return known["result"].get("value")
 
-    def wait(self, expression, seconds=20):
+    def wait(self, expression, seconds=120):
         """Wait until an expression is true."""
         until = time.monotonic() + seconds
         while not self.value(expression):
@@ -108,7 +110,7 @@ class Page:
 def opened():
     """A Page of a browser of its own."""
     to_read, to_write = os.pipe(), os.pipe()
-    with tempfile.TemporaryDirectory(prefix="browser-") as profile:
+    with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
         command = [
             find(), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}",

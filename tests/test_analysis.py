@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import maekit.comparison
-from maekit import figures, files
+from maekit import comparison_figures, figures, files
 
 from .conftest import KIT, run, train_here
 
@@ -113,6 +113,53 @@ def test_runs_of_unequal_settings_are_called_no_fair_comparison(copy):
     out = analyse(copy).stdout
     assert "differ in lr (0.001, " in out and "no fair comparison" in out
     assert "differ in adyt" not in out and "differ in norm" not in out
+
+
+def test_a_run_from_other_weights_is_no_fair_comparison(copy):
+    config = json.loads((copy / "DynamicTanh/seed0/config.json").read_text())
+    config["identity"]["init"] = "sha256:0123456789abcdef"
+    files.write_json(copy / "DynamicTanh/seed0/config.json", config)
+    assert "note: the runs differ in init (None, sha256:0123456789abcdef)" in analyse(copy).stdout
+
+
+def test_a_method_and_seed_counts_once(copy):
+    """A folder that was copied, and the unfinished of two."""
+    shutil.copytree(copy / "LayerNorm/seed0", copy / "LayerNorm/copy of seed0")
+    (copy / "LayerNorm/copy of seed0/summary.json").unlink()
+    shutil.copytree(copy / "LayerNorm/seed1", copy / "LayerNorm/seed1 again")
+    out = analyse(copy).stdout
+    assert (
+        f"note: {copy}/LayerNorm/copy of seed0: LayerNorm with seed 0 again, beside {copy}/LayerNorm/seed0; left out"
+        in out
+    )
+    assert f"note: {copy}/LayerNorm/seed1 again: LayerNorm with seed 1 again" in out
+    with open(copy / "comparison_table.csv", newline="") as f:
+        rows = [row for row in csv.DictReader(f) if row["model"] == "LayerNorm"]
+    assert [row["seed"] for row in rows] == ["0", "1", "mean", "std"] and rows[2]["status"] == "n = 2"
+
+
+def test_baselines_are_drawn_though_the_first_run_has_none_yet(copy):
+    (copy / "LayerNorm/seed0/summary.json").unlink()
+    found = maekit.comparison.load(copy)
+    table = maekit.comparison.tabulate(found)
+    assert np.isnan(table["flat_colour"].iloc[0]) and table["flat_colour"].notna().any()
+    figure = comparison_figures.loss_comparison(maekit.comparison.stack(found, "log"), table)
+    assert any("flat" in text.get_text() for legend in figure.legends for text in legend.get_texts())
+
+
+def test_an_evaluation_that_diverged_has_no_accuracy(copy):
+    folder = copy / "DynamicTanh/seed0/linprobe"
+    shutil.copytree(copy / "DynamicTanh/seed0", folder)
+    config, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "summary"))
+    config["identity"] |= {"task": "linprobe", "init": "sha256:0"}
+    files.write_json(folder / "config.json", config)
+    for status, known in (("finished", True), ("diverged", False)):
+        files.write_json(folder / "summary.json", {**summary, "acc1": 12.5, "status": status})
+        found = maekit.comparison.load(copy)
+        evaluations = [run for run in found if maekit.comparison.runs.is_evaluation(run)]
+        table = maekit.comparison.tabulate([run for run in found if run not in evaluations], evaluations)
+        assert ("linprobe_accuracy" in table) is known
+    assert f"{folder}: diverged" in analyse(copy).stdout
 
 
 def test_one_run_alone_can_be_analysed(comparison, tmp_path):

@@ -320,21 +320,26 @@ def test_a_killed_maker_leaves_finished_parts_and_the_next_one_goes_on_with_them
 def test_of_two_runs_at_once_one_decodes_and_the_other_waits(photographs, tmp_path):
     root, folder = many_links(photographs, tmp_path / "images", 193), tmp_path / "cache"
     makers = {maker.pid: maker for maker in (start_maker(root, folder) for _ in range(2))}
-    while not any(held := [f.read_text() for f in folder.glob("*.lock")]):
-        assert all(maker.poll() is None for maker in makers.values())
-        time.sleep(0.005)
-    first = int(held[0].split()[1])
-    os.kill(first, signal.SIGSTOP)  # until the other one has met it
-    (second,) = set(makers) - {first}
-    said = [makers[second].stdout.readline()]
-    assert f"waiting for process {first}" in said[0]
-    os.kill(first, signal.SIGCONT)
-    for maker in makers.values():
-        out, err = maker.communicate(timeout=120)
-        assert maker.returncode == 0, err
-        *lines, sizes = out.splitlines()
-        assert len(set(sizes.split())) == 1
-        said += lines
+    try:
+        while not any(held := [f.read_text() for f in folder.glob("*.lock")]):
+            assert all(maker.poll() is None for maker in makers.values())
+            time.sleep(0.005)
+        first = int(held[0].split()[1])
+        os.kill(first, signal.SIGSTOP)  # until the other one has met it
+        (second,) = set(makers) - {first}
+        said = [makers[second].stdout.readline()]
+        assert f"waiting for process {first}" in said[0]
+        os.kill(first, signal.SIGCONT)
+        for maker in makers.values():
+            out, err = maker.communicate(timeout=120)
+            assert maker.returncode == 0, err
+            *lines, sizes = out.splitlines()
+            assert len(set(sizes.split())) == 1
+            said += lines
+    finally:
+        for maker in makers.values():
+            maker.kill()
+            maker.communicate()
     assert sum("decoding 192 images" in line for line in said) == 1
     assert len(list(folder.iterdir())) == 4
 

@@ -794,7 +794,8 @@ def test_every_validation_image_counts_once(task, batch_size, classes, plain, il
 @pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
 def test_a_run_killed_in_the_middle_ends_as_the_unbroken_one(task, norm, pretrained, processes, tmp_path):
     """SIGKILL after the first epoch; the log and the last state are equal to the last bit."""
-    flags = (*QUICK, *task, "--init", pretrained[norm], "--epochs", "5", "--input_size", "32")
+    epochs = 30 if "linprobe" in task else 5  # of a few hundredths of a second, or of some tenths
+    flags = (*QUICK, *task, "--init", pretrained[norm], "--epochs", epochs, "--input_size", "32")
     train_here(*flags, "--output_dir", tmp_path / "whole", check=0)
     killed = tmp_path / "killed"
     command = [str(part) for part in (*flags, "--output_dir", killed)]
@@ -809,7 +810,7 @@ def test_a_run_killed_in_the_middle_ends_as_the_unbroken_one(task, norm, pretrai
     assert not (killed / "summary.json").exists()
     torch.manual_seed(5)  # where the global stream is does not matter
     assert "goes on with epoch" in train_here(*flags, "--output_dir", killed, check=0).stdout
-    assert log(killed) == log(tmp_path / "whole") and len(log(killed)) == 5
+    assert log(killed) == log(tmp_path / "whole") and len(log(killed)) == epochs
     ours, theirs = (state(folder) for folder in (killed, tmp_path / "whole"))
     assert all(same(ours[part], theirs[part]) for part in ("model", "optimizer", "epoch", "scaler", "args"))
     assert ours["optimizer"]["state"]
@@ -871,7 +872,7 @@ def test_half_precision_trains_much_as_float32_does(task, precision, pretrained)
         assert job.device.scaler.is_enabled() == (kind == "float16")
         assert all(value.dtype in (torch.float32, torch.int64) for value in job.network.state_dict().values())
         weights.append(job.network.state_dict()[name])
-    assert losses[precision] == pytest.approx(losses["float32"], abs=0.05) and losses[precision] != losses["float32"]
+    assert losses[precision] == pytest.approx(losses["float32"], abs=0.05)
     fresh, full, half = weights
     assert 0 < (full - half).norm() < (full - fresh).norm(), "nearer to each other than to where both started"
 
@@ -898,6 +899,11 @@ def test_weights_that_are_missing_are_one_line(task, plain, tmp_path):
     shutil.copy(plain / "config.json", tmp_path / "begun")
     line = complaint(*flags, "--init", tmp_path / "begun")
     assert f"--init {tmp_path / 'begun'}: the run has no checkpoint yet" in line
+    half = tmp_path / "begun/checkpoint.pth"
+    shutil.copy(plain / "checkpoint.pth", half)
+    line = complaint(*flags, "--init", tmp_path / "begun")
+    assert f"the run has not ended. Finish it, or take it as it is: --init {half}." in line
+    assert resolved(*flags, "--init", half).init == str(half)
     assert not (tmp_path / "run").exists()
 
 
@@ -914,6 +920,12 @@ def test_a_setting_that_cannot_be_is_one_line(plain):
     for flag, value in (("drop_path", "1"), ("smoothing", "-0.1"), ("reprob", "1.5"), ("layer_decay", "0"),
                         ("mixup", "-1"), ("cutmix", "inf")):  # fmt: skip
         assert f"--{flag} {float(value)}: must" in complaint(*QUICK, *FINETUNE, "--init", plain, f"--{flag}", value)
+
+
+@pytest.mark.parametrize("policy", ["foo", "rand-n0q"])
+def test_an_augmentation_that_timm_does_not_know_is_one_line(policy, plain, tmp_path):
+    line = complaint(*QUICK, *FINETUNE, "--init", plain, "--aa", policy, "--output_dir", tmp_path / "run")
+    assert line.startswith(f"error: --aa {policy}: timm makes no augmentation of it (")
 
 
 def test_an_evaluation_does_not_take_the_folder_of_the_run_it_starts_from(plain):

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -68,9 +69,9 @@ def unbroken(tmp_path_factory):
 
 def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
     """SIGKILL between the start of the process and two epochs later; state is saved within epochs as well."""
-    flags = (*QUICK, *ALL, "--epochs", "24", "--checkpoint_minutes", "0.002", "--output_dir")
+    flags = (*QUICK, *ALL, "--epochs", "24", "--checkpoint_minutes", "0.0003", "--output_dir")
     train(*flags, tmp_path / "whole", check=0)
-    seconds = [row["epoch_time_s"] for row in files.read_csv(tmp_path / "whole/log.csv")]
+    epoch = statistics.median(row["epoch_time_s"] for row in files.read_csv(tmp_path / "whole/log.csv"))
     killed, draw = tmp_path / "killed", random.Random(0)
     within = 0
     for i in range(20):
@@ -80,11 +81,14 @@ def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
             time.sleep(draw.uniform(0, 4))
         else:
             run = start(*flags, killed)
-            time.sleep(draw.uniform(0, 3 * max(seconds)))
+            time.sleep(draw.uniform(0, 3 * epoch))
         run.kill()
         run.communicate()
         if (killed / "checkpoint.pth").exists():
             within += bool(checkpoint.read(killed / "checkpoint.pth").get("position"))
+        if (killed / "summary.json").exists():
+            break
+    assert i > 10, "most kills came while it trained"
     assert within > 2, "some kills came when an epoch was saved in part"
     train(*flags, killed, check=0)
     assert_same_run(tmp_path / "whole", killed)
@@ -257,7 +261,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(unbroken, tmp
         while not (small / "run/checkpoint.pth").exists():
             assert run.poll() is None
             time.sleep(0.005)
-        with open(small / "ballast", "wb") as f, pytest.raises(OSError):
+        with open(small / "ballast", "wb", buffering=0) as f, pytest.raises(OSError):
             while True:
                 f.write(bytes(1 << 16))
         error = run.communicate(timeout=120)[1].strip().splitlines()[-1]
@@ -336,10 +340,10 @@ class Whole:
     def check(self, images, batch): pass
 
 def error_of_killing(workers):
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
     until = time.monotonic() + 2
     try:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
         while time.monotonic() < until:
             time.sleep(0.01)
     except RuntimeError as error:

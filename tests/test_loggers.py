@@ -40,10 +40,15 @@ def test_tensorboard_has_alphas_pictures_and_settings_to_sort_by(finished):
 
 
 def wandb_records(folder):
-    """The records of the one offline run below a folder: LevelDB's log format after 7 bytes of header, protobuf inside."""
+    """The records of the one offline run below a folder."""
+    (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    return wandb_records_of(file)
+
+
+def wandb_records_of(file):
+    """The records of a run's file: LevelDB's log format after 7 bytes of header, protobuf inside."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     content, at, parts, records = file.read_bytes(), 7, [], []
     while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:  # the rest of a block is too small for another header
@@ -77,6 +82,23 @@ def test_an_offline_run_of_weights_and_biases_holds_config_metrics_and_figures(f
         assert "norm_alpha" in logged or any(key.startswith("norm_alpha") for key in logged)
     saved = {path.name.partition("_")[0] for path in finished.glob("wandb/offline-run-*/files/media/images/*")}
     assert {"loss", "reconstructions"} <= saved
+
+
+def test_a_run_that_goes_on_keeps_its_name_there_and_another_has_another(finished, tmp_path):
+    """Runs of equal settings in folders of equal names are two; the service would take the second for the first."""
+    pytest.importorskip("wandb")
+
+    def called(folder):
+        return [r.run.run_id for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")) for r in wandb_records_of(file)
+                if r.HasField("run")]  # fmt: skip
+
+    other = tmp_path / "Method" / "seed0"
+    train(*FLAGS, other, "--epochs", "1", "--wandb", env=OFFLINE, check=0)
+    (first,) = set(called(other))
+    (other / "summary.json").unlink()
+    train(*FLAGS, other, "--epochs", "1", "--wandb", env=OFFLINE, check=0)
+    assert set(called(other)) == {first} and first not in called(finished)
+    assert len(list(other.glob("wandb/offline-run-*"))) == 2
 
 
 def test_wandb_is_off_unless_asked_for(tmp_path):

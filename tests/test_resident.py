@@ -55,6 +55,19 @@ def test_crops_are_pils_to_rounding(demo_source, side):
     assert levels.max() <= 6  # where PIL resizes the columns first, it rounds other values in between
 
 
+def test_an_image_without_pixels_on_the_device_is_broken_there_though_its_file_is_whole(demo_source):
+    """It was unreadable when the cache was made: another one is taken in its place, and not a black square."""
+    store = demo_source.train.store
+    stored = store.stored.copy()
+    stored[5] = 0
+    images = cache.CachedImages(
+        demo_source.train.images, cache.Store(store.path, stored, store.original, store.offsets)
+    )
+    plain, boxed = (data.TrainImages(images, 64, 64, 0, boxes_only=only)[0, 5] for only in (False, True))
+    assert plain["index"] == 5 and plain["broken"] == -1
+    assert boxed["index"] != 5 and boxed["broken"] == 5
+
+
 def test_a_batch_has_the_boxes_of_the_images_it_would_have(demo_source):
     model = settings.ModelSettings("mae_vit_demo_patch8", 64, 0.75, False, None)
     plain, boxed = (

@@ -13,7 +13,7 @@ import torch
 from maekit import files, runs
 from maekit.errors import Busy, InputError
 
-from .conftest import run, train, train_here
+from .conftest import KIT, run, train, train_here
 
 DEMO = ("--demo", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 QUICK = (*DEMO, "--epochs", "1")
@@ -139,6 +139,53 @@ def test_overwrite_deletes_the_run_and_nothing_else(copy):
     assert (copy / "notes.txt").read_text() == "mine"
 
 
+def test_overwrite_deletes_another_run_and_goes_on_with_this_one(tmp_path):
+    """A cluster that starts the same command again must not start from nothing."""
+    flags = (*DEMO, "--epochs", "2", "--overwrite", "--output_dir", tmp_path)
+    train_here(*DEMO, "--epochs", "1", "--output_dir", tmp_path, check=0)
+    assert "goes on with" not in train_here(*flags, check=0).stdout
+    (tmp_path / "summary.json").unlink()  # as if it had been stopped at its end
+    assert "goes on with epoch 2 of 2" in train_here(*flags, check=0).stdout
+    said = train_here(*flags, check=0).stdout
+    assert "finished already, nothing to do. --resume never --overwrite repeats it." in said
+    before = (tmp_path / "checkpoint.pth").stat().st_mtime_ns
+    assert "finished after 2 epochs" in train_here(*flags, "--resume", "never", check=0).stdout
+    assert (tmp_path / "checkpoint.pth").stat().st_mtime_ns > before
+
+
+def test_overwrite_deletes_what_is_damaged_and_what_was_computed_otherwise(copy):
+    flags = (*QUICK, "--output_dir", copy, "--overwrite")
+    (copy / "config.json").write_text('{"identity": {')
+    assert "finished after" in train_here(*flags, check=0).stdout
+    (copy / "summary.json").unlink()
+    config = files.read_json(copy / "config.json")
+    config["identity"]["precision"] = "bfloat16"
+    files.write_json(copy / "config.json", config)
+    assert "goes on with" not in train_here(*flags, check=0).stdout
+    assert files.read_json(copy / "config.json")["identity"]["precision"] == "float32"
+
+
+def test_a_run_that_left_no_state_binds_no_precision(tmp_path):
+    """It was out of memory, say, in its first step."""
+    files.write_json(tmp_path / "config.json", {"identity": {"precision": "bfloat16", "pixels": "reduced to 7"}})
+    train_here(*QUICK, "--output_dir", tmp_path, check=0)
+
+
+def test_a_config_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    for more in ((), ("--overwrite",), ("--overwrite", "--resume", "never")):
+        assert "config.json: is not of a run. Move it away" in complaint(*QUICK, "--output_dir", tmp_path, *more)
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
+
+
+def test_two_processes_may_try_at_once_whether_a_folder_can_be_written(tmp_path):
+    tries = "import sys; sys.path.insert(0, sys.argv[1]); from maekit import runs\n" + (
+        "for _ in range(3000): runs._make_writable(runs.Path(sys.argv[2]), '--output_dir')"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", tries, KIT, tmp_path]) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0] and not list(tmp_path.iterdir())
+
+
 def test_resume_never_does_not_delete_a_run_unasked(copy):
     assert "--overwrite" in complaint(*QUICK, "--output_dir", copy, "--resume", "never")
     assert (copy / "summary.json").exists()
@@ -187,6 +234,22 @@ def test_a_checkpoint_named_by_hand_starts_a_longer_run(finished, tmp_path):
     assert [row["epoch"] for row in files.read_csv(tmp_path / "run" / "log.csv")] == [1]
     line = complaint(*QUICK, "--output_dir", tmp_path / "short", "--resume", finished / "checkpoint.pth")
     assert "has 1 epochs already" in line
+
+
+def test_a_checkpoint_from_within_an_epoch_goes_on_there_if_its_batches_are_this_runs(tmp_path):
+    flags = (*DEMO, "--batch_size", "8", "--epochs", "2")
+    train_here(*flags, "--checkpoint_minutes", "1e-9", "--output_dir", tmp_path / "whole", check=0)
+    whole = files.read_csv(tmp_path / "whole/log.csv")
+    named = tmp_path / "whole/checkpoint.previous.pth"
+    position = torch.load(named, weights_only=True)["position"]
+    assert (position["epoch"], position["batch"]) == (1, 3)
+    said = train_here(*flags, "--resume", named, "--output_dir", tmp_path / "same", check=0).stdout
+    assert "goes on with epoch 1, batch 3 of 2" in said
+    (row,) = files.read_csv(tmp_path / "same/log.csv")
+    assert (row["train_loss"], row["val_mse"]) == (whole[1]["train_loss"], whole[1]["val_mse"])
+    other = ("--batch_size", "16", "--output_dir", tmp_path / "other")
+    said = train_here(*flags, "--resume", named, *other, check=0).stdout
+    assert "trained again from its start" in said and "goes on with epoch 1 of 2" in said
 
 
 def test_the_checkpoint_that_a_run_started_from_is_part_of_it(finished, tmp_path):

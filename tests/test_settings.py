@@ -39,6 +39,19 @@ def test_the_rate_follows_the_effective_batch_unless_typed():
     assert resolved("--lr", "0.5", "--blr", "2e-3").optim.lr == 0.5
 
 
+@pytest.mark.parametrize(("task", "images"), [("finetune", 1024), ("linprobe", 16384)])
+def test_an_evaluation_in_several_processes_has_the_recipes_images_a_step_and_rate(task, images, monkeypatch):
+    flags = ("--task", task, "--init", "untrained")
+    alone = resolved(*flags).optim
+    for processes in (2, 8):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        optim = resolved(*flags).optim
+        assert optim.effective_batch == images == alone.effective_batch and optim.lr == alone.lr
+    assert resolved(*flags, "--accum_iter", "2").optim.effective_batch == alone.batch_size * 2 * 8  # as typed
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    assert resolved(*flags).optim.accum_iter == 1
+
+
 def test_warm_up_is_at_most_a_tenth_of_the_run():
     assert resolved("--epochs", "1").optim.warmup_epochs == pytest.approx(0.1)
     assert resolved("--epochs", "800").optim.warmup_epochs == 10
@@ -106,6 +119,11 @@ def test_alpha_and_probes_make_another_run():
         (["--max_images", "0"], "--max_images 0: must be positive"),
         (["--num_workers", "-1"], "--num_workers -1: must not be negative"),
         (["--seed", "-1"], "--seed -1: must not be negative"),
+        (["--seed", str(2**64)], f"--seed {2**64}: must be below 2**63"),
+        (
+            ["--task", "linprobe", "--init", "untrained", "--batch_size", "1"],
+            "--batch_size 1: linear probing normalises",
+        ),
         (["--weight_decay", "-0.1"], "--weight_decay -0.1: must not be negative"),
         (["--min_lr", "-0.1"], "--min_lr -0.1: must not be negative"),
         (["--epochs", "10", "--warmup_epochs", "10"], "--warmup_epochs 10: as long as the run"),

@@ -59,7 +59,7 @@ class Comparison:
         flag, equals, value = word.partition("=")
         if word in SWITCHES:
             self.typed[SWITCHES[word]] = True
-        elif word == "--demo":
+        elif word in ("--demo", "--overwrite"):
             self._pass_on(word, shared=True)
         elif flag == "--slurm":
             raise InputError(f"--slurm: {SCRIPT} knows no cluster. Use run_comparison.sh there, or --jobs here.")

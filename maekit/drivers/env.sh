@@ -62,10 +62,13 @@ make_venv() (
     fi
     lock=$KIT/.venv.lock
     waiting=
+    nameless=0
     until mkdir "$lock" 2>/dev/null; do
         owner=$(cat "$lock/pid" 2>/dev/null || true)
-        if [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; then
-            rm -rf "$lock" # its maker was killed
+        [ -n "$owner" ] || nameless=$((nameless + 1)) # killed, perhaps, before it could write its number
+        if [ "$nameless" -gt 10 ] || { [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; }; then
+            mv "$lock" "$lock.$$" 2>/dev/null && rm -rf "$lock.$$" # its maker was killed
+            nameless=0
             continue
         fi
         [ -n "$waiting" ] || echo "waiting for process ${owner:-?}, which installs $KIT/.venv" >&2

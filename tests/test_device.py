@@ -1,0 +1,69 @@
+"""The device and the precision that a run gets. Of GPUs that are not here, what torch would say is made up."""
+
+import pytest
+import torch
+
+from maekit.device import Device, choose
+from maekit.errors import InputError
+
+from .conftest import train_here
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Function that lets torch see so many GPUs; returns the list of those that are made current."""
+
+    def see(count, bfloat16=True):
+        current = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation)  # fmt: skip
+        monkeypatch.setattr(torch._C, "_cuda_setDevice", current.append, raising=False)
+        return current
+
+    return see
+
+
+@pytest.mark.parametrize(("name", "number"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_a_gpu_has_its_number(name, number, gpus):
+    current = gpus(2)
+    device = Device(name, "auto")
+    assert (device.torch, device.precision, current) == (torch.device("cuda", number), "bfloat16", [number])
+
+
+def test_each_of_several_processes_has_a_gpu_of_its_own(gpus, monkeypatch):
+    current = gpus(4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for rank in "2013":
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert Device("auto", "bfloat16").torch == torch.device("cuda", int(rank))
+    assert current == [2, 0, 1, 3]
+
+
+def test_what_the_hardware_does_not_have_is_not_emulated(gpus):
+    """Of two bytes a number, an older GPU computes float16 alone, which needs its losses scaled."""
+    gpus(1, bfloat16=False)
+    device = Device("auto", "auto")
+    assert device.precision == "float16" and device.scaler.is_enabled()
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "processes", "says"),
+    [
+        ("cuda", 0, 1, "--device cuda: torch .* sees no CUDA device"),
+        ("cuda:2", 2, 1, "--device cuda:2: there are 2 CUDA devices, counted from 0"),
+        ("cuda:1", 2, 2, "--device cuda:1: 2 processes need a GPU each. Use --device cuda;"),
+        ("auto", 2, 3, "--device cuda: 3 processes need a GPU each, there are 2. Use fewer"),
+    ],
+)
+def test_gpus_that_are_not_there(name, count, processes, says, gpus, monkeypatch):
+    gpus(count)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    with pytest.raises(InputError, match=says):
+        choose(name)
+
+
+def test_a_device_is_looked_for_before_anything_is_computed(tmp_path, gpus):
+    gpus(0)
+    error = train_here("--demo", "--device", "cuda", "--dry_run", "--output_dir", tmp_path, check=2).stderr
+    assert error.startswith("error: --device cuda: torch") and len(error.splitlines()) == 1
