@@ -22,6 +22,11 @@ from pathlib import Path
 from maekit import errors, faults, files, flags, loggers, parallel, recipes, runs, settings, upstream, versions
 from maekit.errors import InputError
 
+# How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with 1,000
+# its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way: two runs of as many
+# threads as cores side by side are 1.5 times as slow as with 1,000, and 2.6 times with 30,000. libgomp's own is 300,000.
+SPIN_COUNT = "10000"
+
 
 def main(argv=None):
     """Check everything that can be checked at once, then train. Returns the exit code."""
@@ -35,10 +40,6 @@ def main(argv=None):
     check_batches(run, source)
     check_labels(run, source)
     check_processes(source)
-    if run.device not in ("auto", "cpu"):
-        from maekit import device  # torch, which checks of flags and data do not need
-
-        device.choose(run.device)
     if run.dry_run:
         print(
             f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
@@ -59,8 +60,15 @@ def main(argv=None):
         "mae_dir": None if clone is None else f"upstream at {clone.commit[:12]}",
         "data": source.fingerprint,
     }
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is imported
+    if run.device not in ("auto", "cpu") or parallel.size() > 1:
+        from maekit import device
+
+        device.choose(run.device)
     parallel.start()
-    fresh = run.overwrite and run.resume == "never"
+    # started again by a cluster or by torchrun, it goes on
+    restarts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    fresh = run.overwrite and run.resume == "never" and not any(map(int, restarts))
     summary = parallel.on_main(lambda: folder.claim(identity, overwrite=run.overwrite, fresh=fresh))
     if summary is not None:
         again = " --resume never --overwrite repeats it." if run.overwrite else ""
@@ -121,11 +129,6 @@ def check_labels(run, source):
 
 def train(run, source, folder, identity, clone=None):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
-    # How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with
-    # 1,000 its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way: two runs of
-    # as many threads as cores side by side are 1.5 times as slow as with 1,000, and 2.6 times with 30,000. libgomp's own is
-    # 300,000. Read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from maekit import cache, figures
     from maekit.status import Status
     from maekit.stopping import StopRequest
@@ -135,7 +138,7 @@ def train(run, source, folder, identity, clone=None):
     job = open_job(run, source, clone)
     fuse_norms(job.device)
     found = {"pixels": cache.pixels(source), "precision": job.device.precision}
-    identity = parallel.on_main(lambda: folder.settle(identity, found, overwrite=run.overwrite))
+    identity = parallel.on_main(lambda: folder.settle(identity, found))
     state = job.resume(folder, identity)
     job.prepare()
     own = folder if parallel.is_main() else None  # of several processes one writes

@@ -13,7 +13,7 @@ import zlib
 
 import torch
 
-from . import parallel
+from . import identities, parallel
 from .errors import InputError
 from .files import atomic_write
 from .model import encoder_weights, interpolate_positions
@@ -79,12 +79,33 @@ def read(path):
     return state
 
 
-def read_newest(folder):
+def read_newest(folder, identity, overwrite=False):
     """(path, dict) of a RunFolder's newest checkpoint whose bytes are those that were written; (None, None) without one.
 
     A damaged one is put aside as checkpoint.damaged.pth and the one before is taken, which is said. Raises InputError if
-    there is none left.
+    there is none left, or if it is not of the run of this identity; `overwrite` deletes the run in these cases. All
+    processes of a run call it, and the main one decides.
     """
+    found = {}
+
+    def choose():
+        try:
+            path, found["state"] = _newest(folder)
+            if path is not None:
+                _check_own(path, found["state"], identity)
+        except InputError as error:
+            if not overwrite:
+                raise
+            parallel.say(f"{error} Deleted, as --overwrite asks.")
+            folder.clear()
+            return None
+        return path
+
+    path = parallel.on_main(choose)
+    return path, None if path is None else found.get("state") or read(path)
+
+
+def _newest(folder):
     path, previous = folder.checkpoint, folder.previous_checkpoint
     if not path.exists():
         return (previous, read(previous)) if previous.exists() else (None, None)
@@ -96,9 +117,16 @@ def read_newest(folder):
         state = verified(previous)
         aside = folder.damaged_checkpoint
         parallel.say(f"{error} It is {aside.name} now, and the checkpoint before it is taken.")
-        if parallel.is_main():
-            os.replace(path, aside)
+        os.replace(path, aside)
         return previous, state
+
+
+def _check_own(path, state, identity):
+    if not isinstance(state.get("args"), dict):
+        raise InputError(
+            f"{path}: is no checkpoint of a run. Move it away; --init {path.name} starts from its weights."
+        )
+    identities.check(state["args"], identity, f"{path}: is of")
 
 
 def verified(path):

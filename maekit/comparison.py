@@ -105,13 +105,24 @@ def load(root):
 
 
 def without_repeats(found):
-    """(one run for each method and seed, a sentence for each other one): the first that has ended, else the first."""
+    """(one run for each method and seed, a sentence for each other one).
+
+    The one in a folder of its seed's name, as run_comparison.sh has them, before others, then one that has ended.
+    """
     found, kept, repeated = list(found), {}, []
-    for run in sorted(found, key=lambda run: not run["summary"]):
-        of = run["method"], run["config"]["identity"]["seed"]
-        if kept.setdefault(of, run) is not run:
-            repeated.append(f"{run['path']}: {of[0]} with seed {of[1]} again, beside {kept[of]['path']}; left out.")
-    return [run for run in found if run in kept.values()], repeated
+    for run in sorted(found, key=lambda run: (run["path"].name != f"seed{_seed(run)}", not run["summary"])):
+        mine = kept.setdefault((run["method"], _seed(run)), run)
+        if mine is not run:
+            other = identities.difference(mine["config"]["identity"], run["config"]["identity"])
+            unlike = f", with {other[0]} {other[2]} in place of {other[1]}" if other else ""
+            repeated.append(
+                f"{run['path']}: {run['method']} with seed {_seed(run)} again, beside {mine['path']}{unlike}; left out."
+            )
+    return [run for run in found if any(run is mine for mine in kept.values())], repeated
+
+
+def _seed(run):
+    return run["config"]["identity"]["seed"]
 
 
 def notices_on(found, evaluations, table):

@@ -12,6 +12,11 @@ from pathlib import Path
 from .errors import InputError
 
 
+def draft_of(path):
+    """The temporary name, of this process, of a file that is being written."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def atomic_write(path, previous=None):
     """Open a binary file that appears under `path` whole or not at all: temporary name, flush to disk, rename.
@@ -19,7 +24,7 @@ def atomic_write(path, previous=None):
     previous: path that the file which was there before gets.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = draft_of(path)
     try:
         with open(draft, "wb") as f:
             yield f

@@ -4,7 +4,8 @@ import argparse
 import re
 
 from .recipes import DEFAULTS, DEMO, OF_TASK, TASKS
-from .settings import MODELS, NORMS, PROBES, UNTRAINED
+from .settings import MODELS, NORMS, PROBES
+from .starts import UNTRAINED
 
 
 class Parser(argparse.ArgumentParser):

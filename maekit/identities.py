@@ -45,7 +45,7 @@ def unsettled(stored, found):
             }[name]
             return (
                 f"was computed {how} {before} so far, this would go on {how} {value}. {way} to go on, or choose another "
-                "--output_dir, or --overwrite to delete that run."
+                "--output_dir, or start anew: --resume never --overwrite."
             )
     return None
 

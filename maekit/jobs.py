@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from . import checkpoint, compiling, data, identities, parallel
+from . import checkpoint, compiling, data, parallel
 from .device import Device
 from .errors import InputError
 
@@ -99,18 +99,12 @@ class Job:
         """
         fresh = {"first_epoch": 0, "position": None, "elapsed_s": 0.0, "baselines": None, "history": {}}
         named = None if self.run.resume in ("auto", "never") else self.run.resume
-        path, state = checkpoint.read_newest(folder)
+        path, state = checkpoint.read_newest(folder, identity, self.run.overwrite)
         own = path is not None
         if not own:
             if named is None:
                 return fresh
             path, state = named, checkpoint.read(named)
-        if own:
-            if not isinstance(state.get("args"), dict):
-                raise InputError(
-                    f"{path}: is no checkpoint of a run. Move it away; --init {path.name} starts from its weights."
-                )
-            identities.check(state["args"], identity, f"{path}: is of")
         if not checkpoint.has_decoder(state) and hasattr(self.network, "decoder_pred"):
             raise InputError(
                 f"{path}: an encoder without decoder, no state of a training. Start from its weights: --init {path}."

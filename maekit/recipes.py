@@ -92,7 +92,8 @@ DEMO_OF_TASK = {
 def of(task, model=None, *, demo=False, processes=1):
     """The defaults of a task for a model, None for the task's own, as a dict by the names of the flags.
 
-    An evaluation in several processes has the images a step of its recipe all the same, accumulated over fewer passes.
+    An evaluation in several processes has the images a step of its recipe all the same, accumulated over fewer passes,
+    where the number of processes divides them.
     """
     chosen = {**DEFAULTS, **OF_TASK.get(task, {})}
     chosen["accum_iter"] = max(1, chosen["accum_iter"] // processes)

@@ -16,13 +16,12 @@ loss_curve.png .pdf, tensorboard/
 
 import json
 import shutil
-import tempfile
 from decimal import Decimal
 from pathlib import Path
 
 from . import identities
 from .errors import Busy, InputError
-from .files import Damaged, read_csv, read_json, remove_drafts, write_csv, write_json
+from .files import Damaged, draft_of, read_csv, read_json, remove_drafts, write_csv, write_json
 from .locks import Lock
 from .recipes import EVALUATIONS, PRETRAIN
 
@@ -91,9 +90,9 @@ class RunFolder:
         be written, or holds a run of another identity; `overwrite` deletes that run, with `fresh` one of the same identity
         as well, and only files of ours. Raises Busy if another process is training there; until `release` no other can.
         """
-        _make_writable(self.path, "--output_dir")
+        _make_writable(self.status, "--output_dir")
         if self.checkpoint.parent != self.path:
-            _make_writable(self.checkpoint.parent, "--checkpoint_dir")
+            _make_writable(self.checkpoint, "--checkpoint_dir")
         summary = None if overwrite else self._ended(identity)
         if summary is not None:
             return summary
@@ -104,6 +103,8 @@ class RunFolder:
             remove_drafts(self._written())
             if overwrite and (self._is_other(identity) or fresh):
                 self.clear()
+            elif self.identity() is None:
+                self.wandb_id.unlink(missing_ok=True)  # of another run, perhaps, that never came to a checkpoint
             summary = self._ended(identity)  # by now, perhaps
             goes_on = summary is None
         finally:
@@ -111,15 +112,13 @@ class RunFolder:
                 self.release()
         return summary
 
-    def settle(self, identity, found, *, overwrite=False):
+    def settle(self, identity, found):
         """The identity of the claimed run with what the machine decided, `found`: its precision, and what its pixels are.
 
-        Raises InputError if what the run has done so far was done otherwise; `overwrite` deletes that.
+        Raises InputError if what the run has done so far was done otherwise.
         """
         if wrong := identities.unsettled(self.identity(), found):
-            if not overwrite:
-                raise InputError(f"{self.path}: {wrong}")
-            self.clear()
+            raise InputError(f"{self.path}: {wrong}")
         return {**identity, **found}
 
     def release(self):
@@ -133,18 +132,21 @@ class RunFolder:
         """
         if not self.config.exists():
             return None
-        stored = read_json(self.config).get("identity")
+        config = read_json(self.config)
+        stored = config.get("identity") if isinstance(config, dict) else None
         if not isinstance(stored, dict):
             raise InputError(f"{self.config}: is not of a run. Move it away, or choose another --output_dir.")
         return stored if any(f.exists() for f in (self.checkpoint, self.previous_checkpoint, self.summary)) else None
 
     def _is_other(self, identity):
-        """Whether what is here, whole or not, is of another run than this one."""
+        """Whether what is here is damaged, or of another run than this one; of a checkpoint alone see read_newest."""
         try:
             stored = self.identity()
+            if self.summary.exists():
+                read_json(self.summary)
         except Damaged:
             return True
-        return stored is None or identities.difference(stored, identity) is not None
+        return stored is not None and identities.difference(stored, identity) is not None
 
     def _ended(self, identity):
         stored = self.identity()
@@ -237,15 +239,17 @@ def _alpha_columns(layers):
 
 
 def _make_writable(path, flag):
-    """Create a folder if need be and write in it. Raises InputError naming the flag."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{flag} {path}: is a file. Choose another {flag}.")
+    """Create the folder of a file if need be and write in it. Raises InputError naming the flag."""
+    folder = path.parent
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{flag} {folder}: is a file. Choose another {flag}.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):  # of no name that another process could meet
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(draft_of(path), "wb"):  # what remove_drafts knows
             pass
+        draft_of(path).unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be written ({error.strerror}). Choose another {flag}.") from error
+        raise InputError(f"{flag} {folder}: cannot be written ({error.strerror}). Choose another {flag}.") from error
 
 
 def summarize_log(log):

@@ -6,8 +6,8 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import files, parallel, recipes
-from .errors import InputError, NothingToDo
+from . import parallel, recipes, starts
+from .errors import InputError
 from .recipes import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
 
 # Plain lists, so that flags are checked before torch is imported; the tests hold them equal to the registries.
@@ -35,7 +35,6 @@ DECODER_SIZES = ("tiny", "small", "base", "large")
 PROBES = ("joint", "frozen", "knn")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 COMPILE = ("auto", "on", "off")
-UNTRAINED = "untrained"  # --init: random weights
 
 
 @dataclass(frozen=True)
@@ -197,6 +196,7 @@ OPTION_FLAGS = {
         "alpha_max": "adyt_alpha_max",
     },
 }
+_NETWORK = ("norm", "model", "input_size", *(flag for options in OPTION_FLAGS.values() for flag in options.values()))
 
 
 def resolve(typed):
@@ -208,7 +208,7 @@ def resolve(typed):
     task = given.get("task", PRETRAIN)
     if task not in TASKS:
         raise InputError(f"--task {task}: unknown. Choose from {', '.join(TASKS)}.")
-    init, stored = _open_init(task, given.get("init"))
+    init, stored = starts.opened(given.get("init"), task, _NETWORK)
     model = given.get("model", stored.get("model"))
     recipe = recipes.of(task, model, demo=typed.demo, processes=parallel.size())
     v = {**recipe, **stored, **given}
@@ -248,38 +248,6 @@ def resolve(typed):
         overwrite=v["overwrite"],
         dry_run=v["dry_run"],
     )
-
-
-def _open_init(task, typed):
-    """(checkpoint or None, settings of the run it is of, by the names of the flags) of --init. Raises InputError.
-
-    An evaluation takes over what says which network it is: the norm with its options, the model, the input size.
-    """
-    if typed is None and task != PRETRAIN:
-        raise InputError(f"--task {task}: needs --init: a run's folder, a checkpoint, or untrained for random weights.")
-    if typed in (None, UNTRAINED):
-        return None, {}
-    path = Path(typed)
-    run = path.parent if path.name == "checkpoint.pth" else path
-    if not (run / "config.json").is_file():
-        if path.is_file():
-            return str(path), {}
-        what = "no run in it (no config.json)" if path.is_dir() else "no such file or folder"
-        raise InputError(f"--init {typed}: {what}. Use a run's folder, a checkpoint, or {UNTRAINED}.")
-    config = files.read_json(run / "config.json")
-    identity = config.get("identity", {})
-    checkpoint = (
-        path if run != path else Path(config.get("settings", {}).get("checkpoint_dir") or run, "checkpoint.pth")
-    )
-    if not checkpoint.is_file():
-        summary = run / "summary.json"
-        if summary.is_file() and files.read_json(summary).get("status") == "diverged":
-            raise NothingToDo(f"{run}: has diverged in its first epoch, there is nothing to evaluate.")
-        raise InputError(f"--init {typed}: the run has no checkpoint yet, {checkpoint} is not there. Train it first.")
-    if path == run and not (run / "summary.json").is_file():
-        raise InputError(f"--init {typed}: the run has not ended. Finish it, or take it as it is: --init {checkpoint}.")
-    network = ("norm", "model", "input_size", *(flag for options in OPTION_FLAGS.values() for flag in options.values()))
-    return str(checkpoint), {} if task == PRETRAIN else {name: identity[name] for name in network if name in identity}
 
 
 def norm_name(name):

@@ -126,13 +126,16 @@ def test_a_method_and_seed_counts_once(copy):
     """A folder that was copied, and the unfinished of two."""
     shutil.copytree(copy / "LayerNorm/seed0", copy / "LayerNorm/copy of seed0")
     (copy / "LayerNorm/copy of seed0/summary.json").unlink()
-    shutil.copytree(copy / "LayerNorm/seed1", copy / "LayerNorm/seed1 again")
+    other = shutil.copytree(copy / "LayerNorm/seed1", copy / "LayerNorm/a backup")
+    config = json.loads((other / "config.json").read_text())
+    config["identity"]["lr"] = 0.5
+    files.write_json(other / "config.json", config)
     out = analyse(copy).stdout
     assert (
         f"note: {copy}/LayerNorm/copy of seed0: LayerNorm with seed 0 again, beside {copy}/LayerNorm/seed0; left out"
         in out
     )
-    assert f"note: {copy}/LayerNorm/seed1 again: LayerNorm with seed 1 again" in out
+    assert f"note: {other}: LayerNorm with seed 1 again, beside {copy}/LayerNorm/seed1, with lr 0.5 in place of" in out
     with open(copy / "comparison_table.csv", newline="") as f:
         rows = [row for row in csv.DictReader(f) if row["model"] == "LayerNorm"]
     assert [row["seed"] for row in rows] == ["0", "1", "mean", "std"] and rows[2]["status"] == "n = 2"

@@ -63,7 +63,19 @@ def test_gpus_that_are_not_there(name, count, processes, says, gpus, monkeypatch
         choose(name)
 
 
-def test_a_device_is_looked_for_before_anything_is_computed(tmp_path, gpus):
+def test_a_device_is_looked_for_before_anything_is_computed_but_not_on_a_login_node(tmp_path, gpus):
+    """Which is where drivers check flags and data, with --dry_run, before they hand the runs to a cluster."""
     gpus(0)
-    error = train_here("--demo", "--device", "cuda", "--dry_run", "--output_dir", tmp_path, check=2).stderr
+    flags = ("--demo", "--device", "cuda", "--output_dir", tmp_path / "run")
+    error = train_here(*flags, check=2).stderr
     assert error.startswith("error: --device cuda: torch") and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    assert "training images of" in train_here(*flags, "--dry_run", check=0).stdout
+
+
+def test_more_processes_than_gpus_are_said_before_anything_is_computed(tmp_path, gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    error = train_here("--demo", "--output_dir", tmp_path / "run", check=2).stderr
+    assert "3 processes need a GPU each, there are 2" in error and not (tmp_path / "run").exists()

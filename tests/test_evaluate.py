@@ -904,6 +904,13 @@ def test_weights_that_are_missing_are_one_line(task, plain, tmp_path):
     line = complaint(*flags, "--init", tmp_path / "begun")
     assert f"the run has not ended. Finish it, or take it as it is: --init {half}." in line
     assert resolved(*flags, "--init", half).init == str(half)
+    config = files.read_json(plain / "config.json")
+    config["settings"]["checkpoint_dir"] = str(tmp_path / "away")
+    files.write_json(tmp_path / "begun/config.json", config)
+    shutil.move(half, (tmp_path / "away").mkdir() or tmp_path / "away")
+    way = complaint(*flags, "--init", tmp_path / "begun").rpartition("take it as it is: ")[2].rstrip(".").split()
+    assert way[:2] == ["--init", str(tmp_path / "away/checkpoint.pth")]
+    assert resolved(*flags, *way).norm.name == config["identity"]["norm"] and "--input_size" in way
     assert not (tmp_path / "run").exists()
 
 

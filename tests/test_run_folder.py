@@ -153,16 +153,38 @@ def test_overwrite_deletes_another_run_and_goes_on_with_this_one(tmp_path):
     assert (tmp_path / "checkpoint.pth").stat().st_mtime_ns > before
 
 
-def test_overwrite_deletes_what_is_damaged_and_what_was_computed_otherwise(copy):
-    flags = (*QUICK, "--output_dir", copy, "--overwrite")
-    (copy / "config.json").write_text('{"identity": {')
-    assert "finished after" in train_here(*flags, check=0).stdout
+@pytest.mark.parametrize("damaged", ["config.json", "summary.json", "checkpoint.pth"])
+def test_overwrite_deletes_what_is_damaged(damaged, copy):
+    if damaged == "checkpoint.pth":
+        (copy / "summary.json").unlink()
+    content = (copy / damaged).read_bytes()
+    (copy / damaged).write_bytes(content[: len(content) // 2])
+    assert damaged in complaint(*QUICK, "--output_dir", copy)
+    said = train_here(*QUICK, "--output_dir", copy, "--overwrite", check=0).stdout
+    assert "goes on with" not in said and "finished after 1 epochs" in said
+    assert ("Deleted, as --overwrite asks." in said) is (damaged == "checkpoint.pth")
+
+
+@pytest.mark.parametrize(("name", "before"), [("precision", "bfloat16"), ("pixels", "reduced to 7")])
+def test_overwrite_does_not_delete_this_run_because_of_another_machine(name, before, copy):
+    """Where bfloat16 is not to be had, say, or no room for the cache."""
     (copy / "summary.json").unlink()
     config = files.read_json(copy / "config.json")
-    config["identity"]["precision"] = "bfloat16"
+    config["identity"][name] = before
     files.write_json(copy / "config.json", config)
-    assert "goes on with" not in train_here(*flags, check=0).stdout
-    assert files.read_json(copy / "config.json")["identity"]["precision"] == "float32"
+    flags = (*QUICK, "--output_dir", copy, "--overwrite")
+    line = complaint(*flags)
+    assert f"{before} so far" in line and "start anew: --resume never --overwrite" in line
+    assert (copy / "checkpoint.pth").exists()
+    assert "goes on with" not in train_here(*flags, "--resume", "never", check=0).stdout
+
+
+@pytest.mark.parametrize("counts", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_what_a_cluster_starts_again_goes_on_in_any_case(counts, copy, monkeypatch):
+    (copy / "summary.json").unlink()
+    monkeypatch.setenv(counts, "1")
+    flags = (*QUICK, "--output_dir", copy, "--resume", "never", "--overwrite")
+    assert "goes on with epoch 1 of 1" in train_here(*flags, check=0).stdout
 
 
 def test_a_run_that_left_no_state_binds_no_precision(tmp_path):
@@ -171,16 +193,17 @@ def test_a_run_that_left_no_state_binds_no_precision(tmp_path):
     train_here(*QUICK, "--output_dir", tmp_path, check=0)
 
 
-def test_a_config_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "config.json").write_text('{"mine": 1}')
+@pytest.mark.parametrize("content", ['{"mine": 1}', "[]"])
+def test_a_config_of_something_else_is_left_alone(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
     for more in ((), ("--overwrite",), ("--overwrite", "--resume", "never")):
         assert "config.json: is not of a run. Move it away" in complaint(*QUICK, "--output_dir", tmp_path, *more)
-    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
+    assert (tmp_path / "config.json").read_text() == content
 
 
 def test_two_processes_may_try_at_once_whether_a_folder_can_be_written(tmp_path):
     tries = "import sys; sys.path.insert(0, sys.argv[1]); from maekit import runs\n" + (
-        "for _ in range(3000): runs._make_writable(runs.Path(sys.argv[2]), '--output_dir')"
+        "for _ in range(3000): runs._make_writable(runs.Path(sys.argv[2], 'status.json'), '--output_dir')"
     )
     both = [subprocess.Popen([sys.executable, "-c", tries, KIT, tmp_path]) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0] and not list(tmp_path.iterdir())
@@ -375,7 +398,7 @@ class TestCheckpointDir:
             name: (tmp_path / "run" / name).read_text() for name in ("log.csv", "norm_alpha.csv", "trajectory.json")
         }
         shutil.rmtree(tmp_path / "run")
-        result = train_here(*flags, check=0)
+        result = train_here(*flags, "--overwrite", check=0)
         assert "goes on with epoch 2 of 2" in result.stdout and "finished after 2 epochs" in result.stdout
         assert {name: (tmp_path / "run" / name).read_text() for name in kept} == kept
         assert json.loads((tmp_path / "run/summary.json").read_text())["total_epochs"] == 2
@@ -387,8 +410,12 @@ class TestCheckpointDir:
         line = complaint(*flags, "--output_dir", tmp_path / "b", "--alpha", "0.5")
         assert "weights/checkpoint.pth: is of a run with --alpha 0.0, this one has --alpha 0.5" in line
         assert (tmp_path / "weights/checkpoint.pth").read_bytes() == before
-        train_here(*flags, "--output_dir", tmp_path / "b", "--alpha", "0.5", "--overwrite", check=0)
+        more = ("--output_dir", tmp_path / "b", "--alpha", "0.5", "--overwrite")
+        assert "is of a run with --alpha 0.0" in train_here(*flags, *more, check=0).stdout  # said, and deleted
         assert (tmp_path / "weights/checkpoint.pth").read_bytes() != before
+        (tmp_path / "b/summary.json").unlink()
+        (tmp_path / "weights/checkpoint.pth").write_bytes(before)  # by another run, meanwhile
+        assert "is of a run with --alpha 0.0" in train_here(*flags, *more, check=0).stdout
 
     def test_weights_alone_are_no_checkpoint_to_go_on_from(self, tmp_path):
         flags = (*QUICK, "--output_dir", tmp_path / "run", "--checkpoint_dir", tmp_path / "weights")
