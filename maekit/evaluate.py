@@ -12,7 +12,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from . import checkpoint, data, parallel, probes, recipes, resident, runs
+from . import checkpoint, compiling, data, parallel, probes, recipes, resident, runs
 from .errors import InputError
 from .jobs import Job
 from .model import to_timm
@@ -29,6 +29,8 @@ class Classification(Job):
         self.network.eval()
         sums, n = 0.0, 0
         for batch in self.val_batches:
+            if self.compiled:
+                compiling.mark_step()
             labels = batch["labels"].to(self.device.torch)
             logits = self.logits(self.pixels.normalize(batch["images"])).float()
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
