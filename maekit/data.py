@@ -18,6 +18,7 @@ from .settings import available_cores
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SHARE_OF_MEMORY = 0.1  # of what a GPU has free, that a set of validation images may take
 BROKEN_SHARE = 0.01  # more unreadable images than this end the run
 
 # Independent random streams; the tag comes first, because numpy fills short keys up with zeros.
@@ -234,6 +235,35 @@ def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_l
     dataset = ValImages(images, model.input_size, model.patches, with_labels)
     own = range(parallel.rank(), len(dataset), parallel.size())
     return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size, sampler=own)
+
+
+def kept(batches, device):
+    """Batches that stay in a GPU's memory from the first pass on; as they are where there is none, or no room for them."""
+    if device.type != "cuda":
+        return batches
+    side, n = batches.dataset.input_size, -(-len(batches.dataset) // parallel.size())
+    return KeptBatches(batches, device) if 3 * side**2 * n <= SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0] else batches
+
+
+class KeptBatches:
+    """Batches of a validation set, whose images are the same in every pass, on a device."""
+
+    def __init__(self, batches, device):
+        self.batches, self.device, self.kept = batches, device, None
+        self.dataset = batches.dataset
+
+    def __len__(self):
+        return len(self.batches or self.kept)
+
+    def __iter__(self):
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept = []
+        for batch in self.batches:
+            kept.append({name: values.to(self.device, non_blocking=True) for name, values in batch.items()})
+            yield kept[-1]
+        self.kept, self.batches = kept, None  # and with them the processes that decoded
 
 
 def whole_batches(images, run, loading):

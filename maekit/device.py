@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -56,6 +56,17 @@ class Device:
             return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, kilobytes elsewhere
+
+
+@contextmanager
+def exact_products():
+    """Matrix products of float32 tensors in float32 on a GPU, where a run may have asked for TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def choose(name):

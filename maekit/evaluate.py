@@ -29,8 +29,6 @@ class Classification(Job):
         self.network.eval()
         sums, n = 0.0, 0
         for batch in self.val_batches:
-            if self.compiled:
-                compiling.mark_step()
             labels = batch["labels"].to(self.device.torch)
             logits = self.logits(self.pixels.normalize(batch["images"])).float()
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
@@ -43,7 +41,8 @@ class Classification(Job):
 
     def logits(self, images, classifier=None):
         """(N, 3, H, W) normalised -> (N, classes). classifier: self.trained in a training step, else as it is."""
-        with self.device.autocast():
+        odd = classifier is None and len(images) != self.run.optim.batch_size  # the last batch of a validation
+        with compiling.eagerly(self.compiled and odd), self.device.autocast():
             return (classifier or self.network)(images)
 
 
@@ -152,7 +151,7 @@ class LinearProbing(Classification):
 
     def losses(self, batch, epoch, i):
         labels = batch["labels"].to(self.device.torch, non_blocking=True)
-        return [F.cross_entropy(self.logits(self.train_images(batch), self.trained), labels)]
+        return [F.cross_entropy(self.logits(self.pixels.normalize(self.crops(batch)), self.trained), labels)]
 
 
 class Knn(Job):

@@ -32,7 +32,7 @@ class Job:
     processes train `parallel_model`, which averages their gradients.
 
     columns: the names of a row of its log. keeps_trajectory: whether its epochs are points of the reconstruction gap.
-    compiles: whether `model` is most of the work of a step, so that compiling it pays.
+    compiles: whether the blocks of `network` are most of the work of a step, so that compiling them pays.
     """
 
     columns = ()
@@ -50,7 +50,9 @@ class Job:
             "pin": self.device.torch.type == "cuda",
             "with_labels": with_labels,
         }
-        self.val_batches = data.val_batches(source.val, run.model, batch_size=run.optim.batch_size, **self.loading)
+        self.val_batches = data.kept(
+            data.val_batches(source.val, run.model, batch_size=run.optim.batch_size, **self.loading), self.device.torch
+        )
         self.classes = len(source.classes)
         self.epochs = run.optim.epochs
         self.parallel_model, self.compiled = None, False
@@ -63,6 +65,20 @@ class Job:
         raise TypeError(f"{type(self).__name__} has no batches to train on")
 
     loss_names = ("train_loss",)
+
+    def gradients(self, batch, epoch, i):
+        """What `losses` returns, and the gradients of the first added to those that the parameters have."""
+        losses = self.losses(batch, epoch, i)
+        self.backward(losses[0])
+        return losses
+
+    def backward(self, loss):
+        """Add the gradients of a batch's loss to those that the parameters have."""
+        self.device.scaler.scale(loss / self.run.optim.accum_iter).backward()
+
+    def forget_gradients(self):
+        """Make the next batch's gradients the first of a step."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def after_step(self, at):
         """What else moves with an optimizer step, `at` so many epochs."""
@@ -139,17 +155,20 @@ class Job:
         if self.run.grad_checkpointing:
             compiling.recompute_activations(self.network)
         if self.compiles and self.epochs:
-            steps = len(self.batches) // self.run.optim.accum_iter * self.epochs
-            self.compiled = compiling.compile_for(self.model, self.run, self.device, steps)
+            self.compiled = compiling.compile_for(self.network, self.run, self.device, self.steps)
         if parallel.size() > 1 and self.epochs:
             self.parallel_model = DistributedDataParallel(self.model, **OWN_BUFFERS)
 
-    def train_images(self, batch):
-        """Normalised images (N, 3, S, S) of a training batch, cropped on the device where they live there."""
+    @property
+    def steps(self):
+        """Optimizer steps of the whole run."""
+        return len(self.batches) // self.run.optim.accum_iter * self.epochs
+
+    def crops(self, batch):
+        """uint8 images (N, 3, S, S) of a training batch on the device, cropped there where they live there."""
         if self.resident is None:
-            return self.pixels.normalize(batch["images"])
-        side = self.run.model.input_size
-        return self.pixels.normalize(self.resident.crop(batch["index"], batch["box"], batch["flip"], side))
+            return batch["images"].to(self.device.torch, non_blocking=True)
+        return self.resident.crop(batch["index"], batch["box"], batch["flip"], self.run.model.input_size)
 
     def count_broken(self):
         """Unreadable images that all processes have met."""
@@ -193,7 +212,7 @@ class Job:
         started = time.monotonic() if started is None else started
         optim, device, optimizer = self.run.optim, self.device, self.optimizer
         self.model.train()
-        optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         first, sums = 0, torch.zeros(len(self.loss_names), dtype=device.sum_dtype, device=device.torch)
         if position:
             first = position["batch"]
@@ -207,19 +226,16 @@ class Job:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group.get("lr_scale", 1)
 
-            if self.compiled:
-                compiling.mark_step()
             last = (i + 1) % optim.accum_iter == 0
             with nullcontext() if last or not self.parallel_model else self.parallel_model.no_sync():
-                losses = self.losses(batch, epoch, i)
-                device.scaler.scale(losses[0] / optim.accum_iter).backward()
+                losses = self.gradients(batch, epoch, i)
             sums[: len(losses)] += torch.stack([loss.detach().to(device.sum_dtype) for loss in losses])
             if last:
                 device.scaler.unscale_(optimizer)
                 self.adapt(self.network)
                 device.scaler.step(optimizer)
                 device.scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                self.forget_gradients()
                 self.after_step(at)
 
             bar.update(len(batch["labels"]) * parallel.size())

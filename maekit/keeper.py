@@ -5,6 +5,8 @@ import time
 from . import parallel, runs
 from .errors import Stopped
 
+MOST_SECONDS = 60.0  # of training that may be between two checkpoints at the ends of epochs
+SHARE_OF_TIME = 0.05  # that saving may take, while less than MOST_SECONDS lie between: large models, short epochs
 _GO_ON, _SAVE, _STOP = range(3)
 
 
@@ -18,7 +20,7 @@ class Keeper:
     def __init__(self, job, folder, record, status, stop, saving, elapsed_s, **constant):
         self.job, self.folder, self.record, self.status, self.stop = job, folder, record, status, stop
         self.saving, self.constant = saving, constant
-        self.saved = time.monotonic()
+        self.saved, self.took = time.monotonic(), 0.0  # when the last checkpoint was whole, how long it took
         self.started = self.saved - elapsed_s
 
     def elapsed_s(self):
@@ -44,19 +46,22 @@ class Keeper:
     def after_epoch(self, epoch):
         """After an epoch that was measured and recorded."""
         stop = self.stop.agreed()
-        if stop or (epoch + 1) % self.saving.epochs == 0 or epoch + 1 == self.job.epochs:
+        due = time.monotonic() - self.saved >= min(MOST_SECONDS, self.took / SHARE_OF_TIME)
+        if stop or (due and (epoch + 1) % self.saving.epochs == 0) or epoch + 1 == self.job.epochs:
             self.save(epoch)
         if stop:
             self.give_way(epoch + 1)
 
     def save(self, epoch, position=None):
         """Write the checkpoint; epoch: the last finished one."""
+        started = time.monotonic()
         if parallel.is_main():
             self.job.save(
                 self.folder, epoch=epoch, position=position, elapsed_s=self.elapsed_s(),
                 history=self.record.history(), **self.constant,
             )  # fmt: skip
         self.saved = time.monotonic()
+        self.took = self.saved - started
 
     def give_way(self, epoch):
         """End the run, whose state is saved. Raises Stopped."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 
-from . import checkpoint, data, files, parallel, probes, resident, runs, validation
+from . import checkpoint, compiling, data, files, parallel, probes, resident, runs, validation
 from .jobs import Job
 
 
@@ -34,18 +34,52 @@ class Pretraining(Job):
             self.frozen = probes.FrozenProbes(self.mae, self.classes, run.seed)
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
             checkpoint.load_weights(run.init, checkpoint.read(run.init), self.mae)
+        self.captured, self.to_capture = None, False  # the CUDA graph of a step; whether there is to be one
+        self.known = None  # training images as k-NN takes them
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)
         fused = self.device.torch.type != "mps"
         self.optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=(0.9, 0.95), fused=fused)
 
-    def losses(self, batch, epoch, i):
-        images, mask_ratio = self.train_images(batch), self.run.model.mask_ratio
+    def prepare(self):
+        super().prepare()
+        if self.compiled and self.frozen:
+            compiling.compile_blocks(self.frozen.untrained, suppress_errors=self.run.compile == "auto")
+        self.to_capture = self.epochs > 0 and compiling.captures(self.run, self.device, self.steps)
+
+    def gradients(self, batch, epoch, i):
         noise, labels = (batch[name].to(self.device.torch, non_blocking=True) for name in ("noise", "labels"))
+        inputs = self.crops(batch), noise, labels
+        if self.to_capture:
+            self.capture(inputs)
+        losses, features = (self.captured or self.forward_backward)(*inputs)
+        if self.frozen:
+            self.frozen.observe(features, labels)
+        return losses
+
+    def forward_backward(self, images, noise, labels):
+        """Losses of uint8 images and, for the frozen probes, features; the gradients are added to the parameters'."""
+        images, mask_ratio = self.pixels.normalize(images), self.run.model.mask_ratio
         with self.device.autocast():
             out = self.trained(images, mask_ratio, noise, labels)
-            if self.frozen:
-                self.frozen.observe(self.frozen.features(out.cls_token, images, mask_ratio, noise), labels)
-        return [part for part in (out.loss, out.reconstruction, out.classification) if part is not None]
+            features = self.frozen.features(out.cls_token, images, mask_ratio, noise) if self.frozen else {}
+        self.backward(out.loss)
+        losses = [part for part in (out.loss, out.reconstruction, out.classification) if part is not None]
+        return [loss.detach() for loss in losses], features
+
+    def capture(self, inputs):
+        """Make the CUDA graph of a step; where that cannot be, and nobody insisted, say so and go on without."""
+        self.to_capture = False
+        try:
+            self.captured = compiling.Captured(self.forward_backward, inputs, self.model.parameters())
+        except RuntimeError as error:
+            if self.run.compile == "on":
+                raise
+            parallel.say(f"--compile auto: steps go without a CUDA graph ({str(error).splitlines()[0]}).")
+            self.forget_gradients()
+
+    def forget_gradients(self):
+        if self.captured is None:  # whose gradients are written over at the next step
+            super().forget_gradients()
 
     def after_step(self, at):
         if self.frozen:
@@ -75,33 +109,31 @@ class Pretraining(Job):
 
     def knn_accuracy(self, mae):
         """Percent of the validation images that k-NN among the training images gets right."""
-        known = data.whole_batches(self.source.train, self.run, self.loading)
-        return probes.knn_accuracy(mae, known, self.val_batches, self.classes, self.device, self.pixels)
+        if self.known is None:
+            self.known = data.kept(data.whole_batches(self.source.train, self.run, self.loading), self.device.torch)
+        with compiling.eagerly(self.compiled):
+            return probes.knn_accuracy(mae, self.known, self.val_batches, self.classes, self.device, self.pixels)
 
     def pictures(self, epoch):
         """Every few epochs: image, masked image and reconstruction under each other, for some validation images."""
         every = self.run.probes.eval_every
         if epoch + 1 != self.epochs and (epoch + 1) % every:
             return None
-        drawn, _ = validation.reconstruct(
-            self.mae,
-            self.val_batches.dataset,
-            self.device,
-            self.pixels,
-            self.run.model.mask_ratio,
-            n=validation.N_DRAWN,
-        )
+        drawn, _ = self.reconstruct(n=validation.N_DRAWN)
         return np.concatenate([drawn[name] for name in ("image", "masked", "reconstruction")], axis=1)
 
     def ending(self, folder):
         """Draw reconstructions; their quality. In the main process alone."""
         if not parallel.is_main():
             return {}
-        pictures, quality = validation.reconstruct(
-            self.mae, self.val_batches.dataset, self.device, self.pixels, self.run.model.mask_ratio
-        )
+        pictures, quality = self.reconstruct()
         files.write_arrays(folder.reconstructions, pictures)
         return quality
+
+    def reconstruct(self, **how):
+        dataset, mask_ratio = self.val_batches.dataset, self.run.model.mask_ratio
+        with compiling.eagerly(self.compiled):
+            return validation.reconstruct(self.mae, dataset, self.device, self.pixels, mask_ratio, **how)
 
     def probe_states(self):
         return checkpoint.probe_states(self.model.head, self.frozen)

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from .device import exact_products
+
 SHARE_OF_MEMORY = 0.25  # of what a GPU has free, that images may take
 _CHUNK = 64  # images cropped at a time, so that what lies between stays small
 
@@ -31,29 +33,42 @@ class ResidentImages:
         Boxes are top, left, height and width in stored pixels, and may lie between them. Bicubic and antialiased, as PIL:
         its filter, as two matrix products per image, and its rounding after each.
         """
-        parts = zip(*(tensor.split(_CHUNK) for tensor in (index, boxes, flips)))
-        return torch.cat([self._crop(*part, side) for part in parts])
-
-    def _crop(self, index, boxes, flips, side):
-        device, sizes = self.pixels.device, self.sizes[index]
+        sizes = self.sizes[index]
         first = boxes[:, :2].floor().long()
         last = torch.minimum((boxes[:, :2] + boxes[:, 2:]).ceil().long(), sizes)  # not included
-        rows, columns = (last - first).amax(dim=0).tolist()
-        starts, first, last, sizes, boxes, flips = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.starts[index], first, last, sizes, boxes.float(), flips)
-        )
-        # the pixels of the boxes, (n, rows, columns, 3); beyond a box its last ones again, which weigh nothing
+        wide = (last - first)[:, 1].argsort()  # images of a chunk are padded to its largest
+        # one transfer a batch; doubles are exact for whole numbers
+        known = torch.cat([self.starts[index, None], sizes[:, 1:], first, last, boxes, flips[:, None]], dim=1).double()
+        known = torch.cat([known[wide], wide[:, None].double()], dim=1)
+        if self.pixels.is_cuda:
+            known = known.pin_memory()
+        moved, crops = known.to(self.pixels.device, non_blocking=True), []
+        for part, here in zip(known.split(_CHUNK), moved.split(_CHUNK)):
+            rows, columns = (part[:, 4:6] - part[:, 2:4]).amax(dim=0).long().tolist()
+            crops.append(self._crop(here, rows, columns, side))
+        crops = torch.cat(crops)
+        return torch.empty_like(crops).index_copy_(0, moved[:, -1].long(), crops)
+
+    def _crop(self, known, rows, columns, side):
+        device = self.pixels.device
+        starts, widths, *_ = whole = known[:, :6].long().unbind(1)
+        first, last, boxes, flips = torch.stack(whole[2:4], 1), torch.stack(whole[4:6], 1), known[:, 6:10], known[:, 10]
+        # the pixels of the boxes, (n, columns, rows, 3); beyond a box its last ones again, which weigh nothing
         y = torch.minimum(first[:, :1] + torch.arange(rows, device=device), last[:, :1] - 1)
         x = torch.minimum(first[:, 1:] + torch.arange(columns, device=device), last[:, 1:] - 1)
-        pixels = self.pixels[starts[:, None, None] + y[:, :, None] * sizes[:, 1, None, None] + x[:, None]].float()
-        within, length = boxes[:, :2] - first, last - first
-        down = _weights(within[:, 0], boxes[:, 2], length[:, 0], rows, side)
-        across = _weights(within[:, 1], boxes[:, 3], length[:, 1], columns, side)
-        across = torch.where(flips[:, None, None], across.flip(1), across)
-        half = (across[:, None] @ pixels).round_().clamp_(0, 255)  # (n, rows, side, 3)
-        whole = (down @ half.flatten(2)).round_().clamp_(0, 255)
-        return whole.view(-1, side, side, 3).permute(0, 3, 1, 2).byte()
+        at = (starts[:, None] + x)[:, :, None] + (y * widths[:, None])[:, None]
+        pixels = self.pixels[at].float()
+        within, length = (boxes[:, :2] - first).float(), (last - first).float()
+        lengths = boxes[:, 2:].float()
+        down = _weights(within[:, 0], lengths[:, 0], length[:, 0], rows, side)
+        across = _weights(within[:, 1], lengths[:, 1], length[:, 1], columns, side)
+        across = torch.where(flips[:, None, None] > 0, across.flip(1), across)
+        with exact_products():
+            half = across @ pixels.flatten(2)  # (n, side, rows * 3)
+            half = half.round_().clamp_(0, 255).view(-1, side, rows, 3)
+            half = half.transpose(1, 2).reshape(-1, rows, side * 3)
+            whole = down @ half
+        return whole.round_().clamp_(0, 255).view(-1, side, side, 3).permute(0, 3, 1, 2).byte()
 
 
 def _weights(start, length, pixels, most, side):

@@ -23,14 +23,13 @@ def validate(model, batches, device, pixels, mask_ratio, frozen=None, compiled=F
     percent, all of masked images.
     """
     model.eval()
-    total, n = 0.0, 0
+    total, n, whole = 0.0, 0, None
     correct = {}
     for batch in batches:
-        if compiled:
-            compiling.mark_step()
         images = pixels.normalize(batch["images"])
+        whole = whole or len(images)
         noise, labels = batch["noise"].to(device.torch), batch["labels"].to(device.torch)
-        with device.autocast():
+        with compiling.eagerly(compiled and len(images) != whole), device.autocast():
             out = model(images, mask_ratio, noise, labels)
             features = frozen.features(out.cls_token, images, mask_ratio, noise) if frozen else None
         predicted = {} if out.logits is None else {"accuracy": out.logits.argmax(dim=1)}

@@ -37,26 +37,67 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, kind, steps, expected",
+    "flags, kind, steps, compiled, captured",
     [
-        ((), "cpu", 10**6, None),
-        ((), "cuda", 100, None),
-        ((), "cuda", 10**6, {"dynamic": False, "mode": "reduce-overhead"}),
-        (("--batch_size", "512"), "cuda", 10**6, {"dynamic": False, "mode": None}),
-        (("--accum_iter", "2"), "cuda", 10**6, {"dynamic": False, "mode": None}),
-        (("--compile", "on"), "cuda", 1, {"dynamic": False, "mode": "reduce-overhead"}),
-        (("--compile", "off"), "cuda", 10**6, None),
+        ((), "cpu", 10**7, False, False),
+        ((), "cuda", 50, False, False),
+        ((), "cuda", 1000, False, True),  # a small model: launches are what it waits for
+        ((), "cuda", 10**7, True, True),
+        (("--batch_size", "512"), "cuda", 10**7, True, False),
+        (("--accum_iter", "2"), "cuda", 10**7, True, False),
+        (("--grad_checkpointing",), "cuda", 10**7, True, False),
+        (("--compile", "on"), "cuda", 50, True, False),
+        (("--compile", "off"), "cuda", 10**7, False, False),
     ],
 )
-def test_when_a_run_is_compiled(flags, kind, steps, expected, monkeypatch):
-    asked = []
-    model = nn.Linear(1, 1)
-    monkeypatch.setattr(model, "compile", lambda **how: asked.append(how))
-    device = Device("cpu", "float32")
+def test_when_a_run_is_compiled_and_when_its_steps_are_a_cuda_graph(flags, kind, steps, compiled, captured, monkeypatch):
+    model, asked = build_mae("mae_vit_demo_patch8", img_size=64), []
+    for block in (*model.blocks, *model.decoder_blocks):
+        monkeypatch.setattr(block, "compile", lambda **how: asked.append(how))
+    run, device = resolved("--demo", *flags), Device("cpu", "float32")
     device.torch = torch.device(kind)
-    assert compiling.compile_for(model, resolved("--demo", *flags), device, steps) == bool(expected)
-    assert asked == ([expected] if expected else [])
+    assert compiling.compile_for(model, run, device, steps) == compiled
+    assert asked == [{"dynamic": False}] * 6 * compiled
+    assert compiling.captures(run, device, steps) == captured
     torch._dynamo.config.suppress_errors = False
+
+
+def test_the_work_of_an_image_is_that_of_a_count_by_torch():
+    """Over all patches, attention left out, of which torch counts a little more."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build_mae("mae_vit_demo_patch8", img_size=64)
+    with FlopCounterMode(display=False) as counter:
+        x = torch.randn(1, 64, 96)
+        for block in model.blocks:
+            x = block(x)
+        x.sum().backward()
+    counted = counter.get_total_flops()
+    model.decoder_blocks = nn.ModuleList()
+    assert 0.75 * counted < compiling.flops_per_image(model, 64) < counted * 1.1
+
+
+def test_blocks_of_one_kind_are_compiled_once():
+    """Encoder and decoder, training and validation: four graphs for six blocks; odd batches go without."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(len(inputs))
+        return graph
+
+    model = build_mae("mae_vit_demo_patch8", img_size=64)
+    for block in compiling.blocks_of(model):
+        block.compile(dynamic=False, backend=backend)
+    images, noise = torch.randn(4, 3, 64, 64), torch.rand(4, 64)
+    model(images, 0.75, noise)[0].backward()
+    with torch.inference_mode():
+        model(images, 0.75, noise)
+        assert len(graphs) == 4
+        with compiling.eagerly(True):
+            model(images[:3], 0.75, noise[:3])
+    assert len(graphs) == 4
+    torch._dynamo.reset()
 
 
 def test_bad_words_are_one_line(tmp_path):

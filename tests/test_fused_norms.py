@@ -161,24 +161,28 @@ def test_cuda_kernels_give_the_cpu_s_numbers():
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_cuda_kernels_compile(capability):
+@pytest.mark.parametrize("values", ["fp32", "bf16", "fp16"])
+def test_cuda_kernels_compile(capability, values):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from maekit import kernels
 
-    numbers = {"n", "rows", "width", "each"}
-    for kernel, constants in (
-        (kernels._forward_kernel, {"BLOCK": 2048}),
-        (kernels._backward_kernel, {"ROWS": 8, "COLUMNS": 256}),
-    ):
-        for erf in (False, True):
-            constant = {**constants, "ERF": erf}
+    numbers = {"rows", "each", "programs", "n_scalars"}
+    of_parameters = {"alpha", "shift", "weight", "bias", "sums", "scalars", "d_alpha", "d_shift", "d_weight", "d_bias"}
+    tile = {"ROWS": 8, "COLUMNS": 256, "width": 768}
+    for kernel in (kernels._forward_kernel, kernels._backward_kernel, kernels._finish_kernel):
+        for erf, large in ((False, False), (True, False), (False, True)):
+            given = {**tile, "ERF": erf, "EXACT": values == "fp32", "LARGE": large}
+            constant = {name: value for name, value in given.items() if name in kernel.arg_names}
             kinds = {
-                name: "constexpr" if name in constant else "i32" if name in numbers else "*fp32"
+                name: "constexpr" if name in constant
+                else "i32" if name in numbers
+                else "*fp32" if name in of_parameters
+                else f"*{values}"
                 for name in kernel.arg_names
-            }
+            }  # fmt: skip
             done = triton.compile(ASTSource(kernel, kinds, constant), target=GPUTarget("cuda", capability, 32))
             assert done.asm["cubin"]
 
