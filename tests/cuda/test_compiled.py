@@ -1,0 +1,68 @@
+"""Compiled training on a GPU is the same training, CUDA graphs and all."""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from .conftest import checkpoint_of, stop_request, train_on
+
+# batches that are replayed from a CUDA graph, once it is recorded, and no smaller last one to compile anew for
+RUN = ("--epochs", "2", "--max_images", "100", "--batch_size", "20", "--decoder_type", "linear")
+
+
+@pytest.fixture(autouse=True)
+def compiler(device):
+    """Nothing compiled by an earlier run."""
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("--compile needs a C++ compiler on a CPU")
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.config.suppress_errors = False
+
+
+def assert_same_curve(ours, theirs, tolerance):
+    assert len(ours.log) == len(theirs.log) == 2
+    for row, other in zip(ours.log, theirs.log):
+        for name in ("train_loss", "train_loss_rec", "train_loss_cls", "val_mse", "val_loss"):
+            if other.get(name) is not None:
+                assert row[name] == pytest.approx(other[name], rel=tolerance), (name, row["epoch"])
+
+
+PROBED = ("--alpha", "0.1", "--probes", "joint frozen")
+
+
+def assert_compiled_and_plain_agree(device, tmp_path, tolerance, *flags):
+    """The first epoch compiled and the second plain, and the other way round, equal two plain ones."""
+    plain = train_on(device, tmp_path / "plain", *flags)
+    assert not counters["stats"]["unique_graphs"]
+    for first, second in (("on", "off"), ("off", "on")):
+        folder = tmp_path / first
+        with stop_request(epoch=0):
+            train_on(device, folder, *flags, "--compile", first, check=143)
+        assert bool(counters["stats"]["unique_graphs"]) == (first == "on")
+        run = train_on(device, folder, *flags, "--compile", second)
+        assert "goes on with epoch 1" in run.result.stdout and counters["stats"]["unique_graphs"]
+        assert_same_curve(run, plain, tolerance)
+        assert checkpoint_of(folder)["model"].keys() == checkpoint_of(plain.folder)["model"].keys()
+        torch._dynamo.reset()
+        counters.clear()
+
+
+def test_layernorm_in_the_device_s_own_precision(device, tmp_path):
+    assert_compiled_and_plain_agree(device, tmp_path, 2e-2, *RUN, "--norm", "LayerNorm")
+
+
+def test_adaptive_tanh_and_both_probes_in_float32(device, tmp_path, full_precision):
+    flags = (*RUN, *PROBED, "--norm", "adyt", "--precision", "float32")
+    assert_compiled_and_plain_agree(device, tmp_path, 1e-3, *flags)
+
+
+def test_fine_tuning(device, trained, tmp_path):
+    """Without drop path, whose random numbers a compiler draws from another stream."""
+    flags = ("--task", "finetune", "--init", trained.folder, "--epochs", "2", "--max_images", "100", "--batch_size", "20",
+             "--drop_path", "0")  # fmt: skip
+    assert_compiled_and_plain_agree(device, tmp_path, 2e-2, *flags)
