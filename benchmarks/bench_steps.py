@@ -173,7 +173,7 @@ def profile(step, sync, title, path, device):
         step()
         sync()
     table = found.key_averages().table(
-        sort_by="self_cuda_time_total" if on_gpu else "self_cpu_time_total", row_limit=45, max_name_column_width=100
+        sort_by="self_device_time_total" if on_gpu else "self_cpu_time_total", row_limit=45, max_name_column_width=100
     )
     with open(path, "a", encoding="utf-8") as f:
         f.write(f"== {title}\n{table}\n")

@@ -87,7 +87,9 @@ class Captured:
     def __init__(self, function, inputs, parameters):
         parameters = list(parameters)
         self.inputs = [tensor.clone() for tensor in inputs]
-        aside = torch.cuda.Stream()  # what is compiled, tuned or made on first calls, on a stream of its own as captures want it
+        aside = (
+            torch.cuda.Stream()
+        )  # what is compiled, tuned or made on first calls, on a stream of its own as captures want it
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(3):

@@ -242,7 +242,11 @@ def kept(batches, device):
     if device.type != "cuda":
         return batches
     side, n = batches.dataset.input_size, -(-len(batches.dataset) // parallel.size())
-    return KeptBatches(batches, device) if 3 * side**2 * n <= SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0] else batches
+    return (
+        KeptBatches(batches, device)
+        if 3 * side**2 * n <= SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
+        else batches
+    )
 
 
 class KeptBatches:

@@ -50,7 +50,9 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path):
         (("--compile", "off"), "cuda", 10**7, False, False),
     ],
 )
-def test_when_a_run_is_compiled_and_when_its_steps_are_a_cuda_graph(flags, kind, steps, compiled, captured, monkeypatch):
+def test_when_a_run_is_compiled_and_when_its_steps_are_a_cuda_graph(
+    flags, kind, steps, compiled, captured, monkeypatch
+):
     model, asked = build_mae("mae_vit_demo_patch8", img_size=64), []
     for block in (*model.blocks, *model.decoder_blocks):
         monkeypatch.setattr(block, "compile", lambda **how: asked.append(how))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from .conftest import checkpoint_of, stop_request, train_on
+from maekit import compiling
+
+from .conftest import Bar, checkpoint_of, open_job, stop_request, train_on
 
 # batches that are replayed from a CUDA graph, once it is recorded, and no smaller last one to compile anew for
 RUN = ("--epochs", "2", "--max_images", "100", "--batch_size", "20", "--decoder_type", "linear")
@@ -66,3 +68,40 @@ def test_fine_tuning(device, trained, tmp_path):
     flags = ("--task", "finetune", "--init", trained.folder, "--epochs", "2", "--max_images", "100", "--batch_size", "20",
              "--drop_path", "0")  # fmt: skip
     assert_compiled_and_plain_agree(device, tmp_path, 2e-2, *flags)
+
+
+@pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("blocks", ["eager", "compiled"])
+def test_steps_as_one_cuda_graph_are_the_same_steps(norm, precision, blocks, gpu, monkeypatch):
+    """With both probes, over three epochs: what is written over at a replay is read before."""
+    flags = ("--epochs", "3", "--max_images", "96", "--batch_size", "16", "--norm", norm, "--precision", precision,
+             "--alpha", "0.1", "--probes", "joint frozen", "--compile", "on" if blocks == "compiled" else "off")  # fmt: skip
+    found = {}
+    for graph in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(compiling, "captures", lambda *_, graph=graph: graph)
+            job = open_job(gpu, *flags)
+        found[graph] = [job.train_one_epoch(epoch, Bar(), after_step=lambda *_: None) for epoch in range(3)]
+        found[graph].append(job.validate(2))
+        assert (job.captured is not None) == graph
+    for eager, captured in zip(found[False], found[True]):
+        assert captured == pytest.approx(eager, rel=2e-3, abs=6)  # accuracies, of 200 images, may differ by some
+        for name in ("train_loss", "val_mse"):
+            assert captured.get(name) == pytest.approx(eager.get(name), rel=2e-3)
+
+
+def test_a_captured_run_goes_on_as_one(gpu, tmp_path, monkeypatch):
+    """Stopped within an epoch and continued; its losses are those of the run without a stop."""
+    monkeypatch.setattr(compiling, "WORTH_CAPTURE", 1)
+    flags = ("--epochs", "2", "--max_images", "96", "--batch_size", "16", "--norm", "dyt", "--alpha", "0.1", "--probes",
+             "joint frozen", "--compile", "auto")  # fmt: skip
+    whole = train_on(gpu, tmp_path / "whole", *flags)
+    assert whole.job.captured is not None
+    with stop_request(1, 0.5):
+        train_on(gpu, tmp_path / "stopped", *flags, check=143)
+    going_on = train_on(gpu, tmp_path / "stopped", *flags)
+    assert going_on.job.captured is not None
+    for ours, theirs in zip(going_on.log, whole.log):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)
+        assert ours["val_mse"] == pytest.approx(theirs["val_mse"], rel=1e-5)
