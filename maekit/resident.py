@@ -19,56 +19,80 @@ def place(images, device):
 
 
 class ResidentImages:
-    """The pixels of a cache.Store on a device, in one piece."""
+    """The pixels of a cache.Store on a device, in one piece.
+
+    kernels: the module resampling, None to make crops of matrix products.
+    """
 
     def __init__(self, store, device):
         pixels = torch.from_file(str(store.path), shared=False, size=int(store.offsets[-1]), dtype=torch.uint8)
         self.pixels = pixels.to(device).view(-1, 3)
         self.sizes = torch.from_numpy(store.stored.astype(np.int64))  # on the CPU, so that no crop waits for the device
         self.starts = torch.from_numpy(np.asarray(store.offsets)[:-1] // 3)
+        self.kernels = _kernels(device)
 
     def crop(self, index, boxes, flips, side):
         """uint8 (N, 3, side, side) on the device: boxes (N, 4) of the images `index` (N,), mirrored where flips (N,) is.
 
         Boxes are top, left, height and width in stored pixels, and may lie between them. Bicubic and antialiased, as PIL:
-        its filter, as two matrix products per image, and its rounding after each.
+        its filter along rows, then along columns, and its rounding after each.
         """
-        sizes = self.sizes[index]
+        sizes, boxes = self.sizes[index], boxes.double()
         first = boxes[:, :2].floor().long()
         last = torch.minimum((boxes[:, :2] + boxes[:, 2:]).ceil().long(), sizes)  # not included
+        whole = torch.cat([self.starts[index, None], sizes[:, 1:], first, last], dim=1)
+        exact = torch.cat([boxes[:, :2] - first, boxes[:, 2:], flips[:, None]], dim=1)
+        if self.kernels is not None:
+            scale = (boxes[:, 2:].amax(dim=0) / side).clamp(min=1)
+            taps = tuple(int(n) for n in reversed((4 * scale).ceil().long() + 2))
+            rows = int((last - first)[:, 0].max())
+            return self.kernels.crops(self.pixels, *self._move(whole, exact), rows, taps, side)
         wide = (last - first)[:, 1].argsort()  # images of a chunk are padded to its largest
-        # one transfer a batch; doubles are exact for whole numbers
-        known = torch.cat([self.starts[index, None], sizes[:, 1:], first, last, boxes, flips[:, None]], dim=1).double()
-        known = torch.cat([known[wide], wide[:, None].double()], dim=1)
-        if self.pixels.is_cuda:
-            known = known.pin_memory()
-        moved, crops = known.to(self.pixels.device, non_blocking=True), []
-        for part, here in zip(known.split(_CHUNK), moved.split(_CHUNK)):
-            rows, columns = (part[:, 4:6] - part[:, 2:4]).amax(dim=0).long().tolist()
-            crops.append(self._crop(here, rows, columns, side))
-        crops = torch.cat(crops)
-        return torch.empty_like(crops).index_copy_(0, moved[:, -1].long(), crops)
+        whole, exact, crops = whole[wide], exact[wide], []
+        for part, *moved in zip(whole.split(_CHUNK), *(tensor.split(_CHUNK) for tensor in self._move(whole, exact))):
+            rows, columns = (part[:, 4:] - part[:, 2:4]).amax(dim=0).tolist()
+            crops.append(self._crop(*moved, rows, columns, side))
+        return torch.cat(crops)[wide.argsort().to(self.pixels.device)]
 
-    def _crop(self, known, rows, columns, side):
+    def _move(self, whole, exact):
+        """Both on the device, int64 and float32, in one transfer: doubles are exact for whole numbers."""
+        both = torch.cat([whole.double(), exact], dim=1)
+        if self.pixels.is_cuda:
+            both = both.pin_memory().to(self.pixels.device, non_blocking=True)
+        return both[:, :6].long(), both[:, 6:].float()
+
+    def _crop(self, whole, exact, rows, columns, side):
+        """Crops of a chunk: two matrix products an image. rows, columns: of its highest and its widest box."""
         device = self.pixels.device
-        starts, widths, *_ = whole = known[:, :6].long().unbind(1)
-        first, last, boxes, flips = torch.stack(whole[2:4], 1), torch.stack(whole[4:6], 1), known[:, 6:10], known[:, 10]
+        starts, widths, first, last = whole[:, 0], whole[:, 1], whole[:, 2:4], whole[:, 4:]
         # the pixels of the boxes, (n, columns, rows, 3); beyond a box its last ones again, which weigh nothing
         y = torch.minimum(first[:, :1] + torch.arange(rows, device=device), last[:, :1] - 1)
         x = torch.minimum(first[:, 1:] + torch.arange(columns, device=device), last[:, 1:] - 1)
         at = (starts[:, None] + x)[:, :, None] + (y * widths[:, None])[:, None]
         pixels = self.pixels[at].float()
-        within, length = (boxes[:, :2] - first).float(), (last - first).float()
-        lengths = boxes[:, 2:].float()
-        down = _weights(within[:, 0], lengths[:, 0], length[:, 0], rows, side)
-        across = _weights(within[:, 1], lengths[:, 1], length[:, 1], columns, side)
-        across = torch.where(flips[:, None, None] > 0, across.flip(1), across)
+        length = (last - first).float()
+        down = _weights(exact[:, 0], exact[:, 2], length[:, 0], rows, side)
+        across = _weights(exact[:, 1], exact[:, 3], length[:, 1], columns, side)
+        across = torch.where(exact[:, 4, None, None] > 0, across.flip(1), across)
         with exact_products():
-            half = across @ pixels.flatten(2)  # (n, side, rows * 3)
-            half = half.round_().clamp_(0, 255).view(-1, side, rows, 3)
-            half = half.transpose(1, 2).reshape(-1, rows, side * 3)
-            whole = down @ half
-        return whole.round_().clamp_(0, 255).view(-1, side, side, 3).permute(0, 3, 1, 2).byte()
+            half = (across @ pixels.flatten(2)).round_().clamp_(0, 255)  # (n, side, rows * 3)
+            half = half.view(-1, side, rows, 3).transpose(1, 2).reshape(-1, rows, side * 3)
+            crops = (down @ half).round_().clamp_(0, 255)
+        return crops.view(-1, side, side, 3).permute(0, 3, 1, 2).byte()
+
+
+def _kernels(device):
+    """The module resampling, None where Triton does not work."""
+    if device.type != "cuda":
+        return None
+    try:
+        from . import resampling
+
+        pixels, box = torch.zeros(1, 3, dtype=torch.uint8, device=device), torch.tensor([[0, 0, 1, 1, 0]], device=device)
+        resampling.crops(pixels, torch.tensor([[0, 1, 0, 0, 1, 1]], device=device), box.float(), 1, (6, 6), 1)
+    except Exception:  # noqa: BLE001 - no Triton, no C compiler for it, a GPU that it does not know: its errors have no class
+        return None
+    return resampling
 
 
 def _weights(start, length, pixels, most, side):

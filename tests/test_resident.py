@@ -1,6 +1,9 @@
 """Crops made on a device are those that PIL makes of the same boxes. The device is the CPU here."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,3 +126,52 @@ def test_images_live_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeyp
 def test_reduced_images_are_cropped_at_the_boxes_of_their_originals():
     picture = decoding.Picture(np.zeros((100, 200, 3), np.uint8), 300, 600)
     assert picture.stored_box(30, 60, 150, 300) == pytest.approx((10, 20, 50, 100))
+
+
+INTERPRETED = """
+import sys
+import numpy as np, torch
+from types import SimpleNamespace
+from maekit import resampling, resident
+rng = np.random.default_rng(0)
+sizes = rng.integers(20, 90, size=(12, 2))
+offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
+rng.integers(0, 256, size=offsets[-1], dtype=np.uint8).tofile(sys.argv[1])
+store = SimpleNamespace(path=sys.argv[1], stored=sizes, offsets=offsets)
+images = resident.ResidentImages(store, torch.device("cpu"))
+index = torch.from_numpy(rng.integers(12, size=20))
+lengths = sizes[index] * rng.uniform(0.3, 1, size=(20, 2))
+corners = (sizes[index] - lengths) * rng.choice([0, 0.3, 1], size=(20, 2))
+boxes, flips = torch.from_numpy(np.concatenate([corners, lengths], axis=1)), torch.from_numpy(rng.random(20) < 0.5)
+for side in (16, 40):
+    products = images.crop(index, boxes, flips, side)
+    images.kernels = resampling
+    kernels = images.crop(index, boxes, flips, side)
+    images.kernels = None
+    levels = (products.float() - kernels.float()).abs()
+    assert kernels.dtype == torch.uint8 and levels.max() <= 1 and (levels > 0).float().mean() < 1e-3, (side, levels.max(), (levels > 0).float().mean())
+"""
+
+
+def test_the_kernels_crops_are_those_of_the_products(tmp_path):
+    """In Triton's interpreter: boxes between pixels and at the edges, mirrored, reduced and enlarged."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(conftest.KIT)}
+    command = [sys.executable, "-c", INTERPRETED, str(tmp_path / "pixels")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_kernels_compile():
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from maekit import resampling
+
+    kinds = {"pixels": "*u8", "whole": "*i64", "exact": "*fp32", "half": "*u8", "crops": "*u8", "PLACES": "constexpr"}
+    for kernel in (resampling._across_kernel, resampling._down_kernel):
+        signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+        for capability in (80, 90):
+            source = ASTSource(kernel, signature, {"PLACES": resampling.PLACES})
+            assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
