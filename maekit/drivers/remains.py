@@ -80,7 +80,8 @@ def _restore_torch():
         return
     torch.default_generator.seed()  # from the system, as when it is imported
     torch.set_float32_matmul_precision("highest")
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
     if "torch.utils.data" in sys.modules:  # has to set its handler of SIGCHLD again
         torch.utils.data._utils.signal_handling._SIGCHLD_handler_set = False
