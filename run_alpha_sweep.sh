@@ -25,6 +25,8 @@
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
 #                        --demo where there is no GPU one a core, or all if less than two a core)
 #   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
+#   --warm auto|off      runs of one process each share it, one after the other, so that Python and torch start once (auto,
+#                        the default), or each has its own
 #   --slurm "OPTIONS"    submit the runs to SLURM as an array job with these options of sbatch, and the analysis after it
 #   --wandb              log the runs and the analysis to Weights & Biases, project $WANDB_PROJECT, else
 #                        mae-reconstruction-gap-manual-probes (quick), -lr-sweep or -full-sweep

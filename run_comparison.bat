@@ -29,6 +29,8 @@ rem   --demo               demo data and settings; what is typed wins
 rem   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
 rem                        --demo where there is no GPU one a core, or all if less than two a core)
 rem   --nproc N            N processes a run, by torchrun; --batch_size is for each of them (default: 1)
+rem   --warm auto|off      runs of one process each share it, one after the other, so that Python and torch start once (auto,
+rem                        the default), or each has its own
 rem   --wandb              log the runs and the analysis to Weights & Biases, project WANDB_PROJECT or mae-norm-comparison;
 rem   --wandb_project NAME likewise, to this project
 rem   --open               open the analysis's report.html in the browser

@@ -66,9 +66,9 @@ def exit_code(main):
 _ALIKE = [True]
 
 
-def each_for_itself():
-    """From now on every process says what it meets."""
-    _ALIKE.clear()
+def each_for_itself(so=True):
+    """From now on every process says what it meets; with False only the first again, as it was."""
+    _ALIKE[:] = [] if so else [True]
 
 
 def _complain(text):

@@ -24,7 +24,7 @@ SCRIPT = "run_comparison.bat"
 VALUES = {  # flag: what it sets; a value never begins with --
     "--methods": "methods", "--norms": "methods", "--norm": "methods", "--seeds": "seeds", "--seed": "seeds",
     "--output_dir": "output_dir", "--checkpoint_dir": "checkpoint_dir", "--eval": "evals", "--adyt_lambda": "lambdas",
-    "--adyt_smooth": "smooths", "--jobs": "jobs", "--nproc": "nproc", "--wandb_project": "wandb_project",
+    "--adyt_smooth": "smooths", "--jobs": "jobs", "--nproc": "nproc", "--warm": "warm", "--wandb_project": "wandb_project",
 }  # fmt: skip
 TEXTS = {"--finetune_flags": "finetune", "--linprobe_flags": "linprobe"}
 SWITCHES = {"--control": "control", "--clone_mae": "clone_mae", "--dry_run": "dry_run", "--open": "open",
@@ -44,6 +44,7 @@ class Comparison:
             "seeds": "0",
             "jobs": "auto",
             "nproc": "1",
+            "warm": "auto",
         }
         self.flags, self.shared, self.task_flags = [], [], {}
         left = list(words)
@@ -149,6 +150,8 @@ def main(argv):
             continue
         if not typed[flag].isdecimal() or typed[flag].startswith("0"):
             raise InputError(f"--{flag} {typed[flag]}: must be a whole number, 1 or more.")
+    if typed["warm"] not in ("auto", "off"):
+        raise InputError(f"--warm {typed['warm']}: must be auto or off.")
     comparison.use_wandb()
     if "clone_mae" in typed and (code := clone(dry_run="dry_run" in typed)):
         return code
@@ -212,7 +215,7 @@ def run(comparison, typed):
     except OSError as error:
         raise InputError(f"--output_dir: {folder} cannot be written. Choose another --output_dir.") from error
     analysis = [sys.executable, str(KIT / "analysis.py"), "comparison", "--output_dir", comparison.output_dir]
-    running = ["--jobs", comparison.typed["jobs"], "--nproc", comparison.typed["nproc"]]
+    running = [word for flag in ("jobs", "nproc", "warm") for word in (f"--{flag}", comparison.typed[flag])]
     return pool.main(
         [*running, *(str(folder / f"{name}.txt") for name in grids), "--", *analysis, *comparison.analysis]
     )

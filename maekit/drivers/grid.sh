@@ -64,6 +64,7 @@ read_running_flag() {
     case ${1%%=*} in
     --jobs) read_value "$@" && jobs=$VALUE ;;
     --nproc) read_value "$@" && nproc=$VALUE ;;
+    --warm) read_value "$@" && warm=$VALUE ;;
     --slurm) read_text "$@" && slurm=$VALUE && on_cluster=1 ;;
     --open) WORDS=1 && analysis_flags+=(--open) ;;
     --wandb) WORDS=1 && wandb=1 ;;
@@ -73,6 +74,7 @@ read_running_flag() {
 }
 jobs=auto
 nproc=1
+warm=auto
 slurm=
 on_cluster=
 analysis_flags=()
@@ -96,6 +98,10 @@ check_running_flags() {
         *- | *-*[!0-9]* | *-0*) fail "--$flag ${!flag}: must be a whole number, 1 or more." ;;
         esac
     done
+    case $warm in
+    auto | off) ;;
+    *) fail "--warm $warm: must be auto or off." ;;
+    esac
 }
 
 # show_status FOLDER: how far the runs of its grids are. For this, too, there is `status` in front of a driver's options.
@@ -135,5 +141,5 @@ run_and_analyse() {
     if [ -n "$on_cluster" ]; then
         exec "$PYTHON" "$KIT/maekit/drivers/slurm.py" --submit "$slurm" --nproc "$nproc" "${files[@]}" -- "$@"
     fi
-    exec "$PYTHON" "$KIT/maekit/drivers/pool.py" --jobs "$jobs" --nproc "$nproc" "${files[@]}" -- "$@"
+    exec "$PYTHON" "$KIT/maekit/drivers/pool.py" --jobs "$jobs" --nproc "$nproc" --warm "$warm" "${files[@]}" -- "$@"
 }

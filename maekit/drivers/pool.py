@@ -1,11 +1,13 @@
 """Run the commands of grid files, a line each, some at a time, then the analysis. What the shell drivers end in.
 
-    python maekit/drivers/pool.py [--jobs J|auto] [--nproc N] FILE ... [-- ANALYSIS COMMAND]
+    python maekit/drivers/pool.py [--jobs J|auto] [--nproc N] [--warm auto|off] FILE ... [-- ANALYSIS COMMAND]
     python maekit/drivers/pool.py --line K FILE          the K-th command alone, from 0; for a cluster's array job
     python maekit/drivers/pool.py --status FILE ...      how far they are
 
 A command is one of train.py: its --output_dir is asked whether the run is done. A failed one does not stop the rest.
 One that another process is training is come back to. Exit codes: 0, 1 if a run failed, 130 or 143 after a signal.
+Where there are more commands than run at a time, those of train.py are run one after the other in processes that stay
+warm, see worker.py; with --warm off each is a process of its own, as it is with --line.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started by path, so that runs keep the user's PYTHONPATH
@@ -26,6 +29,7 @@ from maekit import errors, locks, runs, settings
 from maekit.drivers.board import Board
 from maekit.drivers.processes import Child
 from maekit.drivers.tasks import DONE, LEFT, read_tasks
+from maekit.drivers.workers import Workers, takes
 
 POLL_SECONDS = 0.2
 COME_BACK_SECONDS = 2.0  # between two looks at a run that another process is training
@@ -35,10 +39,14 @@ INTERRUPTED = 143  # exit code of a run that was asked to stop
 
 
 class Pool:
-    """Runs tasks, `jobs` at a time, each with its part of the GPUs, or of the cores."""
+    """Runs tasks, `jobs` at a time, each with its part of the GPUs, or of the cores.
 
-    def __init__(self, jobs, nproc):
+    warm: in processes that stay warm, where that pays; they are there until `workers` is closed.
+    """
+
+    def __init__(self, jobs, nproc, *, warm=False):
         self.jobs, self.nproc = jobs, nproc
+        self.warm, self.workers = warm, Workers()
         self.gpus = visible_gpus()
         self.board = Board(sys.stdout)
         self.failed = []  # (exit code, task), of all grid files
@@ -57,6 +65,7 @@ class Pool:
             task.label = f"[{number}/{self.total}] {task.name}"
             task.share_before = task.share()
         self.waiting.extend(tasks)
+        self.one_after_the_other = len(tasks) > self.jobs
         self.work, self.started = sum(1 - task.share_before for task in tasks), time.monotonic()  # in runs
         try:
             while (self.waiting or self.taken or self.running) and not self.signalled:
@@ -78,6 +87,8 @@ class Pool:
             if slot not in self.running:
                 task = self.next_task()
                 if task is None:
+                    for idle in set(range(self.jobs)) - set(self.running):
+                        self.workers.dismiss(idle)
                     return
                 self.start(slot, task)
 
@@ -108,11 +119,18 @@ class Pool:
         alone = self.jobs == 1
         self.board.say(f"\n{task.label.split()[0]} {task.line}" if alone else f"{task.label}: started")
         try:
-            task.start(self.environment(slot, task), aside=not alone)
+            task.start(self.environment(slot, task), aside=not alone, start=self.starter(slot, task))
         except OSError as error:  # no memory, or no more processes
             self.fail(task, 126, str(error))
         else:
             self.running[slot] = task
+
+    def starter(self, slot, task):
+        """What starts a task's command: in the worker of the slot, or as a process of its own."""
+        if self.warm and self.one_after_the_other and takes(task.words):
+            return partial(self.workers.run, slot)
+        self.workers.dismiss(slot)
+        return Child
 
     def environment(self, slot, task):
         """Variables of a run in a slot: its GPUs; threads, so that runs side by side do not fight for the cores."""
@@ -311,6 +329,7 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="pool.py")
     parser.add_argument("--jobs", type=_jobs, default=1)
     parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("--warm", choices=("auto", "off"), default="auto")
     parser.add_argument("--line", type=int)
     parser.add_argument("--status", action="store_true")
     parser.add_argument("files", nargs="+")
@@ -324,12 +343,15 @@ def main(argv):
         return run_line(typed.files[0], typed.line, Asked(), typed.nproc)
     grids = [read_tasks(path) for path in typed.files]
     jobs = auto_jobs(grids[0], typed.nproc) if typed.jobs == "auto" else typed.jobs
-    pool = Pool(jobs, typed.nproc)
+    pool = Pool(jobs, typed.nproc, warm=typed.warm == "auto")
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pool.note)
-    whole = all(pool.run(tasks) for tasks in grids)
+    try:
+        whole = all(pool.run(tasks) for tasks in grids)
+    finally:
+        pool.workers.close()
     code = pool.analyse(analysis) if whole and analysis else 0
     if pool.failed:
         _complain("\nfailed; the same command tries again:")

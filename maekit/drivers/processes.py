@@ -8,13 +8,14 @@ import subprocess
 class Child:
     """A command in a session of its own, out of reach of the terminal's Ctrl-C: its parent decides what it gets.
 
-    env: its variables. output: file for what it prints, None for where the parent prints.
+    env: its variables. output: file for what it prints, None for where the parent prints. pass_fds: files that it has as
+    well, POSIX alone.
     """
 
-    def __init__(self, words, env=None, output=None):
+    def __init__(self, words, env=None, output=None, pass_fds=()):
         self.process = subprocess.Popen(
             words, env=env, stdout=output, stderr=output and subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=os.name == "posix",
+            start_new_session=os.name == "posix", pass_fds=pass_fds,
         )  # fmt: skip
         self.groups = {self.process.pid}  # process groups of what it started, as far as seen
 

@@ -28,11 +28,11 @@ class Task:
         self.speed = None
         self.share_before = 0.0
 
-    def start(self, env, *, aside=False):
-        """Start it; aside: what it prints goes to output.txt, else to where this prints."""
+    def start(self, env, *, aside=False, start=Child):
+        """Start it; aside: what it prints goes to output.txt, else to where this prints. start: makes a Child, or its like."""
         self.ending_before = self.ending()
         self.output = self._output_file() if aside else None
-        self.child = Child(self.words, env, self.output)
+        self.child = start(self.words, env, self.output)
 
     def _output_file(self):
         """output.txt, to go on writing; a file without a name where there can be none, of which the run complains."""
