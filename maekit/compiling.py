@@ -10,9 +10,10 @@ from torch.utils.checkpoint import checkpoint
 from .errors import InputError
 
 WORTH_FLOPS = 8e15  # a run of less is over before compiling has paid: some seconds, of which it saves a quarter
-LAUNCH_BOUND = 128  # images: up to here a GPU waits for its kernels' launches, which a CUDA graph bundles
-WORTH_CAPTURE = 100  # steps: of a shorter run a CUDA graph saves less than it takes to make
-_GRAPHS = 64  # versions of a block: training, validation and k-NN have other sizes, encoder and decoder other widths
+WORTH_CAPTURE = 50  # steps: of a shorter run a CUDA graph saves less than it takes to make
+_GRAPHS = (
+    256  # versions of a block: of training and validation, encoder and decoder, of all norms that a process trains
+)
 
 
 def compile_for(network, run, device, steps):
@@ -38,6 +39,8 @@ def compile_blocks(network, suppress_errors=False):
     setattr(config, name, max(_GRAPHS, getattr(config, name)))
     for block in blocks_of(network):
         block.compile(dynamic=False)
+    if hasattr(network, "forward_loss"):  # many small operations on whole images
+        network.forward_loss = torch.compile(network.forward_loss, dynamic=False)
 
 
 def blocks_of(network):
@@ -70,7 +73,6 @@ def captures(run, device, steps):
     return (
         device.torch.type == "cuda"
         and run.compile != "off"
-        and optim.batch_size <= LAUNCH_BOUND
         and steps >= WORTH_CAPTURE
         and optim.accum_iter == optim.processes == 1  # gradients that add up would lie in the graph's memory
         and not run.grad_checkpointing  # which looks at the state of random numbers
@@ -84,7 +86,7 @@ class Captured:
     into all of them. parameters: whose gradients it makes; they have none before.
     """
 
-    def __init__(self, function, inputs, parameters):
+    def __init__(self, function, inputs, parameters=()):
         parameters = list(parameters)
         self.inputs = [tensor.clone() for tensor in inputs]
         aside = (

@@ -18,7 +18,6 @@ from .settings import available_cores
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SHARE_OF_MEMORY = 0.1  # of what a GPU has free, that a set of validation images may take
 BROKEN_SHARE = 0.01  # more unreadable images than this end the run
 
 # Independent random streams; the tag comes first, because numpy fills short keys up with zeros.
@@ -109,9 +108,17 @@ class ValImages(Dataset):
         n = len(self.images)
         following = (other % n for other in range(index + 1, index + n))
         picture, used, broken = _read(self.images, index, following)
-        image = picture.center_crop(round(self.input_size * 256 / 224), self.input_size)
-        noise = _generator(_VAL_MASK, index).random(self.patches, dtype=np.float32)
-        return _sample(image, self.labels, used, noise, broken)
+        image = picture.center_crop(self.short_side, self.input_size)
+        return _sample(image, self.labels, used, self.noise(index), broken)
+
+    def noise(self, index):
+        """What decides the mask of an image, float32 (L,)."""
+        return _generator(_VAL_MASK, index).random(self.patches, dtype=np.float32)
+
+    @property
+    def short_side(self):
+        """What an image's shorter side is resized to before its middle is taken."""
+        return round(self.input_size * 256 / 224)
 
 
 class BatchOrder:
@@ -189,6 +196,10 @@ class Batches:
     def __len__(self):
         return len(self.loader)
 
+    def end_workers(self):
+        """End the processes that decode; another pass starts new ones."""
+        self.loader._iterator = None
+
     def __iter__(self):
         try:
             batches = iter(self.loader)
@@ -235,39 +246,6 @@ def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_l
     dataset = ValImages(images, model.input_size, model.patches, with_labels)
     own = range(parallel.rank(), len(dataset), parallel.size())
     return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size, sampler=own)
-
-
-def kept(batches, device):
-    """Batches that stay in a GPU's memory from the first pass on; as they are where there is none, or no room for them."""
-    if device.type != "cuda":
-        return batches
-    side, n = batches.dataset.input_size, -(-len(batches.dataset) // parallel.size())
-    return (
-        KeptBatches(batches, device)
-        if 3 * side**2 * n <= SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
-        else batches
-    )
-
-
-class KeptBatches:
-    """Batches of a validation set, whose images are the same in every pass, on a device."""
-
-    def __init__(self, batches, device):
-        self.batches, self.device, self.kept = batches, device, None
-        self.dataset = batches.dataset
-
-    def __len__(self):
-        return len(self.batches or self.kept)
-
-    def __iter__(self):
-        if self.kept is not None:
-            yield from self.kept
-            return
-        kept = []
-        for batch in self.batches:
-            kept.append({name: values.to(self.device, non_blocking=True) for name, values in batch.items()})
-            yield kept[-1]
-        self.kept, self.batches = kept, None  # and with them the processes that decoded
 
 
 def whole_batches(images, run, loading):

@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from . import checkpoint, compiling, data, parallel
+from . import checkpoint, compiling, data, parallel, resident
 from .device import Device
 from .errors import InputError
 
@@ -50,7 +50,7 @@ class Job:
             "pin": self.device.torch.type == "cuda",
             "with_labels": with_labels,
         }
-        self.val_batches = data.kept(
+        self.val_batches = resident.keep(
             data.val_batches(source.val, run.model, batch_size=run.optim.batch_size, **self.loading), self.device.torch
         )
         self.classes = len(source.classes)

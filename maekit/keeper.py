@@ -6,7 +6,7 @@ from . import parallel, runs
 from .errors import Stopped
 
 MOST_SECONDS = 60.0  # of training that may be between two checkpoints at the ends of epochs
-SHARE_OF_TIME = 0.05  # that saving may take, while less than MOST_SECONDS lie between: large models, short epochs
+SHARE_OF_TIME = 0.02  # that saving may take, while less than MOST_SECONDS lie between: large models, short epochs
 _GO_ON, _SAVE, _STOP = range(3)
 
 

@@ -12,8 +12,9 @@ import triton.language as tl
 
 COLUMNS = 256  # of a tile, at most
 FORWARD_ROWS, FORWARD_WARPS = 8, 4
-BACKWARD_ROWS, BACKWARD_WARPS = 8, 4
-PROGRAMS = 2048  # of the backward pass, about: each sums its rows, and what they summed is summed in turn
+BACKWARD_ROWS, BACKWARD_WARPS = 8, 8
+PROGRAMS = 528  # of the backward pass, about: each sums its rows, and what they summed is summed in turn
+_FINISH_ROWS, _FINISH_COLUMNS = 128, 16  # of these sums, at a time
 _LARGE = 2**31  # values, whose places 32 bits cannot count
 
 
@@ -64,9 +65,9 @@ def _forward_kernel(
     x, alpha, shift, weight, bias, y, rows, width: tl.constexpr,
     ERF: tl.constexpr, EXACT: tl.constexpr, LARGE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = column < width
-    at, inside = _places(tl.program_id(1) * ROWS, column, rows, width, ROWS, LARGE)
+    at, inside = _places(tl.program_id(0) * ROWS, column, rows, width, ROWS, LARGE)
     u = tl.load(x + at, mask=inside, other=0).to(tl.float32) * tl.load(alpha).to(tl.float32)
     w = tl.load(weight + column, mask=real, other=0).to(tl.float32)
     b = tl.load(bias + column, mask=real, other=0).to(tl.float32)
@@ -160,7 +161,7 @@ def forward(rows, alpha, shift, weight, bias, y):
     (n, width), erf = rows.shape, shift is not None
     columns = _columns(width)
     tile = max(1, FORWARD_ROWS * COLUMNS // columns)
-    _forward_kernel[(triton.cdiv(width, columns), triton.cdiv(n, tile))](
+    _forward_kernel[(triton.cdiv(n, tile), triton.cdiv(width, columns))](  # of the second there are at most 65,535
         rows, alpha, shift if erf else alpha, weight, bias, y, n, width,
         ERF=erf, **_constants(rows, y), ROWS=tile, COLUMNS=columns, num_warps=FORWARD_WARPS,
     )  # fmt: skip
@@ -182,9 +183,9 @@ def backward(rows, alpha, shift, weight, bias, grad):
         rows, alpha, shift if erf else alpha, weight, grad, dx, sums, scalars, n, width, each,
         ERF=erf, **_constants(rows, grad), ROWS=tile, COLUMNS=columns, num_warps=BACKWARD_WARPS,
     )  # fmt: skip
-    _finish_kernel[(triton.cdiv(2 * width, 64) + 1,)](
+    _finish_kernel[(triton.cdiv(2 * width, _FINISH_COLUMNS) + 1,)](
         sums, scalars, d_alpha, d_shift if erf else d_alpha, d_weight, d_bias, programs, programs * blocks, width,
-        ERF=erf, ROWS=32, COLUMNS=64,
+        ERF=erf, ROWS=_FINISH_ROWS, COLUMNS=_FINISH_COLUMNS,
     )  # fmt: skip
     return dx, d_alpha, d_shift, d_weight, d_bias
 

@@ -1,5 +1,7 @@
 """Masked autoencoding, with a weighted classification beside it and probes that watch."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
@@ -35,6 +37,7 @@ class Pretraining(Job):
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
             checkpoint.load_weights(run.init, checkpoint.read(run.init), self.mae)
         self.captured, self.to_capture = None, False  # the CUDA graph of a step; whether there is to be one
+        self.captured_validation = None
         self.known = None  # training images as k-NN takes them
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)
         fused = self.device.torch.type != "mps"
@@ -72,10 +75,16 @@ class Pretraining(Job):
         try:
             self.captured = compiling.Captured(self.forward_backward, inputs, self.model.parameters())
         except RuntimeError as error:
-            if self.run.compile == "on":
+            if self.run.compile == "on" or "out of memory" in str(error):
                 raise
             parallel.say(f"--compile auto: steps go without a CUDA graph ({str(error).splitlines()[0]}).")
             self.forget_gradients()
+
+    def capture_validation(self, measure, inputs):
+        """The CUDA graph of a batch of validation images, made at the first."""
+        if self.captured_validation is None:
+            self.captured_validation = compiling.Captured(measure, inputs)
+        return self.captured_validation
 
     def forget_gradients(self):
         if self.captured is None:  # whose gradients are written over at the next step
@@ -86,14 +95,15 @@ class Pretraining(Job):
             self.frozen.step(at / self.epochs)
 
     def validate(self, epoch):
+        device, mask_ratio = self.device, self.run.model.mask_ratio
+        measure = partial(validation.measured, self.model, self.frozen, device, self.pixels, mask_ratio)
         row = validation.validate(
             self.model,
             self.val_batches,
-            self.device,
-            self.pixels,
-            self.run.model.mask_ratio,
-            self.frozen,
+            device,
+            measure,
             self.compiled,
+            self.capture_validation if self.captured else None,
         )
         every = self.run.probes.eval_every
         if "knn" in self.run.probes.names and (epoch + 1 == self.epochs or (epoch + 1) % every == 0):
@@ -110,7 +120,8 @@ class Pretraining(Job):
     def knn_accuracy(self, mae):
         """Percent of the validation images that k-NN among the training images gets right."""
         if self.known is None:
-            self.known = data.kept(data.whole_batches(self.source.train, self.run, self.loading), self.device.torch)
+            whole = data.whole_batches(self.source.train, self.run, self.loading)
+            self.known = resident.keep(whole, self.device.torch, self.resident)
         with compiling.eagerly(self.compiled):
             return probes.knn_accuracy(mae, self.known, self.val_batches, self.classes, self.device, self.pixels)
 
@@ -119,7 +130,7 @@ class Pretraining(Job):
         every = self.run.probes.eval_every
         if epoch + 1 != self.epochs and (epoch + 1) % every:
             return None
-        drawn, _ = self.reconstruct(n=validation.N_DRAWN)
+        drawn, _ = self.reconstruct(n=validation.N_DRAWN, measured=False)
         return np.concatenate([drawn[name] for name in ("image", "masked", "reconstruction")], axis=1)
 
     def ending(self, folder):

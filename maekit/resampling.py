@@ -92,5 +92,7 @@ def crops(pixels, whole, exact, rows, taps, side):
     half = torch.empty(n, rows, 3, side, dtype=torch.uint8, device=pixels.device)
     found = torch.empty(n, 3, side, side, dtype=torch.uint8, device=pixels.device)
     _across_kernel[(n, rows, triton.cdiv(side, PLACES))](pixels, whole, exact, half, rows, side, taps[0], PLACES=PLACES)
-    _down_kernel[(n, side, triton.cdiv(3 * side, PLACES))](half, whole, exact, found, rows, side, taps[1], PLACES=PLACES)
+    _down_kernel[(n, side, triton.cdiv(3 * side, PLACES))](
+        half, whole, exact, found, rows, side, taps[1], PLACES=PLACES
+    )
     return found

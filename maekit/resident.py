@@ -1,11 +1,12 @@
-"""Training images that live decoded in a GPU's memory, and crops of them made there, a batch at a time."""
+"""Images that live in a GPU's memory: training images decoded, of which crops are made there; validation images cropped."""
 
 import numpy as np
 import torch
 
 from .device import exact_products
 
-SHARE_OF_MEMORY = 0.25  # of what a GPU has free, that images may take
+SHARE_OF_MEMORY = 0.25  # of what a GPU has free, that training images may take
+SHARE_OF_CROPS = 0.1  # likewise, a set of validation images
 _CHUNK = 64  # images cropped at a time, so that what lies between stays small
 
 
@@ -18,6 +19,69 @@ def place(images, device):
     return ResidentImages(store, device) if store.offsets[-1] <= SHARE_OF_MEMORY * free else None
 
 
+def keep(batches, device, images=None):
+    """Batches of a validation set that stay in a GPU's memory; as they are where there is none, or no room for them.
+
+    images: ResidentImages of the set, if they are there already.
+    """
+    if device.type != "cuda":
+        return batches
+    free, _ = torch.cuda.mem_get_info(device)
+    images = len(batches) * batches.loader.batch_size
+    return (
+        KeptBatches(batches, device, images)
+        if 3 * batches.dataset.input_size**2 * images <= SHARE_OF_CROPS * free
+        else batches
+    )
+
+
+class KeptBatches:
+    """Batches of a set of validation images, which are the same in every pass, on a device: made at the first pass.
+
+    There if their decoded images can be brought there, else as the batches themselves have them, by the CPU.
+    """
+
+    def __init__(self, batches, device, images=None):
+        self.batches, self.device, self.images, self.dataset = batches, device, images, batches.dataset
+        self.kept = None
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept = []
+        for batch in self._made() or self.batches:
+            kept.append({name: values.to(self.device, non_blocking=True) for name, values in batch.items()})
+            yield kept[-1]
+        self.kept = kept
+        self.batches.end_workers()
+
+    def _made(self):
+        """The batches made on the device, None if they cannot be."""
+        dataset, store = self.dataset, getattr(self.dataset.images, "store", None)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if store is None or not store.stored.all() or store.offsets[-1] > SHARE_OF_MEMORY * free:
+            return None
+        images = self.images or ResidentImages(store, self.device)
+        return None if images.kernels is None else self._crops(images, dataset)
+
+    def _crops(self, images, dataset):
+        for indices in self.batches.loader.batch_sampler:
+            index = torch.tensor(indices)
+            labels = (
+                index.new_full((len(index),), -1) if dataset.labels is None else torch.as_tensor(dataset.labels)[index]
+            )
+            yield {
+                "images": images.center_crop(index, dataset.short_side, dataset.input_size),
+                "labels": labels,
+                "noise": torch.from_numpy(np.stack([dataset.noise(i) for i in indices])),
+                "index": index,
+            }
+
+
 class ResidentImages:
     """The pixels of a cache.Store on a device, in one piece.
 
@@ -27,7 +91,8 @@ class ResidentImages:
     def __init__(self, store, device):
         pixels = torch.from_file(str(store.path), shared=False, size=int(store.offsets[-1]), dtype=torch.uint8)
         self.pixels = pixels.to(device).view(-1, 3)
-        self.sizes = torch.from_numpy(store.stored.astype(np.int64))  # on the CPU, so that no crop waits for the device
+        # on the CPU, so that no crop waits for the device
+        self.sizes, self.original = (torch.from_numpy(of.astype(np.int64)) for of in (store.stored, store.original))
         self.starts = torch.from_numpy(np.asarray(store.offsets)[:-1] // 3)
         self.kernels = _kernels(device)
 
@@ -37,9 +102,25 @@ class ResidentImages:
         Boxes are top, left, height and width in stored pixels, and may lie between them. Bicubic and antialiased, as PIL:
         its filter along rows, then along columns, and its rounding after each.
         """
-        sizes, boxes = self.sizes[index], boxes.double()
+        boxes = boxes.double()
         first = boxes[:, :2].floor().long()
-        last = torch.minimum((boxes[:, :2] + boxes[:, 2:]).ceil().long(), sizes)  # not included
+        last = torch.minimum((boxes[:, :2] + boxes[:, 2:]).ceil().long(), self.sizes[index])  # not included
+        return self._resampled(index, first, last, boxes, flips, side)
+
+    def center_crop(self, index, short, side):
+        """uint8 (N, 3, side, side) on the device: the middles of images `index` (N,) with their shorter sides resized to
+        `short`, as decoding.Picture's."""
+        sizes, original = self.sizes[index], self.original[index]
+        resized = short * original // original.amin(dim=1, keepdim=True)
+        corners = ((resized - side) / 2).round()
+        boxes = torch.cat([corners, torch.full_like(corners, side)], dim=1).double() * (
+            sizes.double() / resized
+        ).repeat(1, 2)
+        return self._resampled(index, torch.zeros_like(sizes), sizes, boxes, torch.zeros(len(index)), side)
+
+    def _resampled(self, index, first, last, boxes, flips, side):
+        """Crops of boxes whose filter reaches from the pixel `first` (N, 2), row and column, to `last`, not included."""
+        sizes = self.sizes[index]
         whole = torch.cat([self.starts[index, None], sizes[:, 1:], first, last], dim=1)
         exact = torch.cat([boxes[:, :2] - first, boxes[:, 2:], flips[:, None]], dim=1)
         if self.kernels is not None:
@@ -88,7 +169,10 @@ def _kernels(device):
     try:
         from . import resampling
 
-        pixels, box = torch.zeros(1, 3, dtype=torch.uint8, device=device), torch.tensor([[0, 0, 1, 1, 0]], device=device)
+        pixels, box = (
+            torch.zeros(1, 3, dtype=torch.uint8, device=device),
+            torch.tensor([[0, 0, 1, 1, 0]], device=device),
+        )
         resampling.crops(pixels, torch.tensor([[0, 1, 0, 0, 1, 1]], device=device), box.float(), 1, (6, 6), 1)
     except Exception:  # noqa: BLE001 - no Triton, no C compiler for it, a GPU that it does not know: its errors have no class
         return None

@@ -15,31 +15,46 @@ N_QUALITY = 64  # validation images that PSNR and SSIM are means over
 
 
 @torch.inference_mode()
-def validate(model, batches, device, pixels, mask_ratio, frozen=None, compiled=False):
+def validate(model, batches, device, measure, compiled=False, capture=None):
     """What the epoch's row of the log says of the validation images, every image counted once.
 
-    model: JointMAE, compiled or not; frozen: FrozenProbes or None. Returns {val_mse} (the mean loss over all hidden patches, in the
-    loss's own space) and, where there are such probes, {accuracy, frozen_accuracy, untrained_frozen_accuracy} in
-    percent, all of masked images.
+    model: JointMAE; measure: `measured` of it. Returns {val_mse} (the mean loss over all hidden patches, in the loss's own
+    space) and, where there are such probes, {accuracy, frozen_accuracy, untrained_frozen_accuracy} in percent, all of masked
+    images. compiled: whether the model is, for batches as large as the first; capture: function of `measure` and the inputs
+    of such a batch that returns what to call in its place, None for itself.
     """
     model.eval()
     total, n, whole = 0.0, 0, None
-    correct = {}
+    correct, of_whole = {}, None
     for batch in batches:
-        images = pixels.normalize(batch["images"])
-        whole = whole or len(images)
-        noise, labels = batch["noise"].to(device.torch), batch["labels"].to(device.torch)
-        with compiling.eagerly(compiled and len(images) != whole), device.autocast():
-            out = model(images, mask_ratio, noise, labels)
-            features = frozen.features(out.cls_token, images, mask_ratio, noise) if frozen else None
-        predicted = {} if out.logits is None else {"accuracy": out.logits.argmax(dim=1)}
-        predicted |= frozen.predict(features) if frozen else {}
-        for name, classes in predicted.items():
-            correct.setdefault(name, []).append(classes == labels)
-        total += out.reconstruction.to(device.sum_dtype) * len(images)
-        n += len(images)
+        inputs = [batch[name].to(device.torch, non_blocking=True) for name in ("images", "noise", "labels")]
+        whole = whole or len(inputs[0])
+        if len(inputs[0]) == whole:
+            of_whole = of_whole or (capture(measure, inputs) if capture else measure)
+            loss, right = of_whole(*inputs)
+        else:
+            with compiling.eagerly(compiled):
+                loss, right = measure(*inputs)
+        for name, values in right.items():
+            correct.setdefault(name, []).append(values.clone())  # the next replay of a CUDA graph is over it
+        total += loss.to(device.sum_dtype) * len(inputs[0])
+        n += len(inputs[0])
     total, n = parallel.add(torch.stack([total, total.new_tensor(n)])).tolist()
     return {"val_mse": total / n, **{name: percent(torch.cat(parts)) for name, parts in correct.items()}}
+
+
+def measured(model, frozen, device, pixels, mask_ratio, images, noise, labels):
+    """Reconstruction loss, and whether each image's class was found, {accuracy: (N,)}, of uint8 images on the device.
+
+    model: JointMAE; frozen: FrozenProbes or None.
+    """
+    images = pixels.normalize(images)
+    with device.autocast():
+        out = model(images, mask_ratio, noise, labels)
+        features = frozen.features(out.cls_token, images, mask_ratio, noise) if frozen else None
+    predicted = {} if out.logits is None else {"accuracy": out.logits.argmax(dim=1)}
+    predicted |= frozen.predict(features) if frozen else {}
+    return out.reconstruction, {name: classes == labels for name, classes in predicted.items()}
 
 
 @torch.inference_mode()
@@ -99,12 +114,12 @@ def _visible_pixels(images, mask):
 
 
 @torch.inference_mode()
-def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=None):
+def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=None, measured=True):
     """Draw what the model makes of a fixed, even choice of validation images.
 
     Returns (pictures, quality): pictures has uint8 arrays image, masked, reconstruction (n, H, W, 3), hidden pixels of
     `masked` grey, mask bool (n, L), and names; quality has psnr (dB) and ssim, means over up to n (64) images of the
-    composite: visible patches as they are, hidden ones as predicted.
+    composite: visible patches as they are, hidden ones as predicted; {} if it is not `measured`, which takes the longer.
     """
     from skimage.metrics import structural_similarity
 
@@ -123,17 +138,20 @@ def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=Non
         originals = _channels_last(batch["images"])
         composites = np.where(visible, originals, rebuilt)
         for i, (original, composite) in enumerate(zip(originals, composites)):
-            error = np.mean((original.astype(np.float64) - composite) ** 2)
-            psnr.append(10 * np.log10(255**2 / error))
-            ssim.append(structural_similarity(original, composite, channel_axis=2, data_range=255))
+            if measured:
+                error = np.mean((original.astype(np.float64) - composite) ** 2)
+                psnr.append(10 * np.log10(255**2 / error))
+                ssim.append(structural_similarity(original, composite, channel_axis=2, data_range=255))
             if start + i in drawn:
                 pictures["image"].append(original)
                 pictures["masked"].append(np.where(visible[i], original, 128).astype(np.uint8))
                 pictures["reconstruction"].append(rebuilt[i])
                 pictures["mask"].append(mask[i].bool().cpu().numpy())
                 pictures["name"].append(os.path.basename(dataset.images.file(int(batch["index"][i]))))
-    quality = {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim)), "quality_images": len(chosen)}
-    return {name: np.stack(arrays) for name, arrays in pictures.items()}, quality
+    pictures = {name: np.stack(arrays) for name, arrays in pictures.items()}
+    if not measured:
+        return pictures, {}
+    return pictures, {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim)), "quality_images": len(chosen)}
 
 
 def _channels_last(images):

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -353,9 +354,16 @@ def test_accuracies_count_every_validation_image_once(mae, source):
         for name, token in (("frozen_accuracy", cls), ("untrained_frozen_accuracy", before)):
             weight = frozen.probes[name].layers[1].weight
             right[name] += (weight @ token).argmax().item() == sample["labels"]
-    found = validation.validate(model, val_batches(images, 7), CPU, PIXELS, 0.75, frozen)
+    found = validation.validate(
+        model, val_batches(images, 7), CPU, partial(validation.measured, model, frozen, CPU, PIXELS, 0.75)
+    )
     assert {k: v for k, v in found.items() if k != "val_mse"} == {k: 100 * right[k] / 25 for k in right}
-    assert validation.validate(model, val_batches(images, 25), CPU, PIXELS, 0.75)["accuracy"] == found["accuracy"]
+    assert (
+        validation.validate(
+            model, val_batches(images, 25), CPU, partial(validation.measured, model, None, CPU, PIXELS, 0.75)
+        )["accuracy"]
+        == found["accuracy"]
+    )
 
 
 def test_k_nn_is_scored_every_few_epochs_and_in_the_last(tmp_path):

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,56 @@ def test_crops_are_pils_to_rounding(demo_source, side):
     per_crop = levels.mean(dim=(1, 2, 3))
     assert per_crop.median() < 0.01 and levels.mean() < 0.1, (per_crop.median(), levels.mean())
     assert levels.max() <= 6  # where PIL resizes the columns first, it rounds other values in between
+
+
+@pytest.mark.parametrize("side", [64, 160, 224])
+def test_middles_are_those_of_the_cpu(demo_source, side):
+    """Of whole images, and of ones that are stored reduced."""
+    short = round(side * 256 / 224)
+    for source in (demo_source.val, demo_source.train):
+        index = torch.arange(0, len(source), len(source) // 12)
+        store = source.store
+        for factor in (1, 3):
+            reduced = SimpleNamespace(
+                path=store.path, stored=store.stored, original=store.original * factor, offsets=store.offsets
+            )
+            found = resident.ResidentImages(reduced, torch.device("cpu")).center_crop(index, short, side)
+            pictures = [
+                decoding.Picture(store.picture(i).pixels, *(store.original[i] * factor).tolist()) for i in index
+            ]
+            expected = torch.stack([picture.center_crop(short, side) for picture in pictures])
+            levels = (found.float() - expected.float()).abs()
+            assert levels.mean() < 0.1 and levels.max() <= 6, (side, factor, levels.mean(), levels.max())
+
+
+def test_batches_that_are_kept_are_those_of_the_cpu(demo_source, monkeypatch):
+    """Made on the device or by the CPU, at the first pass alone."""
+    model = SimpleNamespace(input_size=64, patches=64)
+
+    class Products:
+        @staticmethod
+        def crops(pixels, whole, exact, rows, taps, side):
+            columns = int((whole[:, 5] - whole[:, 3]).max())
+            return resident.ResidentImages._crop(SimpleNamespace(pixels=pixels), whole, exact, rows, columns, side)
+
+    def batches():
+        broken = data.BrokenImages(print)
+        return data.val_batches(demo_source.val, model, batch_size=64, broken=broken, workers=0, with_labels=True)
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    expected = list(batches())
+    for kernels in (Products, None):
+        with monkeypatch.context() as patch:
+            patch.setattr(resident, "_kernels", lambda device, kernels=kernels: kernels)
+            kept = resident.KeptBatches(batches(), torch.device("cpu"))
+            found = list(kept)
+            patch.setattr(data.ValImages, "__getitem__", None)
+            again = list(kept)
+        assert len(found) == len(again) == len(kept) == len(expected) == 4
+        for ours, same, theirs in zip(found, again, expected):
+            assert all(torch.equal(ours[name], theirs[name]) for name in ("labels", "noise", "index"))
+            assert all(ours[name] is same[name] for name in ours)
+            assert (ours["images"].float() - theirs["images"].float()).abs().mean() < (0.1 if kernels else 1e-9)
 
 
 def test_an_image_without_pixels_on_the_device_is_broken_there_though_its_file_is_whole(demo_source):
@@ -137,7 +188,7 @@ rng = np.random.default_rng(0)
 sizes = rng.integers(20, 90, size=(12, 2))
 offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
 rng.integers(0, 256, size=offsets[-1], dtype=np.uint8).tofile(sys.argv[1])
-store = SimpleNamespace(path=sys.argv[1], stored=sizes, offsets=offsets)
+store = SimpleNamespace(path=sys.argv[1], stored=sizes, original=sizes, offsets=offsets)
 images = resident.ResidentImages(store, torch.device("cpu"))
 index = torch.from_numpy(rng.integers(12, size=20))
 lengths = sizes[index] * rng.uniform(0.3, 1, size=(20, 2))

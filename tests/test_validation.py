@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,9 @@ def samples(images):
 
 
 def val_mse(mae, batches, device=CPU):
-    (item,) = validation.validate(JointMAE(mae), batches, device, PIXELS, RATIO).items()
+    model = JointMAE(mae)
+    measure = partial(validation.measured, model, None, device, PIXELS, RATIO)
+    (item,) = validation.validate(model, batches, device, measure).items()
     assert item[0] == "val_mse"  # and no accuracy where there is no probe
     return item[1]
 

@@ -85,10 +85,7 @@ def _restore_torch():
     torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
     if "torch.utils.data" in sys.modules:  # has to set its handler of SIGCHLD again
         torch.utils.data._utils.signal_handling._SIGCHLD_handler_set = False
-    if "torch._dynamo" in sys.modules:
-        # What it has compiled for another model counts against the few times that it compiles a function at all, and
-        # keeps that model's CUDA graphs. Kernels stay, in inductor's cache.
-        torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:  # what it has compiled is for the next run, too; see compiling.compile_blocks
         torch._dynamo.config.suppress_errors = False
     if torch.cuda.is_initialized():
         _restore_cuda(torch)
