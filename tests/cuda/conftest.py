@@ -4,8 +4,9 @@ import os
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-# Of several workers of pytest each would start as many threads as there are cores; torch reads it when it is imported.
+# Of several workers of pytest each would start as many threads as there are cores; torch reads these when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
 
 import pytest
 import torch

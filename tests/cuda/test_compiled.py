@@ -15,10 +15,11 @@ RUN = ("--epochs", "2", "--max_images", "100", "--batch_size", "20", "--decoder_
 
 
 @pytest.fixture(autouse=True)
-def compiler(device):
-    """Nothing compiled by an earlier run."""
+def compiler(device, tmp_path, monkeypatch):
+    """Nothing compiled by an earlier run, nor what a killed one may have left half written in torch's cache."""
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("--compile needs a C++ compiler on a CPU")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     torch._dynamo.reset()
     counters.clear()
     yield

@@ -28,12 +28,12 @@ def differing(a, b):
     return [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
-def assert_goes_on(stopped, whole, again):
-    """Bitwise, where the same command twice gives the same bits; equal losses in any case."""
-    for ours, theirs in zip(losses(stopped), losses(whole), strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6), theirs["epoch"]
-        assert ours["val_mse"] == pytest.approx(theirs["val_mse"], rel=1e-6), theirs["epoch"]
+def assert_same(stopped, whole, again):
+    """To the last bit, where the same command twice gives the same bits; where it does not, nearly."""
     other = differing(again, whole)
+    for ours, theirs in zip(losses(stopped), losses(whole), strict=True):
+        for name in ("train_loss", "val_mse"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3 if other else 1e-6), (name, theirs["epoch"])
     if other:
         pytest.xfail(f"the same command twice differs here in {len(other)} tensors, such as {other[0]}")
     assert differing(stopped, whole) == []
@@ -49,11 +49,7 @@ def whole(device, tmp_path_factory):
 
 
 def test_the_same_command_twice_gives_the_same_losses(whole):
-    once, twice = whole
-    for ours, theirs in zip(losses(once), losses(twice), strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)
-    if differing(once, twice):
-        pytest.xfail(f"not to the last bit on this device: {len(differing(once, twice))} tensors differ")
+    assert_same(*whole, whole[1])
 
 
 @pytest.mark.parametrize("share", [None, 0.5], ids=["between two epochs", "within an epoch"])
@@ -63,7 +59,7 @@ def test_a_run_that_was_asked_to_stop_goes_on_to_the_same_numbers(share, device,
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "preempted"
     run = train_on(device, tmp_path, *RUN)
     assert "goes on with epoch" in run.result.stdout
-    assert_goes_on(tmp_path, *whole)
+    assert_same(tmp_path, *whole)
 
 
 def test_a_process_that_gets_sigterm_saves_its_state_and_another_one_goes_on(device, whole, tmp_path):
@@ -80,4 +76,4 @@ def test_a_process_that_gets_sigterm_saves_its_state_and_another_one_goes_on(dev
     assert "stopped by SIGTERM; the same command goes on from there" in error and "Traceback" not in error
     assert not (tmp_path / "summary.json").exists()
     train_on(device, tmp_path, *RUN)
-    assert_goes_on(tmp_path, *whole)
+    assert_same(tmp_path, *whole)

@@ -81,6 +81,21 @@ def exactly(layer, x, grad):
     return [y.detach(), *torch.autograd.grad(y, [x, *doubled], grad.detach().cpu().double())]
 
 
+def test_a_run_says_nothing_of_its_norm_layers_where_triton_works(gpu, capsys):
+    """Where Triton does not, it says so and goes on with torch's own kernels, which all that follows would not show."""
+    train_module.fuse_norms(Device(gpu.type, "auto"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+def test_nothing_but_the_input_is_kept_for_the_backward_pass(name, device):
+    layer, x = layer_of(name, 64).to(device), torch.randn(32, 64, device=device, requires_grad=True)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        layer(x)
+    assert sizes.count(x.numel()) == 1
+
+
 def assert_float32(layer, x, grad):
     found = by_layer(layer, x, grad)
     for part, ours, exact in zip(parts_of(layer), found, exactly(layer, x, grad)):

@@ -100,14 +100,14 @@ def boxes_for(store, count, rng):
 @pytest.mark.parametrize("side", [32, 64, 224])
 def test_crops_are_those_of_the_cpu_and_of_pil(precision, side, device):
     """With "high", as a run has it in float32 on a GPU, matrix products may be made in TF32: pixels must not."""
-    torch.set_float32_matmul_precision(precision)
     store = with_cache(resolved(device)).train.store
     index, boxes, flips = boxes_for(store, 150, np.random.default_rng(side))
     asked = [torch.from_numpy(part) for part in (index, boxes, flips)]
+    on_cpu = resident.ResidentImages(store, torch.device("cpu")).crop(*asked, side).float()
+    torch.set_float32_matmul_precision(precision)
     found = resident.ResidentImages(store, device).crop(*asked, side)
     assert found.device.type == device.type and found.dtype == torch.uint8 and found.shape == (150, 3, side, side)
     found = found.cpu().float()
-    on_cpu = resident.ResidentImages(store, torch.device("cpu")).crop(*asked, side).float()
     assert (found - on_cpu).abs().mean() < 1e-3 and (found - on_cpu).abs().max() <= 2  # at ties of the rounding
     levels = (found - torch.stack([by_pil(store, *each, side) for each in zip(index, boxes, flips)]).float()).abs()
     assert levels.mean(dim=(1, 2, 3)).median() < 0.01 and levels.mean() < 0.1 and levels.max() <= 6

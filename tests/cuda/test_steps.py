@@ -47,7 +47,8 @@ def test_a_step_does_not_wait_for_the_device(flags, device):
 
 
 def test_torchrun_with_one_process_is_python(device, tmp_path):
-    flags = (*DEMO, "--device", device.type, *QUICK, "--norm", "adyt", "--alpha", "0.1", "--probes", "joint frozen")
+    flags = (*DEMO, "--device", device.type, *QUICK, "--norm", "adyt", "--alpha", "0.1", "--probes", "joint frozen",
+             "--precision", "float32")  # fmt: skip
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 1)
     run(*launcher, KIT / "train.py", *flags, "--output_dir", tmp_path / "torchrun", check=0)
     plain = train_on(device, tmp_path / "plain", *flags[len(DEMO) + 2 :])
@@ -93,4 +94,4 @@ def test_in_a_group_of_processes_the_losses_are_the_same(device, tmp_path):
     environment = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     result = run(sys.executable, "-c", script, env=environment, check=0)
     alone, grouped = json.loads(result.stdout.splitlines()[-1])
-    assert grouped[:3] == pytest.approx(alone[:3], rel=1e-4) and abs(grouped[3] - alone[3]) < 5
+    assert grouped[:3] == pytest.approx(alone[:3], rel=1e-3) and abs(grouped[3] - alone[3]) < 5

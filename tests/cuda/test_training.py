@@ -26,7 +26,7 @@ def test_a_run_has_the_losses_of_the_same_run_on_the_cpu(norm, device, tmp_path)
             assert all(math.isfinite(ours[name]) for name in LOSSES)
             for name in LOSSES:
                 assert ours[name] == pytest.approx(theirs[name], rel=tolerance), (precision, name)
-            assert ours["peak_memory_mb"] > 10
+            assert ours["peak_memory_mb"] > 1
             assert all(0 <= ours[name] <= 100 for name in ("accuracy", "frozen_accuracy", "untrained_frozen_accuracy"))
         assert run.log[-1]["knn_accuracy"] > 10 and abs(run.log[-1]["knn_accuracy"] - expected[-1]["knn_accuracy"]) < 10
         if device.type == "cuda":
@@ -83,7 +83,7 @@ def test_a_run_that_diverges_is_a_result(device, tmp_path):
 def test_memory_that_does_not_suffice_is_one_line_that_names_the_batch_size(gpu, trained, tmp_path):
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(gpu).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + 200 * 2**20) / total, gpu)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + 120 * 2**20) / total, gpu)
     try:
         run = train_on(gpu, tmp_path, "--epochs", "1", "--max_images", "512", "--batch_size", "512", check=2)
     finally:
