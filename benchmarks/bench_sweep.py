@@ -4,12 +4,14 @@
     python benchmarks/bench_sweep.py --hf_dataset imagenette           # a folder of save_to_disk, or the hub's name
     python benchmarks/bench_sweep.py --demo                            # CPU mode: runs of the demo
 
-Three runs of run_alpha_sweep.sh's settings (batch 512, all probes): one that pays what later ones find ready (cache, kernels), a
-short and a long one, which differ by whole rounds of --eval_every epochs, so that k-NN has its share. An epoch, validation and
-probes included, is what the long one takes longer; whole = 25 starts + 25 x 50 epochs, one run after the other.
+Three runs of run_alpha_sweep.sh's settings (batch 512, all probes), by its pool and so in one warm process: one that pays what later
+ones find ready (cache, kernels, what is compiled), a short and a long one, which differ by whole rounds of --eval_every epochs, so
+that k-NN has its share. An epoch, validation and probes included, is what the long one takes longer; whole = what the first takes
+longer than the short one, and 25 starts and 25 x 50 epochs, one run after the other. A run's time is from the end of the one before.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,8 @@ def main():
     p.add_argument("--max_images", help="train on fewer images; the whole is then of so many")
     p.add_argument("--batch_size", type=int, default=512)
     p.add_argument("--norm", default="LayerNorm")
+    p.add_argument("--num_workers", help="processes that decode; default: train.py's")
+    p.add_argument("--warm", default="auto", choices=("auto", "off"), help="off: a process a run")
     p.add_argument("--model", default="vit_tiny")
     p.add_argument("--decoder_type", default="base-8b")
     p.add_argument("--demo", action="store_true", help="the demo's images and model: the whole is then the demo's")
@@ -41,20 +45,30 @@ def main():
                "--device", str(device), "--norm", args.norm]  # fmt: skip
     command += ["--demo"] if args.demo else ["--model", args.model, "--decoder_type", args.decoder_type, "--lr", "0.00015",
                                              "--batch_size", str(args.batch_size)]  # fmt: skip
-    for name in ("imagenet_dir", "hf_dataset", "hf_config", "max_images"):
+    for name in ("imagenet_dir", "hf_dataset", "hf_config", "max_images", "num_workers"):
         if getattr(args, name):
             command += [f"--{name}", getattr(args, name)]
     more = EVAL_EVERY * args.rounds
-    rows = []
+    least = 3 if device.type == "cuda" else 1  # epochs, enough for a CUDA graph as a whole run has one
+    if device.type == "cuda":
+        command += ["--compile", "on"]  # as for a whole run
+    rows, plan = [], (("first", least), ("short", least), ("long", least + more))
     with tempfile.TemporaryDirectory() as scratch:
-        for name, epochs in (("first", 1), ("short", 1), ("long", 1 + more)):
-            folder = Path(scratch, name)
-            started = time.perf_counter()
-            subprocess.run([*command, "--epochs", str(epochs), "--output_dir", str(folder)], check=True)
-            rows.append(measured(name, folder, epochs, time.perf_counter() - started))
-    _, short, long = (row["seconds"] for row in rows)
+        grid = Path(scratch, "commands.txt")
+        commands = (
+            [*command, "--epochs", str(epochs), "--output_dir", str(Path(scratch, name))] for name, epochs in plan
+        )
+        grid.write_text("".join(f"{shlex.join(words)}\n" for words in commands))
+        ended = time.time()
+        subprocess.run(
+            [sys.executable, str(KIT / "maekit/drivers/pool.py"), "--warm", args.warm, str(grid)], check=True
+        )
+        for name, epochs in plan:
+            before, ended = ended, (Path(scratch, name) / "summary.json").stat().st_mtime
+            rows.append(measured(name, Path(scratch, name), epochs, ended - before))
+    first, short, long = (row["seconds"] for row in rows)
     epoch = (long - short) / more
-    start = short - epoch
+    start = short - least * epoch
     report(
         "sweep",
         rows,
@@ -64,7 +78,8 @@ def main():
         epochs=EPOCHS,
         epoch_s=round(epoch, 3),
         start_s=round(start, 3),
-        whole_minutes=round(ALPHAS * (start + EPOCHS * epoch) / 60, 1),
+        first_s=round(first - short, 3),
+        whole_minutes=round((first - short + ALPHAS * (start + EPOCHS * epoch)) / 60, 1),
         goal_minutes=GOAL_MINUTES,
     )
 

@@ -24,8 +24,8 @@ ON_CPU = (
 )
 ON_GPU = (
     {"model": "vit_base", "batch_size": 256, "steps": 8},
-    {"model": "vit_tiny", "decoder_type": "base-8b", "batch_size": 512, "steps": 8},
     {"model": "vit_tiny", "decoder_type": "base-8b", "batch_size": 64, "steps": 32},
+    {"model": "vit_tiny", "decoder_type": "base-8b", "batch_size": 512, "steps": 8},
 )
 
 
@@ -33,6 +33,7 @@ def main():
     p = parser(__doc__)
     p.add_argument("--mae_dir", help="upstream's clone; default: mae beside the scripts, if it is there")
     p.add_argument("--model", help="one model instead of the usual ones")
+    p.add_argument("--cases", type=int, help="how many of the usual ones; default: all")
     p.add_argument("--decoder_type")
     p.add_argument("--batch_size", type=int, default=64)
     p.add_argument("--norms", nargs="+", default=["LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh"])
@@ -56,8 +57,13 @@ def main():
         chosen = [
             {"model": args.model, "decoder_type": args.decoder_type, "batch_size": args.batch_size, "steps": args.steps}
         ]
+    chosen = chosen[: args.cases]
     peak = matrix_peak(device)
-    rows = [row for case in chosen for row in compare(case, args, device, clone, peak)]
+    rows = []
+    for case in chosen:
+        for row in compare(case, args, device, clone, peak):
+            rows.append(row)
+            print(row, flush=True)
     report("train", rows, args, device, peak=f"{peak / 1e12:.1f} TFLOP/s", with_data=args.with_data)
 
 

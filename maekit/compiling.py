@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .errors import InputError
 
-WORTH_FLOPS = 8e15  # a run of less is over before compiling has paid: some seconds, of which it saves a quarter
+WORTH_FLOPS = 3e15  # a run of less is over before compiling has paid: some seconds, of which it saves a quarter
 WORTH_CAPTURE = 50  # steps: of a shorter run a CUDA graph saves less than it takes to make
 _GRAPHS = (
     256  # versions of a block: of training and validation, encoder and decoder, of all norms that a process trains

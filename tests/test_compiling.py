@@ -11,7 +11,7 @@ from maekit.device import Device
 from maekit.flags import build_parser
 from maekit.model import build_mae
 
-from .conftest import train
+from .conftest import train, train_here
 from .test_train import losses
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "96", "--batch_size", "32", "--num_workers", "0")
@@ -40,13 +40,13 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path):
     "flags, kind, steps, compiled, captured",
     [
         ((), "cpu", 10**7, False, False),
-        ((), "cuda", 50, False, False),
+        ((), "cuda", 40, False, False),
         ((), "cuda", 1000, False, True),  # a small model: launches are what it waits for
         ((), "cuda", 10**7, True, True),
-        (("--batch_size", "512"), "cuda", 10**7, True, False),
+        (("--batch_size", "512"), "cuda", 10**7, True, True),
         (("--accum_iter", "2"), "cuda", 10**7, True, False),
         (("--grad_checkpointing",), "cuda", 10**7, True, False),
-        (("--compile", "on"), "cuda", 50, True, False),
+        (("--compile", "on"), "cuda", 40, True, False),
         (("--compile", "off"), "cuda", 10**7, False, False),
     ],
 )
@@ -140,3 +140,57 @@ def test_the_flag_for_it_gives_the_same_run(tmp_path):
     train(*flags, tmp_path / "tuned", check=0)
     train(*flags, tmp_path / "tuned_recomputed", "--grad_checkpointing", check=0)
     assert losses(tmp_path / "tuned") == losses(tmp_path / "tuned_recomputed")
+
+
+class OnCpu:
+    """What compiling.Captured is, without a graph: inputs, results and gradients lie in the same memory at every call."""
+
+    def __init__(self, function, inputs, parameters=()):
+        self.function, self.inputs = function, [tensor.clone() for tensor in inputs]
+        self.parameters = [p for p in parameters if p.requires_grad]
+        for p in self.parameters:
+            p.grad = None
+        self.results = self.called()
+        self.gradients = [p.grad for p in self.parameters]
+        assert all(gradient is not None for gradient in self.gradients)
+
+    def called(self):
+        losses, others = self.function(*self.inputs)
+        return losses, dict(others)
+
+    def __call__(self, *inputs):
+        for own, new in zip(self.inputs, inputs):
+            own.copy_(new)
+        for p in self.parameters:
+            p.grad = None
+        (losses, others), (own_losses, own_others) = self.called(), self.results
+        pairs = zip(losses, own_losses) if isinstance(losses, list) else [(losses, own_losses)]
+        for new, own in [*pairs, *((others[name], own_others[name]) for name in others)]:
+            own.copy_(new)
+        for p, own in zip(self.parameters, self.gradients):
+            own.copy_(p.grad)
+            p.grad = own
+        return self.results
+
+
+@pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
+def test_what_a_cuda_graph_writes_over_was_read_before(norm, tmp_path, monkeypatch):
+    """With the joint and the frozen probe, over two epochs of training and validation, the last batch of it a smaller one."""
+    flags = (*QUICK, "--norm", norm, "--alpha", "0.1", "--probes", "joint frozen", "--output_dir")
+    train_here(*flags, tmp_path / "plain", check=0)
+    made = []
+    monkeypatch.setattr(compiling, "captures", lambda *_: True)
+    monkeypatch.setattr(compiling, "Captured", lambda *args: made.append(OnCpu(*args)) or made[-1])
+    train_here(*flags, tmp_path / "captured", check=0)
+    assert len(made) == 2  # a training step and a batch of validation images
+    assert losses(tmp_path / "captured") == losses(tmp_path / "plain")
+
+
+def test_a_step_that_cannot_be_captured_goes_without_a_graph_and_says_so(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(compiling, "captures", lambda *_: True)
+    monkeypatch.setattr(compiling, "Captured", refuse)
+    told = train_here(*QUICK, "--output_dir", tmp_path / "auto", check=0).stdout
+    assert "--compile auto: steps go without a CUDA graph (operation not permitted when stream is capturing).\n" in told

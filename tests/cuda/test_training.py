@@ -30,7 +30,7 @@ def test_a_run_has_the_losses_of_the_same_run_on_the_cpu(norm, device, tmp_path)
             assert all(0 <= ours[name] <= 100 for name in ("accuracy", "frozen_accuracy", "untrained_frozen_accuracy"))
         assert run.log[-1]["knn_accuracy"] > 10 and abs(run.log[-1]["knn_accuracy"] - expected[-1]["knn_accuracy"]) < 10
         if device.type == "cuda":
-            assert run.job.resident is not None and run.config["device"].startswith("cuda")
+            assert run.job.resident.kernels is not None and run.config["device"].startswith("cuda")
             assert run.config["hardware"] == torch.cuda.get_device_name(0)
             assert run.job.device.precision == ("bfloat16" if precision == "auto" else "float32")
 
