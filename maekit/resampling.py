@@ -46,7 +46,7 @@ def _across_kernel(pixels, whole, exact, half, rows, side, taps, PLACES: tl.cons
         total = tl.zeros((PLACES,), tl.float32)
         red, green, blue = total, total, total
         origin = pixels + (start + (first_row + row) * width + first) * 3
-        for tap in range(0, taps):
+        for tap in range(taps):
             place = low + tap
             real = (place >= 0) & (place < last - first) & (out < side)
             weight = tl.where(real, _cubic(tl.abs(place + 0.5 - centre) / wide), 0.0)
@@ -70,7 +70,7 @@ def _down_kernel(half, whole, exact, crops, rows, side, taps, PLACES: tl.constex
     value = tl.program_id(2) * PLACES + tl.arange(0, PLACES)  # of a row of all three channels
     total, found = 0.0, tl.zeros((PLACES,), tl.float32)
     origin = half + image.to(tl.int64) * rows * 3 * side + value
-    for tap in range(0, taps):
+    for tap in range(taps):
         place = low + tap
         real = (place >= 0) & (place < length)
         weight = tl.where(real, _cubic(tl.abs(place + 0.5 - centre) / wide), 0.0)

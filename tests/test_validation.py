@@ -1,9 +1,8 @@
 """Validation: mean loss, trivial baselines, reconstructions and their quality."""
 
 import math
-from pathlib import Path
-
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
