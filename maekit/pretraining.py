@@ -53,7 +53,8 @@ class Pretraining(Job):
         noise, labels = (batch[name].to(self.device.torch, non_blocking=True) for name in ("noise", "labels"))
         inputs = self.crops(batch), noise, labels
         if self.to_capture:
-            self.capture(inputs)
+            self.to_capture = False
+            self.captured = self.capture(self.forward_backward, inputs, self.model.parameters())
         losses, features = (self.captured or self.forward_backward)(*inputs)
         if self.frozen:
             self.frozen.observe(features, labels)
@@ -69,21 +70,21 @@ class Pretraining(Job):
         losses = [part for part in (out.loss, out.reconstruction, out.classification) if part is not None]
         return [loss.detach() for loss in losses], features
 
-    def capture(self, inputs):
-        """Make the CUDA graph of a step; where that cannot be, and nobody insisted, say so and go on without."""
-        self.to_capture = False
+    def capture(self, function, inputs, parameters=()):
+        """compiling.Captured of a function; where that cannot be, and nobody insisted, None, which is said."""
         try:
-            self.captured = compiling.Captured(self.forward_backward, inputs, self.model.parameters())
+            return compiling.Captured(function, inputs, parameters)
         except RuntimeError as error:
             if self.run.compile == "on" or "out of memory" in str(error):
                 raise
-            parallel.say(f"--compile auto: steps go without a CUDA graph ({str(error).splitlines()[0]}).")
-            self.forget_gradients()
+            parallel.say(f"--compile auto: goes on without a CUDA graph ({str(error).splitlines()[0]}).")
+            super().forget_gradients()
+            return None
 
     def capture_validation(self, measure, inputs):
-        """The CUDA graph of a batch of validation images, made at the first."""
+        """The CUDA graph of a batch of validation images, made at the first; `measure` itself where it cannot be."""
         if self.captured_validation is None:
-            self.captured_validation = compiling.Captured(measure, inputs)
+            self.captured_validation = self.capture(measure, inputs) or measure
         return self.captured_validation
 
     def forget_gradients(self):

@@ -27,12 +27,8 @@ def keep(batches, device, images=None):
     if device.type != "cuda":
         return batches
     free, _ = torch.cuda.mem_get_info(device)
-    images = len(batches) * batches.loader.batch_size
-    return (
-        KeptBatches(batches, device, images)
-        if 3 * batches.dataset.input_size**2 * images <= SHARE_OF_CROPS * free
-        else batches
-    )
+    needed = 3 * batches.dataset.input_size**2 * len(batches) * batches.loader.batch_size
+    return KeptBatches(batches, device, images) if needed <= SHARE_OF_CROPS * free else batches
 
 
 class KeptBatches:

@@ -186,11 +186,17 @@ def test_what_a_cuda_graph_writes_over_was_read_before(norm, tmp_path, monkeypat
     assert losses(tmp_path / "captured") == losses(tmp_path / "plain")
 
 
-def test_a_step_that_cannot_be_captured_goes_without_a_graph_and_says_so(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+@pytest.mark.parametrize("refused", ["step", "validation"])
+def test_what_cannot_be_captured_goes_without_a_graph_and_says_so(refused, tmp_path, monkeypatch):
+    def captured(function, inputs, parameters=()):
+        if (refused == "step") == bool(parameters):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return OnCpu(function, inputs, parameters)
 
+    train_here(*QUICK, "--output_dir", tmp_path / "plain", check=0)
     monkeypatch.setattr(compiling, "captures", lambda *_: True)
-    monkeypatch.setattr(compiling, "Captured", refuse)
+    monkeypatch.setattr(compiling, "Captured", captured)
     told = train_here(*QUICK, "--output_dir", tmp_path / "auto", check=0).stdout
-    assert "--compile auto: steps go without a CUDA graph (operation not permitted when stream is capturing).\n" in told
+    line = "--compile auto: goes on without a CUDA graph (operation not permitted when stream is capturing).\n"
+    assert told.count(line) == 1
+    assert losses(tmp_path / "auto") == losses(tmp_path / "plain")

@@ -174,6 +174,18 @@ def test_images_live_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeyp
     assert resident.place(demo_source.train.images, gpu) is None  # no cache
 
 
+def test_validation_images_stay_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeypatch):
+    model = SimpleNamespace(input_size=64, patches=64)
+    batches = data.val_batches(demo_source.val, model, batch_size=64, broken=data.BrokenImages(print), workers=0)
+    assert resident.keep(batches, torch.device("cpu")) is batches
+    gpu, there, n_bytes = torch.device("cuda"), object(), 4 * 64 * 3 * 64**2  # four batches
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * n_bytes - 1, 0))
+    assert resident.keep(batches, gpu, there) is batches
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * n_bytes, 0))
+    kept = resident.keep(batches, gpu, there)
+    assert isinstance(kept, resident.KeptBatches) and kept.images is there and kept.device == gpu and len(kept) == 4
+
+
 def test_reduced_images_are_cropped_at_the_boxes_of_their_originals():
     picture = decoding.Picture(np.zeros((100, 200, 3), np.uint8), 300, 600)
     assert picture.stored_box(30, 60, 150, 300) == pytest.approx((10, 20, 50, 100))
