@@ -1,6 +1,7 @@
 """A run is never lost: killed, stopped, out of disk or memory, with damaged files or data that goes away."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ import time
 import pytest
 import torch
 
-from maekit import checkpoint, data, faults, files, runs, settings
+from maekit import checkpoint, data, faults, files, keeper, runs, settings
 from maekit.errors import InputError
 from maekit.flags import build_parser
 from maekit.keeper import Keeper
@@ -216,18 +217,36 @@ def test_handlers_of_others_are_back_afterwards():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_checkpoint_every_saves_so_often_and_at_the_end(tmp_path, monkeypatch):
-    saved = []
-    save = Keeper.save
+@pytest.fixture
+def saved(monkeypatch):
+    """The last finished epochs of the checkpoints that are saved."""
+    epochs, save = [], Keeper.save
     monkeypatch.setattr(
-        Keeper, "save", lambda self, epoch, position=None: (saved.append(epoch), save(self, epoch, position))
+        Keeper, "save", lambda self, epoch, position=None: (epochs.append(epoch), save(self, epoch, position))
     )
+    return epochs
+
+
+def test_checkpoint_every_saves_so_often_and_at_the_end(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper, "SHARE_OF_TIME", math.inf)
     train_here(*QUICK, "--epochs", "5", "--checkpoint_every", "2", "--output_dir", tmp_path / "a", check=0)
     assert saved == [1, 3, 4]
     saved.clear()
     train_here(*QUICK, "--epochs", "2", *EVERY_STEP, "--output_dir", tmp_path / "b", check=0)
     assert saved == [-1] * 5 + [0] * 6 + [1]  # 6 steps an epoch, and none within after the last
     assert losses(tmp_path / "b") == losses(tmp_path / "b")
+
+
+def test_saving_takes_a_small_share_of_the_time_and_a_minute_s_training_is_the_most_that_is_not_saved(
+    saved, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(keeper, "SHARE_OF_TIME", 1e-9)  # as for a checkpoint that takes hours to write
+    train_here(*QUICK, "--epochs", "4", "--output_dir", tmp_path / "a", check=0)
+    assert saved == [0, 3]  # how long it takes is not known before the first
+    saved.clear()
+    monkeypatch.setattr(keeper, "MOST_SECONDS", 0.0)
+    train_here(*QUICK, "--epochs", "4", "--output_dir", tmp_path / "b", check=0)
+    assert saved == [0, 1, 2, 3] and losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
 def test_how_often_it_saves_is_no_other_run(unbroken, tmp_path):
