@@ -2,7 +2,7 @@
 """Milliseconds of a training step as it is run: eager, blocks compiled, as a CUDA graph, or both; crops, hidden waits, a profile.
 
     python benchmarks/bench_steps.py --demo                                        # on a CPU
-    python benchmarks/bench_steps.py --imagenet_dir DIR --batch_size 64 --profile profile.txt
+    python benchmarks/bench_steps.py --imagenet_dir DIR --batch_sizes 64 --profile profile.txt
 
 The model is the sweeps' (vit_tiny, base-8b), with the joint and the frozen probe. A row is printed as soon as it is known.
 syncs: places of a step at which Python waits for the GPU; there should be none.
@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 import warnings
+from itertools import product
 from types import SimpleNamespace
 
 from bench_train import flops_per_image, matrix_peak, ready_batches
@@ -32,7 +33,7 @@ def main():
     p.add_argument("--imagenet_dir")
     p.add_argument("--model", default="vit_tiny")
     p.add_argument("--decoder_type", default="base-8b")
-    p.add_argument("--batch_size", type=int, default=512)
+    p.add_argument("--batch_sizes", type=int, nargs="+", default=[512, 64])
     p.add_argument("--norms", nargs="+", default=["LayerNorm"])
     p.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     p.add_argument("--steps", type=int, default=10)
@@ -41,17 +42,16 @@ def main():
     args = p.parse_args()
     device = set_up(args)
     began, rows, peak = time.perf_counter(), [], matrix_peak(device)
-    for norm in args.norms:
-        for variant in args.variants:
-            if time.perf_counter() - began > args.seconds or (device.type != "cuda" and VARIANTS[variant][1]):
-                continue
-            row = measure(variant, norm, args, device, peak)
-            print(row, flush=True)
-            rows.append(row)
-    report("steps", rows, args, device, batch=args.batch_size, peak=f"{peak / 1e12:.1f} TFLOP/s")
+    for batch, norm, variant in product(args.batch_sizes, args.norms, args.variants):
+        if time.perf_counter() - began > args.seconds or (device.type != "cuda" and VARIANTS[variant][1]):
+            continue
+        row = measure(variant, norm, batch, args, device, peak)
+        print(row, flush=True)
+        rows.append(row)
+    report("steps", rows, args, device, peak=f"{peak / 1e12:.1f} TFLOP/s")
 
 
-def measure(variant, norm, args, device, peak):
+def measure(variant, norm, batch_size, args, device, peak):
     """A row: times of one variant's steps."""
     import torch
 
@@ -62,7 +62,7 @@ def measure(variant, norm, args, device, peak):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
-        job = open_job(norm, args, device, folder, compiled, graph)
+        job = open_job(norm, batch_size, args, device, folder, compiled, graph)
         crops = crop_ms(job, sync)
         job.resident = None
         batch = ready_batches(job, 1)[0]
@@ -74,12 +74,13 @@ def measure(variant, norm, args, device, peak):
         first = time.perf_counter() - started
         syncs = hidden_syncs(step) if device.type == "cuda" else None
         ms = milliseconds(step, args.steps, sync)
-        rate = args.batch_size / ms * 1000
+        rate = batch_size / ms * 1000
         launch = milliseconds(step, 3, lambda: None) if device.type == "cuda" else None
         sync()
         if args.profile:
-            profile(step, sync, f"{norm}, {variant}", args.profile, device)
+            profile(step, sync, f"batch {batch_size}, {norm}, {variant}", args.profile, device)
         return {
+            "batch": batch_size,
             "norm": norm,
             "variant": variant,
             "ms": ms,
@@ -93,7 +94,7 @@ def measure(variant, norm, args, device, peak):
         }
 
 
-def open_job(norm, args, device, folder, compiled, graph):
+def open_job(norm, batch_size, args, device, folder, compiled, graph):
     import train
     from maekit import cache, compiling, flags, settings, sources
 
@@ -102,7 +103,7 @@ def open_job(norm, args, device, folder, compiled, graph):
     words += ["--imagenet_dir", args.imagenet_dir] if args.imagenet_dir else ["--demo"]
     if not args.demo:
         words += ["--input_size", 224, "--model", args.model, "--decoder_type", args.decoder_type]
-    words += ["--batch_size", args.batch_size]
+    words += ["--batch_size", batch_size]
     run = settings.resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in words]))
     source = cache.cached(sources.open_source(run.data, run.seed), run.data.cache, run.model.input_size, print)
     train.fuse_norms(SimpleNamespace(torch=device))

@@ -48,7 +48,9 @@ def tables(whole):
     lines = [f"### {whole['machine']}", "", f"torch {whole['torch']}, {whole['cores']} cores, {whole['date']}", ""]
     for name, found in whole["benchmarks"].items():
         more = ", ".join(f"{key} {value}" for key, value in found.items() if key != "rows")
-        lines += [f"**bench_{name}.py**" + (f": {more}" if more else ""), "", table(found["rows"]), ""]
+        script, _, which = name.partition(", ")
+        title = f"bench_{script}.py" if (KIT / "benchmarks" / f"bench_{script}.py").exists() else script
+        lines += [f"**{title}**{which and f', {which}'}" + (f": {more}" if more else ""), "", table(found["rows"]), ""]
     return "\n".join(lines)
 
 

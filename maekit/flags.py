@@ -88,7 +88,13 @@ def build_parser(prog, description):
     group = parser.add_argument_group("run")
     _flag(group, "output_dir", str, "the run's folder; default: ./output_train/<norm>/seed<seed>", "DIR")
     _flag(group, "checkpoint_dir", str, "where checkpoint.pth goes; default: the run's folder", "DIR")
-    _flag(group, "checkpoint_every", int, "epochs between two checkpoints; the last epoch always has one", "N")
+    _flag(
+        group,
+        "checkpoint_every",
+        int,
+        "epochs between two checkpoints, or more where they are short; the last one always has one",
+        "N",
+    )
     _flag(group, "checkpoint_minutes", float, "minutes after which one is written within an epoch", "X")
     _flag(group, "seed", int, "decides initial weights, order, crops and masks")
     _flag(group, "device", str, "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N, mps")

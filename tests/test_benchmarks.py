@@ -24,7 +24,7 @@ def measured(tmp_path_factory):
 def test_one_file_holds_all_of_a_machine(measured):
     (file,) = measured[0].iterdir()
     whole = json.loads(file.read_text())
-    assert set(whole["benchmarks"]) == {"norms", "data", "train", "sweep"}
+    assert set(whole["benchmarks"]) == {"norms", "data", "train", "steps", "phases", "sweep"}
     assert whole["machine"] and whole["torch"] and whole["date"]
     for name, found in whole["benchmarks"].items():
         assert found["rows"] and all(row.keys() == found["rows"][0].keys() for row in found["rows"]), name
@@ -105,8 +105,11 @@ def test_things_are_timed_in_turn():
     assert calls == list("ab" * 4) and seconds.keys() == functions.keys()
 
 
-def test_the_readmes_tables_are_those_of_the_files_in_results():
+@pytest.mark.parametrize(
+    "page, first, last", [("README.md", "## Speed", "\n## "), ("docs/performance.md", "", "## Goals")]
+)
+def test_tables_are_those_of_the_files_in_results(page, first, last):
     printed = run(sys.executable, KIT / "benchmarks/report.py", check=0).stdout.splitlines()
-    section = (KIT / "README.md").read_text(encoding="utf-8").partition("## Speed")[2].partition("\n## ")[0]
+    section = (KIT / page).read_text(encoding="utf-8").partition(first or "# ")[2].partition(last)[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert len(rows) > 20 and not set(rows) - set(printed)
