@@ -130,7 +130,6 @@ def crop_ms(job, sync):
 def stepper(job, batch):
     """A function that does what train_one_epoch does with a batch."""
     job.model.train()
-    job.forget_gradients()
 
     def step():
         job.gradients(batch, 0, 0)
@@ -138,7 +137,7 @@ def stepper(job, batch):
         job.adapt(job.network)
         job.device.scaler.step(job.optimizer)
         job.device.scaler.update()
-        job.forget_gradients()
+        job.optimizer.zero_grad(set_to_none=True)
         job.after_step(0.0)
 
     return step

@@ -82,8 +82,8 @@ def captures(run, device, steps):
 class Captured:
     """A function of tensors whose kernels are launched at once, as one CUDA graph.
 
-    function: of `inputs`, with results and side effects (gradients) in tensors of its own making; a call puts new values
-    into all of them. parameters: whose gradients it makes; they have none before.
+    function: of `inputs`, with results in tensors of its own making, into which each call puts new values. parameters: whose
+    gradients it makes, where they have none before; a call gives them theirs, new ones in the same memory.
     """
 
     def __init__(self, function, inputs, parameters=()):
@@ -103,11 +103,14 @@ class Captured:
         # of this thread alone: another one copies batches meanwhile
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.results = function(*self.inputs)
+        self.gradients = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
 
     def __call__(self, *inputs):
         for own, new in zip(self.inputs, inputs):
             own.copy_(new, non_blocking=True)
         self.graph.replay()
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
         return self.results
 
 

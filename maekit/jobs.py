@@ -76,10 +76,6 @@ class Job:
         """Add the gradients of a batch's loss to those that the parameters have."""
         self.device.scaler.scale(loss / self.run.optim.accum_iter).backward()
 
-    def forget_gradients(self):
-        """Make the next batch's gradients the first of a step."""
-        self.optimizer.zero_grad(set_to_none=True)
-
     def after_step(self, at):
         """What else moves with an optimizer step, `at` so many epochs."""
 
@@ -212,7 +208,7 @@ class Job:
         started = time.monotonic() if started is None else started
         optim, device, optimizer = self.run.optim, self.device, self.optimizer
         self.model.train()
-        self.forget_gradients()
+        optimizer.zero_grad(set_to_none=True)
         first, sums = 0, torch.zeros(len(self.loss_names), dtype=device.sum_dtype, device=device.torch)
         if position:
             first = position["batch"]
@@ -235,7 +231,7 @@ class Job:
                 self.adapt(self.network)
                 device.scaler.step(optimizer)
                 device.scaler.update()
-                self.forget_gradients()
+                optimizer.zero_grad(set_to_none=True)
                 self.after_step(at)
 
             bar.update(len(batch["labels"]) * parallel.size())

@@ -78,7 +78,7 @@ class Pretraining(Job):
             if self.run.compile == "on" or "out of memory" in str(error):
                 raise
             parallel.say(f"--compile auto: goes on without a CUDA graph ({str(error).splitlines()[0]}).")
-            super().forget_gradients()
+            self.optimizer.zero_grad(set_to_none=True)
             return None
 
     def capture_validation(self, measure, inputs):
@@ -86,10 +86,6 @@ class Pretraining(Job):
         if self.captured_validation is None:
             self.captured_validation = self.capture(measure, inputs) or measure
         return self.captured_validation
-
-    def forget_gradients(self):
-        if self.captured is None:  # whose gradients are written over at the next step
-            super().forget_gradients()
 
     def after_step(self, at):
         if self.frozen:
