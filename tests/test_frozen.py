@@ -15,6 +15,7 @@ in a file's name are placeholders in braces.
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import analysis
+from maekit import files
 from maekit.model import build_mae
 
 from .conftest import KIT, run, train_here
@@ -221,6 +223,30 @@ def listing(folder):
     return "\n".join(re.sub(r"(events\.out\.tfevents)\.\S+", r"\1.{WHEN AND WHERE}", name) for name in names)
 
 
+def write_earlier_runs(folder):
+    """Trajectories that a sweep's analysis finds beside its own: of more seeds, and one in the original gap scripts' format.
+
+    With points enough that the statistics have bins, intervals and correlations.
+    """
+    for seed, alpha in itertools.product((1, 2), (-0.5, 0.5)):
+        points = [
+            {"epoch": i, "mse": 0.5 + 0.001 * i, "accuracy": 30 + i + seed, "frozen_accuracy": 50 - i + 20 * alpha,
+             "untrained_frozen_accuracy": 40.0, "alpha": alpha, "lr": 0.004}
+            for i in range(4)
+        ]  # fmt: skip
+        head = {"alpha": alpha, "lr": 0.004, "norm": "LayerNorm", "seed": seed, "status": "finished"}
+        files.write_json(
+            made_folder(folder / f"seed{seed}_{alpha}") / "trajectory.json", {**head, "trajectory": points}
+        )
+    points = [{"epoch": i, "mse": 0.6 - 0.01 * i, "accuracy": 20.0 + i} for i in range(4)]
+    files.write_json(made_folder(folder / "original") / "trajectory.json", {"alpha": 0.1, "trajectory": points})
+
+
+def made_folder(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A comparison, a sweep, and a run with all there is; the two drivers side by side, the rest in this process.
@@ -233,6 +259,7 @@ def made(tmp_path_factory):
         ("quick_sweep_test.sh", *TINY, "--alphas", "-0.5 0.5", "--probes", "joint frozen", "--jobs", "2",
          "--output_dir", root / "sweep"),
     ]  # fmt: skip
+    write_earlier_runs(root / "sweep/demo-mae-reconstruction-gap/quick/earlier")
     train_here("--dry_run", *TINY, check=0)  # makes the demo's data, which both would otherwise do
     running = [
         subprocess.Popen([str(word) for word in ("bash", KIT / driver, *flags)], cwd=KIT, text=True, stdout=subprocess.PIPE,
@@ -360,9 +387,14 @@ def test_the_reconstructions_are_the_arrays_that_they_were(made):
 
 
 def kinds_of_checkpoint(value, path=""):
-    """[(path, kind)] of everything in a checkpoint; numbers in a path, of blocks and of an optimizer's states, are stars."""
+    """[(path, kind)] of everything in a checkpoint; numbers in a path, of blocks and of an optimizer's states, are stars.
+
+    Of the options of an optimizer's groups, which differ with the versions of torch and timm, those that are the kit's.
+    """
     if isinstance(value, dict | list) and value:
         named = value.items() if isinstance(value, dict) else enumerate(value)
+        if re.search(r"/param_groups/\d+$", path):
+            named = [(name, value[name]) for name in ("lr", "weight_decay", "params")]
         return [line for name, part in named for line in kinds_of_checkpoint(part, f"{path}/{name}")]
     stars = re.sub(r"(?<=[/.])\d+(?=[/.]|$)", "*", path)
     if not isinstance(value, torch.Tensor):
