@@ -488,10 +488,12 @@ def hash_of_state(folder):
 
 def arithmetic():
     """What sums of floats depend on: torch, and the processor that its libraries choose their code for."""
-    cpu = platform.processor()
-    with contextlib.suppress(OSError, TypeError):
-        cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
-    return {"torch": torch.__version__.partition("+")[0], "cpu": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"}
+    cpu = [platform.processor()]
+    with contextlib.suppress(OSError):
+        about = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        cpu = re.findall(r"^(?:model name|cpu family|model)\s*: (.*)$", about, re.MULTILINE)
+    cpu.append(torch.backends.cpu.get_cpu_capability())
+    return {"torch": torch.__version__.partition("+")[0], "cpu": ", ".join(cpu)}
 
 
 def record_stopped(patterns, tmp_path, monkeypatch):
