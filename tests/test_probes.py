@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -399,6 +400,26 @@ def test_the_nearest_neighbours_vote_by_similarity(k, temperature):
     tensors = (torch.tensor(features), torch.tensor(labels), torch.tensor(queries))
     assert probes.knn_predict(*tensors, 4, k, temperature).tolist() == expected
     assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("known", [1000, 2**22, 2**26, 2**27])
+def test_similarities_at_a_time_are_bounded_however_many_images_are_known(known, monkeypatch):
+    """To 2^26, a quarter of a gigabyte, or to those of one image."""
+    sizes, asked = [], iter((known, 50))
+
+    def features(*_):
+        n = next(asked)
+        return torch.zeros(1, 1).expand(n, 1), torch.zeros(1, dtype=torch.int64).expand(n)
+
+    def predict(features, labels, queries, classes):
+        sizes.append(len(queries))
+        return torch.zeros(len(queries), dtype=torch.int64)
+
+    monkeypatch.setattr(probes, "cls_features", features)
+    monkeypatch.setattr(probes, "knn_predict", predict)
+    images = SimpleNamespace(dataset=range(known))
+    assert probes.knn_accuracy(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS) == 100
+    assert sum(sizes) == 50 and (max(sizes) * known <= 2**26 or max(sizes) == 1)
 
 
 def test_its_features_are_cls_tokens_of_whole_images(mae, source):

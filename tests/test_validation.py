@@ -11,11 +11,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from maekit import data, sources, validation
+from maekit import data, settings, sources, validation
 from maekit.device import Device
+from maekit.flags import build_parser
 from maekit.model import build_mae
 from maekit.probes import JointMAE
 from maekit.settings import DataSettings, ModelSettings
+from train import open_job
 
 SIDE, PATCH, RATIO = 64, 8, 0.75
 GRID = SIDE // PATCH
@@ -291,6 +293,17 @@ def test_reconstructions_hide_the_share_of_patches_that_the_run_hides(ratio, mae
     pictures, quality = validation.reconstruct(mae, batches(images).dataset, CPU, PIXELS, ratio)
     assert pictures["mask"].mean() == ratio
     assert np.isfinite([quality["psnr"], quality["ssim"]]).all()
+
+
+def test_a_run_is_validated_and_drawn_with_its_own_mask_ratio():
+    typed = ("--demo", "--max_images", "64", "--num_workers", "0", "--mask_ratio", "0.5")
+    settled = settings.resolve(build_parser("", "").parse_args(typed))
+    job = open_job(settled, sources.open_source(settled.data, 0))
+    assert job.reconstruct(n=4, measured=False)[0]["mask"].mean() == 0.5
+    measure = partial(validation.measured, job.model, None, CPU, PIXELS, 0.5)
+    assert job.validate(0) == validation.validate(job.model, job.val_batches, CPU, measure)
+    assert job.baselines() == validation.baselines(job.val_batches, PIXELS, job.mae, 0.5)
+    assert job.baselines() != validation.baselines(job.val_batches, PIXELS, job.mae, RATIO)
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])
