@@ -134,7 +134,7 @@ def verified(path):
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, ValueError) as error:
         if isinstance(error, OSError) and not path.exists():
             raise
         raise InputError(f"{path}: truncated, damaged or no checkpoint ({error}).") from error

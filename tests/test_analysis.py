@@ -14,6 +14,7 @@ import maekit.comparison
 from maekit import comparison_figures, figures, files
 
 from .conftest import KIT, run, train_here
+from .test_findings import fabricated
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 METHODS = ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh")
@@ -100,6 +101,24 @@ def test_unfinished_and_diverged_runs_are_shown_and_named(copy):
     assert ("DynamicTanh", "mean") not in rows and ("LayerNorm", "mean") in rows
 
 
+def test_the_printed_table_is_of_finished_runs_where_there_are_any():
+    found = [fabricated("LayerNorm", 0, [0.5]), fabricated("LayerNorm", 1, [9.0], status=None)]
+    found.append(fabricated("RMSNorm", 0, [0.25], status=None))
+    head, *lines = maekit.comparison.render(maekit.comparison.tabulate(found)).splitlines()
+    rows = {line.split()[0]: line.split() for line in lines}
+    assert head.split()[:3] == ["method", "n", "status"]
+    assert rows["LayerNorm"][1:3] == ["1", "finished"] and "0.5" in rows["LayerNorm"]
+    assert rows["RMSNorm"][1:3] == ["1", "unfinished"] and "0.25" in rows["RMSNorm"]
+
+
+def test_runs_that_shared_the_machine_are_said_to_have():
+    for together, said in ((1, 0), (2, 1), (3, 1)):
+        found = [fabricated("LayerNorm", seed, [0.5]) for seed in (0, 1)]
+        found[1]["config"]["runs_at_a_time"] = together
+        notices = list(maekit.comparison.notices_on(found, [], maekit.comparison.tabulate(found)))
+        assert len(notices) == said and all(f"Up to {together} runs at a time" in notice for notice in notices)
+
+
 def test_a_run_that_diverged_before_its_first_epoch_is_named(copy):
     train_here(
         *QUICK, "--norm", "rms", "--lr", "1e18", "--batch_size", "16", "--output_dir", copy / "RMSNorm/seed0", check=0
@@ -139,6 +158,39 @@ def test_a_method_and_seed_counts_once(copy):
     with open(copy / "comparison_table.csv", newline="") as f:
         rows = [row for row in csv.DictReader(f) if row["model"] == "LayerNorm"]
     assert [row["seed"] for row in rows] == ["0", "1", "mean", "std"] and rows[2]["status"] == "n = 2"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_runs_in_folders_of_other_names_the_one_that_has_ended_counts(first):
+    pair = [fabricated("LayerNorm", 0, [0.5], status=status) for status in ("finished", None)]
+    for run_, name in zip(pair, ("ended", "not ended")):
+        run_["path"] = run_["path"].with_name(name)
+    kept, repeated = maekit.comparison.without_repeats([pair[first], pair[1 - first]])
+    assert kept == [pair[0]] and len(repeated) == 1 and repeated[0].startswith("LayerNorm/not ended: ")
+
+
+def evaluated(run_, accuracy, init, task="linprobe", classes=10):
+    """An evaluation below the folder of a run."""
+    identity = {**run_["config"]["identity"], "task": task, "init": init}
+    return {**run_, "path": run_["path"] / (task if init else f"untrained_{task}"),
+            "config": {"identity": identity, "data": {"classes": classes}},
+            "summary": {**run_["summary"], "acc1": accuracy}}  # fmt: skip
+
+
+def test_what_pre_training_adds_to_an_accuracy_has_the_sign_of_more():
+    found = [fabricated("LayerNorm", seed, [0.5]) for seed in range(3)]
+    evaluations = [evaluated(run_, 60.0 + run_["config"]["identity"]["seed"], "sha256:0") for run_ in found]
+    evaluations += [evaluated(run_, 40.0 + run_["config"]["identity"]["seed"], None) for run_ in found]
+    text = maekit.comparison.render_evaluations(maekit.comparison.tabulate(found, evaluations))
+    assert "61.0 % ± 1.0" in text and "41.0 % ± 1.0" in text
+    assert "+20.0 (95 %: +20.0 to +20.0), n = 3" in text
+
+
+def test_chance_is_one_of_the_classes_and_unknown_where_their_number_differs():
+    run_ = fabricated("LayerNorm", 0, [0.5])
+    ten, twenty = (evaluated(run_, 50.0, None, classes=classes) for classes in (10, 20))
+    assert maekit.comparison.chance([ten, ten]) == 10 and maekit.comparison.chance([twenty]) == 5
+    assert maekit.comparison.chance([ten, twenty]) is None
 
 
 def test_baselines_are_drawn_though_the_first_run_has_none_yet(copy):

@@ -1,5 +1,6 @@
 """From files to batches: pixels, labels, order, crops, masks, broken files, and folders that cannot be used."""
 
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -486,6 +487,19 @@ def test_a_broken_image_is_named_counted_and_replaced(many):
     assert len(broken) == 1
 
 
+def test_the_replacement_of_a_broken_image_has_its_own_label_also_where_images_are_augmented(many):
+    truncate(many / "train" / "bee" / "bee_007.JPEG")
+    images = open_folder(many).train
+    at = images.paths.tolist().index(b"bee/bee_007.JPEG")
+    dataset = data.AugmentedImages(images, np.asarray, seed=0)
+    samples = [dataset[epoch, at] for epoch in range(12)]
+    assert {sample["broken"] for sample in samples} == {at} and len({sample["labels"] for sample in samples}) == 3
+    for sample in samples:
+        name = Path(images.file(sample["index"])).parent.name
+        assert ("ant", "bee", "cat")[sample["labels"]] == name
+        np.testing.assert_array_equal(sample["images"], Image.open(images.file(sample["index"])))
+
+
 def test_replacements_are_the_same_in_worker_processes(many):
     truncate(many / "train" / "bee" / "bee_007.JPEG")
     source = open_folder(many)
@@ -767,6 +781,25 @@ def test_the_fingerprint_changes_with_the_files_and_only_with_them(tmp_path):
     assert open_folder(write_folders(tmp_path / "b")).fingerprint == first
     (tmp_path / "b" / "val" / "ant" / "ant_000.JPEG").rename(tmp_path / "b" / "val" / "ant" / "ant_x.JPEG")
     assert open_folder(tmp_path / "b").fingerprint != first
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_folder_may_be_a_link(split, tmp_path):
+    write_folders(tmp_path / "whole")
+    write_folders(tmp_path / "linked")
+    shutil.move(tmp_path / "linked" / split / "bee", tmp_path / "elsewhere")
+    (tmp_path / "linked" / split / "bee").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    whole, linked = (open_folder(tmp_path / name) for name in ("whole", "linked"))
+    assert linked.fingerprint == whole.fingerprint and linked.classes == ["ant", "bee", "cat"]
+    assert linked.train.labels.tolist() == whole.train.labels.tolist()
+
+
+def test_images_with_the_labels_that_were_read_go_to_processes_that_are_not_forked(tmp_path):
+    images = open_folder(write_folders(tmp_path), max_images=6).train
+    labels = images.labels.tolist()
+    there = pickle.loads(pickle.dumps(images))
+    assert [there.file(i) for i in range(6)] == [images.file(i) for i in range(6)]
+    assert there.labels.tolist() == labels
 
 
 def test_files_that_are_no_images_are_not_listed(tmp_path):

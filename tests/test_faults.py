@@ -117,6 +117,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, unbroken, tmp
     if damage == "missing":
         file.unlink()
     result = train(*flags, check=0)
+    assert "checkpoint.previous.pth: goes on with epoch" in result.stdout
     if damage != "missing":
         assert "damaged" in result.stdout and "the checkpoint before it is taken" in result.stdout
         assert (tmp_path / "checkpoint.damaged.pth").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maekit import findings, methods, stats
+from maekit import comparison, findings, methods, stats
 from maekit.errors import InputError
 
 T_975 = {3: 4.302653, 5: 2.776445, 10: 2.262157}  # Student's t, n - 1 degrees of freedom, from a table
@@ -74,17 +74,75 @@ def test_sentences_on_differences_say_what_the_numbers_say():
     assert "nothing to compare" in say({**difference(None, n=0), "mean": None})
 
 
-def fabricated(method, seed, val, *, norm=None, seconds=2.0, layers=(), **options):
-    """A finished run as comparison.load gives it. layers: per epoch, the alphas of its layers."""
+def fabricated(method, seed, val, *, norm=None, seconds=2.0, layers=(), status="finished", measured=(), **options):
+    """A run as comparison.load gives it. layers: per epoch, the alphas of its layers; status None: it has not ended."""
     log = [
-        {"epoch": i, "val_mse": v, "train_loss": v, "epoch_time_s": seconds, "norm_alpha_mean": 1.5}
+        {"epoch": i, "val_mse": v, "train_loss": v, "epoch_time_s": seconds, "norm_alpha_mean": 1.5 + i,
+         "images_per_s": 9.0, "peak_memory_mb": None}
         for i, v in enumerate(val)
-    ]
+    ]  # fmt: skip
     alphas = [{"epoch": e, "layer": f"l{i}", "alpha": a, "saturated": a >= 2.0 or a <= 0.1}
               for e, row in enumerate(layers) for i, a in enumerate(row)]  # fmt: skip
     identity = {"norm": norm or method.partition("-")[0], "seed": seed, **options}
     return {"path": Path(method) / f"seed{seed}", "method": method, "config": {"identity": identity}, "log": log,
-            "norm_alpha": alphas, "summary": {"status": "finished", "val_mse": val[-1]}}  # fmt: skip
+            "norm_alpha": alphas,
+            "summary": status and {"seed": seed, "status": status, "val_mse": val[-1], **dict(measured)}}  # fmt: skip
+
+
+def described(found):
+    return findings.describe(found, comparison.tabulate(found))
+
+
+def test_only_finished_runs_count():
+    found = [fabricated("LayerNorm", seed, [0.9, 0.5]) for seed in range(3)]
+    found += [fabricated("DynamicTanh", seed, [0.9, val]) for seed, val in ((0, 0.5), (1, 0.4))]
+    found += [
+        fabricated("DynamicTanh", 2, [0.1, 0.1], status="diverged"),
+        fabricated("RMSNorm", 0, [0.1, 0.1], status="diverged"),
+        fabricated("DynamicErf", 0, [0.1, 0.1], status=None),
+    ]
+    known = described(found)
+    assert known["n"] == {"LayerNorm": 3, "DynamicTanh": 2} and list(known["means"]) == ["LayerNorm", "DynamicTanh"]
+    mean = known["means"]["DynamicTanh"]["val_mse"]
+    assert (mean["n"], mean["mean"]) == (2, pytest.approx(0.45))
+    assert list(known["convergence"]["DynamicTanh"]["per_seed"]) == [0, 1]
+    assert known["differences"]["val_mse"]["DynamicTanh"]["differences"] == {0: 0.0, 1: pytest.approx(-0.1)}
+
+
+def test_a_seed_without_a_measurement_has_no_part_in_its_mean():
+    found = [fabricated("LayerNorm", seed, [0.5], measured={"psnr": psnr}) for seed, psnr in ((0, 20.0), (1, 30.0))]
+    found.append(fabricated("LayerNorm", 2, [0.5]))
+    means = described(found)["means"]["LayerNorm"]
+    assert (means["psnr"]["n"], means["psnr"]["mean"]) == (2, 25.0) and means["val_mse"]["n"] == 3
+
+
+@pytest.mark.parametrize(("seeds", "note"), [(1, "there is 1."), (2, "there are 2."), (3, None)])
+def test_that_there_is_no_interval_is_noted_where_there_is_none(seeds, note):
+    known = described([fabricated("LayerNorm", seed, [0.9, 0.5 + seed / 100]) for seed in range(seeds)])
+    assert (known["means"]["LayerNorm"]["val_mse"]["low"] is None) == (note is not None)
+    said = [text for text in known["notes"] if text.startswith("There is no interval for LayerNorm: it needs 3")]
+    assert len(said) == (note is not None) and all(note in text for text in said)
+
+
+def test_the_loss_to_reach_is_the_one_that_layer_norm_ends_with_not_its_best():
+    ended = [fabricated("LayerNorm", 0, [0.9, 0.3, 0.5]), fabricated("RMSNorm", 0, [0.6, 0.45, 0.4])]
+    assert findings.speed("RMSNorm", ended)["per_seed"] == {0: {"epochs": 2, "seconds": 4.0}}
+
+
+def test_how_soon_it_is_reached_is_said_where_every_seed_gets_there():
+    ended = [fabricated("LayerNorm", seed, [0.9, 0.5]) for seed in (0, 1)]
+    ended += [fabricated("RMSNorm", 0, [0.5, 0.4]), fabricated("RMSNorm", 1, [0.7, 0.4])]
+    said = findings.on_speed("RMSNorm", findings.speed("RMSNorm", ended))
+    goal = "the validation loss that LayerNorm of the same seed ends with"
+    assert said == f"RMSNorm reaches {goal} after 1.500 epochs and 3.000 s of training, n = 2."
+    late = [*ended[:2], fabricated("RMSNorm", 0, [0.9, 0.8])]
+    assert findings.on_speed("RMSNorm", findings.speed("RMSNorm", late)) == f"RMSNorm never reaches {goal}, n = 1."
+
+
+@pytest.mark.parametrize("mean", [0.25, -0.25])
+def test_an_interval_that_ends_at_0_holds_it(mean):
+    assert "the interval holds 0" in findings.on_difference("RMSNorm", "LayerNorm", difference(mean, 0.25))
+    assert "the interval holds 0" not in findings.on_difference("RMSNorm", "LayerNorm", difference(mean, 0.24))
 
 
 def test_speed_is_measured_against_the_same_seed():
@@ -125,6 +183,43 @@ def test_whether_it_adapts_is_answered_by_the_share_at_a_bound_and_the_control(l
     said = findings.on_lens(name, seen)
     assert answer in said[-1], said
     assert f"{4 * seen['share']:.{int(seen['n'] > 1)}f} of 4 layers" in said[0]
+
+
+def adapted(layers, difference=None):
+    """What lens says of one run of AdaptiveDynamicTanh beside its control, and the sentences, of a given difference."""
+    ended = [fabricated("AdaptiveDynamicTanh", 0, [0.9] * len(layers), layers=layers, adyt_alpha_max=2.0),
+             fabricated("DynamicTanh-alpha2.0", 0, [0.9, 0.8, 0.7], dyt_alpha_init=2.0)]  # fmt: skip
+    seen = findings.lens("AdaptiveDynamicTanh", ended, {run["method"]: {0: 0.5} for run in ended})
+    return seen, findings.on_lens("AdaptiveDynamicTanh", seen | ({"difference": difference} if difference else {}))
+
+
+def test_layers_at_the_lower_bound_are_not_at_the_upper_one():
+    seen, said = adapted([[0.1, 0.1, 2.0, 0.5]])
+    assert (seen["share"], seen["upper"], seen["layers"]) == (0.75, 1, 4)
+    assert "3 of 4 layers (75 %) sit at a bound of α, 1 of them at the upper one, 2.0" in said[0]
+
+
+def test_layers_that_left_their_bound_again_are_not_counted():
+    seen, said = adapted([[2.0, 2.0, 2.0, 0.5], [2.0, 0.5, 0.5, 0.5]])
+    assert seen["share_over_time"] == [0.75, 0.25] and seen["share"] == 0.25 and seen["most_since"] is None
+    assert "1 of 4 layers (25 %)" in said[0] and "from epoch" not in said[0] and "move freely" in said[-1]
+
+
+def test_half_of_the_layers_are_said_to_be_half_or_more():
+    seen, said = adapted([[0.5, 0.5], [2.0, 0.5]])
+    assert seen["share"] == 0.5 and seen["most_since"] == 1
+    assert "Half of them or more do so from epoch 1 on." in said[0] and "most of its layers sit at a bound" in said[-1]
+
+
+def test_the_alpha_of_the_control_is_the_one_that_it_ends_with():
+    seen, said = adapted([[2.0, 0.5]])
+    assert seen["control_alpha"] == 3.5 and "it ends at 3.50 in the mean" in said[1]
+
+
+@pytest.mark.parametrize("mean", [-0.2, 0.2])
+def test_the_largest_difference_that_remains_possible_is_of_either_sign(mean):
+    _, said = adapted([[2.0, 2.0]], difference(mean, 0.3))  # -0.5 to 0.1, or -0.1 to 0.5
+    assert "differences of up to 0.50 remain possible" in said[-1]
 
 
 def test_names_of_methods_have_one_spelling_and_bad_ones_are_told():

@@ -3,6 +3,7 @@
 import json
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,6 +248,21 @@ def test_the_encoder_never_sees_hidden_patches(small):
     assert not torch.allclose(pred, different)
 
 
+def test_the_cls_token_has_a_position_of_its_own(small):
+    """Of no value in the tables of the kit, but of one in tables that were trained."""
+    images, noise, moved = torch.randn(2, 3, 32, 32), torch.rand(2, 16), another()
+    moved.load_state_dict(small.state_dict())
+    with torch.no_grad():
+        moved.pos_embed[:, :1] += 0.5
+        assert not torch.allclose(
+            moved.forward_encoder(images, 0.75, noise)[0], small.forward_encoder(images, 0.75, noise)[0]
+        )
+        moved.cls_token -= 0.5
+        torch.testing.assert_close(
+            moved.forward_encoder(images, 0.75, noise)[0], small.forward_encoder(images, 0.75, noise)[0]
+        )
+
+
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_the_loss_is_the_mean_squared_error_of_hidden_patches_only(norm_pix_loss):
     mae = model.build_mae("mae_vit_demo_patch8", img_size=16, norm_pix_loss=norm_pix_loss)
@@ -286,6 +302,35 @@ def test_reconstruct_draws_plain_predictions_as_they_are(small):
 # Fair by construction
 
 
+@pytest.mark.parametrize("token", ["cls_token", "mask_token"])
+def test_tokens_start_as_small_random_numbers_of_the_seed(token):
+    first = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        first.append(getattr(model.build_mae("vit_tiny", img_size=32), token).detach())
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+    assert 0.015 < first[0].std() < 0.025 and first[0].mean().abs() < 0.01
+
+
+class StandIn(model.MaskedAutoencoder):
+    """A model of ours that is called as upstream's class is."""
+
+    def __init__(self, img_size, patch, _, width, depth, heads, width_2, depth_2, heads_2, *, norm_layer, **options):
+        sizes = model.Transformer(width, depth, heads), model.Transformer(width_2, depth_2, heads_2)
+        super().__init__(img_size, patch, *sizes, **options)
+
+
+@pytest.mark.parametrize("decoder", [None, "linear"])
+def test_a_model_of_another_class_starts_from_the_weights_that_ours_would_have(decoder):
+    both = []
+    for upstream in (None, SimpleNamespace(MaskedAutoencoderViT=StandIn)):
+        torch.manual_seed(3)
+        both.append(model.build_mae("mae_vit_demo_patch8", img_size=32, decoder_type=decoder, upstream=upstream))
+    ours, theirs = (mae.state_dict() for mae in both)
+    assert isinstance(both[1], StandIn) and ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_models_of_one_seed_differ_in_nothing_but_the_norm():
     def shared_parameters(name):
         torch.manual_seed(5)
@@ -321,6 +366,16 @@ def test_a_checkpoint_with_the_weights_under_model_loads_exactly(small, tmp_path
     checkpoint.load_model(path, checkpoint.read(path), mae)
     assert mae.state_dict().keys() == small.state_dict().keys()
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in mae.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "other", ["decoder_pred.weight", "mask_token", "head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"]
+)
+def test_decoder_and_classifier_are_no_part_of_the_encoder(other):
+    own = dict.fromkeys(
+        ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight", "norm.weight"], 1
+    )
+    assert model.encoder_weights({**own, other: 2}) == own
 
 
 def test_a_scalar_alpha_of_another_implementation_loads(tmp_path):

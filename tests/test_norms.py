@@ -467,6 +467,17 @@ def test_a_layer_without_weight_takes_device_and_dtype_of_the_model_around_it(na
     assert {tensor.device.type for tensor in converted.state_dict().values()} == {"meta"}
 
 
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_parameters_of_whole_numbers_around_it_lend_it_no_dtype(name):
+    """As those of a quantised model."""
+    quantised = nn.Module()
+    quantised.codes = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+    norm, linear = nn.LayerNorm(3, elementwise_affine=False), nn.Linear(3, 3, dtype=torch.bfloat16)
+    converted = norms.convert_norms(nn.ModuleList([quantised, norm, linear]), name)
+    assert converted[1](torch.randn(2, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert {t.dtype for t in converted[1].state_dict().values()} <= {torch.bfloat16}
+
+
 def test_a_layer_that_is_used_in_two_places_is_converted_in_both():
     shared = nn.LayerNorm(3)
     model = norms.convert_norms(nn.ModuleList([shared, nn.Sequential(shared), shared]), "DynamicTanh")

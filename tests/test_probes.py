@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +112,18 @@ def test_at_alpha_0_the_loss_and_every_gradient_are_the_maes_own(mae, batch):
     assert out.classification > 0 and model.head.weight.grad is None
 
 
+def test_at_alpha_0_its_classifier_is_no_part_of_the_loss_and_of_what_is_trained(mae, batch):
+    """Even one whose loss is no number leaves the loss what it is."""
+    images, noise, labels = batch
+    model = probes.JointMAE(mae, 0.0, CLASSES)
+    assert not any(p.requires_grad for p in model.head.parameters())
+    with torch.no_grad():
+        model.head.weight.fill_(math.inf)
+    out = model(images, 0.75, noise, labels)
+    assert not out.classification.isfinite() and torch.equal(out.loss, mae(images, 0.75, noise)[0])
+    assert all(p.requires_grad for p in probes.JointMAE(mae, -0.1, CLASSES).head.parameters())
+
+
 def test_its_first_weights_come_from_the_seed_alone(mae):
     torch.manual_seed(1)
     a = probes.JointMAE(mae, 0.5, CLASSES, seed=3).head.weight
@@ -195,6 +208,82 @@ def test_its_first_step_is_larss(batch):
     np.testing.assert_allclose(probe.layers[1].bias.detach().numpy(), -rate * 0.001 * b, rtol=1e-3, atol=1e-9)
 
 
+def test_a_step_is_of_the_gradient_of_its_own_images_and_of_the_momentum_of_those_before():
+    rng, rate = np.random.default_rng(1), 10
+    probe = probes.OnlineProbe(8, CLASSES, torch.device("cpu"), seed=0)
+    weights = [probe.layers[1].weight.detach().double().numpy().copy()]
+    for _ in range(2):
+        x, y = rng.normal(size=(16, 8)).astype(np.float32), rng.integers(0, CLASSES, 16)
+        bias = probe.layers[1].bias.detach().double().numpy().copy()
+        probe.step(torch.from_numpy(x), torch.from_numpy(y), 0.0)
+        weights.append(probe.layers[1].weight.detach().double().numpy().copy())
+    z = (x - x.mean(0)) / np.sqrt(x.astype(float).var(0) + 1e-6)
+    p = np.exp(z @ weights[1].T + bias)
+    p /= p.sum(1, keepdims=True)
+    p[np.arange(16), y] -= 1
+    g = p.T @ z / 16
+    own = rate * 0.001 * np.linalg.norm(weights[1]) / np.linalg.norm(g) * g
+    np.testing.assert_allclose(weights[1] - weights[2], own + 0.9 * (weights[0] - weights[1]), rtol=1e-3, atol=1e-6)
+
+
+def test_it_takes_nothing_but_the_values_of_features_and_trains_where_gradients_are_off():
+    rng = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(32, 8, generator=rng), torch.randint(0, CLASSES, (32,), generator=rng)
+    found = []
+    for enabled in (True, False):
+        features = values.clone().requires_grad_()
+        probe = probes.OnlineProbe(8, CLASSES, torch.device("cpu"), seed=0)
+        before = copy.deepcopy(probe.layers.state_dict())
+        with torch.set_grad_enabled(enabled):
+            probe.step(features, labels, 0.1)
+        assert features.grad is None and not same(dict(probe.layers.state_dict()), dict(before))
+        found.append(probe.state_dict())
+    assert same(*found)
+
+
+def test_under_autocast_it_computes_in_float32():
+    rng = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(64, 96, generator=rng), torch.randint(0, CLASSES, (64,), generator=rng)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        probe = probes.OnlineProbe(96, CLASSES, torch.device("cpu"), seed=0)
+        with Device("cpu", precision).autocast():
+            probe.step(features, labels, 0.1)
+        found.append(probe.state_dict())
+    assert same(*found)
+    with torch.no_grad():  # two classes nearer to each other than bfloat16 can tell
+        probe.layers[1].weight.copy_(torch.ones(CLASSES, 1) * 0.5)
+        probe.layers[1].bias.copy_(torch.linspace(100, 100.001 + 0.001 * CLASSES, CLASSES))
+    with Device("cpu", "bfloat16").autocast():
+        assert (probe.predict(features) == CLASSES - 1).all()
+
+
+@pytest.mark.parametrize("deviation", [1e-3, 1.0])
+def test_features_of_any_size_are_normalised_with_upstreams_epsilon(deviation):
+    x = deviation * np.random.default_rng(0).standard_normal((64, 5))
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
+    np.testing.assert_allclose(probes.GlobalBatchNorm1d(5).double()(torch.from_numpy(x)).numpy(), expected, rtol=1e-9)
+
+
+def test_its_first_weights_come_from_the_seed_alone_as_well():
+    a, b, other = (probes.OnlineProbe(96, CLASSES, torch.device("cpu"), seed).layers[1].weight for seed in (3, 3, 4))
+    assert torch.equal(a, b) and not torch.equal(a, other)
+
+
+def test_its_baseline_is_the_encoder_as_it_was_and_stays(mae, batch):
+    images, noise, _ = batch
+    frozen = probes.FrozenProbes(mae, CLASSES, 0)
+    with torch.no_grad():
+        at_first = mae.forward_encoder(images, 0.75, noise)[0][:, 0]
+        for parameter in mae.parameters():
+            parameter += 0.01
+    cls_token = mae.forward_encoder(images, 0.75, noise)[0][:, 0]
+    features = frozen.features(cls_token, images, 0.75, noise)
+    assert torch.equal(features["frozen_accuracy"], cls_token)
+    assert torch.equal(features["untrained_frozen_accuracy"], at_first) and not torch.allclose(at_first, cls_token)
+    assert cls_token.requires_grad and not any(values.requires_grad for values in features.values())
+
+
 def test_its_rate_falls_to_zero_over_the_run_also_when_it_goes_on_from_a_shorter_one(tmp_path):
     def last_rate(folder):
         groups = state(folder)["probes"]["frozen"]["frozen_accuracy"]["optimizer"]["param_groups"]
@@ -250,18 +339,18 @@ def test_it_does_not_care_how_large_the_features_are():
     assert torch.equal(*predicted) and (predicted[0] == labels).float().mean() > 0.9
 
 
-def test_accumulated_batches_train_it_like_one_large_batch(mae):
+@pytest.mark.parametrize("parts", [1, 4])
+def test_accumulated_batches_train_it_like_one_large_batch(parts, mae):
+    """Every step on images of its own, which no later one sees again."""
     rng = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(32, 96, generator=rng), torch.randint(0, CLASSES, (32,), generator=rng)
-    found = []
-    for parts in (1, 4):
-        frozen = probes.FrozenProbes(mae, CLASSES, 0)
-        for _ in range(5):
-            for x, y in zip(features.chunk(parts), labels.chunk(parts)):
-                frozen.observe(dict.fromkeys(frozen.probes, x), y)
-            frozen.step(0.1)
-        found.append(frozen.state_dict())
-    assert same(*found)
+    steps = [(torch.randn(32, 96, generator=rng), torch.randint(0, CLASSES, (32,), generator=rng)) for _ in range(5)]
+    frozen, alone = probes.FrozenProbes(mae, CLASSES, 0), probes.OnlineProbe(96, CLASSES, torch.device("cpu"), 0)
+    for features, labels in steps:
+        for x, y in zip(features.chunk(parts), labels.chunk(parts)):
+            frozen.observe(dict.fromkeys(frozen.probes, x), y)
+        frozen.step(0.1)
+        alone.step(features, labels, 0.1)
+    assert all(same(found, alone.state_dict()) for found in frozen.state_dict().values())
 
 
 def test_accumulated_batches_are_one_step_of_the_probe(tmp_path):
@@ -311,6 +400,26 @@ def test_the_nearest_neighbours_vote_by_similarity(k, temperature):
     tensors = (torch.tensor(features), torch.tensor(labels), torch.tensor(queries))
     assert probes.knn_predict(*tensors, 4, k, temperature).tolist() == expected
     assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("known", [1000, 2**22, 2**26, 2**27])
+def test_similarities_at_a_time_are_bounded_however_many_images_are_known(known, monkeypatch):
+    """To 2^26, a quarter of a gigabyte, or to those of one image."""
+    sizes, asked = [], iter((known, 50))
+
+    def features(*_):
+        n = next(asked)
+        return torch.zeros(1, 1).expand(n, 1), torch.zeros(1, dtype=torch.int64).expand(n)
+
+    def predict(features, labels, queries, classes):
+        sizes.append(len(queries))
+        return torch.zeros(len(queries), dtype=torch.int64)
+
+    monkeypatch.setattr(probes, "cls_features", features)
+    monkeypatch.setattr(probes, "knn_predict", predict)
+    images = SimpleNamespace(dataset=range(known))
+    assert probes.knn_accuracy(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS) == 100
+    assert sum(sizes) == 50 and (max(sizes) * known <= 2**26 or max(sizes) == 1)
 
 
 def test_its_features_are_cls_tokens_of_whole_images(mae, source):

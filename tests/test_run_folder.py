@@ -304,6 +304,38 @@ def test_a_file_is_whole_or_the_one_before_it(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["file"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.fstat(fd).st_size), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append(paths[1]), replace(*paths)))
+    with files.atomic_write(tmp_path / "file", previous=tmp_path / "before") as f:
+        f.write(b"first")
+    with files.atomic_write(tmp_path / "file", previous=tmp_path / "before") as f:
+        f.write(b"second")
+    assert done == [5, tmp_path / "file", 6, tmp_path / "before", tmp_path / "file"]
+    assert ((tmp_path / "before").read_bytes(), (tmp_path / "file").read_bytes()) == (b"first", b"second")
+
+
+def test_two_processes_that_write_one_file_at_once_each_write_all_of_it(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    with files.atomic_write(path) as ours:
+        ours.write(b"ours")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            with files.atomic_write(path) as theirs:
+                theirs.write(b"theirs")
+        assert path.read_bytes() == b"theirs"
+    assert path.read_bytes() == b"ours" and os.listdir(tmp_path) == ["file"]
+
+
+def test_drafts_of_a_file_are_told_from_those_of_others_whatever_it_is_called(tmp_path):
+    own, other = (tmp_path / f".{name}.12.tmp" for name in ("run[1]*.json", "run1.json"))
+    for draft in (own, other):
+        draft.touch()
+    files.remove_drafts([tmp_path / "run[1]*.json"])
+    assert not own.exists() and other.exists()
+
+
 def test_numbers_survive_the_log_to_the_last_digit(tmp_path):
     rows = [{"epoch": 3, "train_loss": 0.1 + 0.2, "val_mse": 1e-300, "peak_memory_mb": None}]
     files.write_csv(tmp_path / "log.csv", ("epoch", "train_loss", "val_mse", "peak_memory_mb"), rows)

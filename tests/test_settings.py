@@ -73,6 +73,135 @@ def test_only_settings_that_matter_to_the_norm_make_its_identity():
     assert same == resolved().identity()
 
 
+ANOTHER = {  # flag: a value that makes another run of a pre-training, and what makes the flag one of its
+    "task": ("linprobe", ["--init", "untrained"]),
+    "norm": ("RMSNorm", []),
+    "dyt_alpha_init": (0.7, ["--norm", "dyt"]),
+    "adyt_lambda": (0.2, ["--norm", "adyt"]),
+    "adyt_smooth": (0.8, ["--norm", "adyt"]),
+    "adyt_alpha_min": (0.2, ["--norm", "adyt"]),
+    "adyt_alpha_max": (3.0, ["--norm", "adyt"]),
+    "model": ("mae_vit_tiny_patch16", []),
+    "decoder_type": ("linear", []),
+    "input_size": (112, []),
+    "mask_ratio": (0.5, []),
+    "norm_pix_loss": (True, []),
+    "epochs": (99, []),
+    "batch_size": (32, []),
+    "accum_iter": (2, []),
+    "lr": (1e-4, []),
+    "blr": (2e-3, []),
+    "min_lr": (1e-5, []),
+    "warmup_epochs": (3.0, []),
+    "weight_decay": (0.1, []),
+    "alpha": (0.5, []),
+    "probes": ("frozen", []),
+    "eval_every": (2, ["--probes", "knn"]),
+    "layer_decay": (0.5, ["--task", "finetune", "--init", "untrained"]),
+    "drop_path": (0.2, ["--task", "finetune", "--init", "untrained"]),
+    "mixup": (0.0, ["--task", "finetune", "--init", "untrained"]),
+    "cutmix": (0.0, ["--task", "finetune", "--init", "untrained"]),
+    "smoothing": (0.2, ["--task", "finetune", "--init", "untrained"]),
+    "reprob": (0.5, ["--task", "finetune", "--init", "untrained"]),
+    "aa": ("none", ["--task", "finetune", "--init", "untrained"]),
+    "max_images": (500, []),
+    "seed": (1, []),
+    "precision": ("float32", []),
+    "resume": ("weights.pth", []),
+}
+NOT_ITS_OWN = {  # flag: a value that leaves the identity as it is
+    # what they stand for is found out, and made part of it, when the run starts
+    "init": "untrained",
+    "mae_dir": "elsewhere",
+    "imagenet_dir": "elsewhere",
+    "hf_dataset": "a/b",
+    "hf_config": ("320px", "--hf_dataset", "a/b"),
+    # where and how, not what
+    "num_workers": "1",
+    "cache": "off",
+    "output_dir": "elsewhere",
+    "checkpoint_dir": "elsewhere",
+    "checkpoint_every": "2",
+    "checkpoint_minutes": "1",
+    "device": "cpu",
+    "compile": "on",
+    "grad_checkpointing": (),
+    "wandb": (),
+    "wandb_project": "mine",
+    "overwrite": (),
+    "dry_run": (),
+}
+
+
+@pytest.mark.parametrize("flag", ANOTHER)
+def test_another_value_of_a_flag_is_another_run(flag):
+    value, around = ANOTHER[flag]
+    plain = resolved(*([] if flag == "task" else around)).identity()
+    other = resolved(*around, f"--{flag}", *([] if value is True else [str(value)])).identity()
+    assert other != plain
+    if flag != "blr":  # which is seen in the rate
+        assert other[flag] == value != plain.get(flag)
+
+
+@pytest.mark.parametrize("flag", NOT_ITS_OWN)
+def test_where_and_how_a_run_is_computed_does_not_make_another_of_it(flag):
+    value = NOT_ITS_OWN[flag]
+    words = [value] if isinstance(value, str) else value
+    assert resolved(f"--{flag}", *words).identity() == resolved().identity()
+
+
+def test_it_is_known_of_every_flag_whether_it_makes_another_run():
+    assert sorted([*ANOTHER, *NOT_ITS_OWN]) == sorted(recipes.DEFAULTS)
+
+
+def test_runs_that_differ_in_norm_seed_or_task_have_default_folders_of_their_own():
+    kinds = [
+        (*norm, *seed, *task)
+        for norm in ((), ("--norm", "dyt"))
+        for seed in ((), ("--seed", "1"))
+        for task in ((), *(("--task", name, "--init", "untrained") for name in recipes.EVALUATIONS))
+    ]
+    assert len({resolved(*flags).output_dir for flags in kinds}) == len(kinds) == 16
+    assert resolved("--output_dir", "mine", "--seed", "1").output_dir == "mine"
+
+
+def test_images_come_from_one_place():
+    assert resolved("--demo").data.imagenet_dir is None
+    hub = resolved("--hf_dataset", "a/b").data
+    assert (hub.hf_dataset, hub.imagenet_dir) == ("a/b", None)
+
+
+EVALUATE = ("--init", "untrained", "--task")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--probes", "frozen", "--batch_size", "1", "--accum_iter", "2"),  # a step has two images
+        (*EVALUATE, "finetune", "--epochs", "0"),  # validates a classifier as it is
+        (*EVALUATE, "finetune", "--batch_size", "15", "--mixup", "0", "--cutmix", "0"),  # nothing to pair
+        ("--seed", str(2**63 - 1)),
+        ("--adyt_alpha_min", "0", "--adyt_alpha_max", "1e-9"),
+        ("--cache", "a_folder_to_be_made"),
+    ],
+    ids=" ".join,
+)
+def test_a_value_at_the_edge_of_what_can_be_is_taken(flags):
+    resolved(*flags)
+
+
+def test_two_processes_give_linear_probing_the_two_images_it_needs(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert resolved(*EVALUATE, "linprobe", "--batch_size", "1").optim.batch_size == 1
+
+
+def test_a_file_is_no_cache(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match=f"--cache {file}: is a file"):
+        resolved("--cache", str(file))
+
+
 def test_an_alpha_may_be_negative_and_have_an_exponent():
     for text in ("-0.5", "-10", "-1e-05", "-.5", "1E-5", "-2.5e+1"):
         assert resolved("--alpha", text).probes.alpha == float(text)
@@ -142,6 +271,14 @@ def test_alpha_and_probes_make_another_run():
         (["--probes", ""], "--probes: is empty"),
         (["--probes", "all", "--batch_size", "1"], "--batch_size 1: the frozen probe normalises over the images"),
         (["--eval_every", "0"], "--eval_every 0: must be positive"),
+        (["--cache", ""], "--cache: is empty"),
+        (["--compile", "maybe"], "--compile maybe: unknown"),
+        (["--seed", str(2**63)], f"--seed {2**63}: must be below 2**63"),
+        (["--warmup_epochs", "-1"], "--warmup_epochs -1.0: must not be negative"),
+        (["--adyt_alpha_min", "2", "--adyt_alpha_max", "2"], "need 0 <= min < max"),
+        (["--mask_ratio", "1e-20"], "of 196 patches 196 would be visible"),
+        (["--task", "finetune", "--init", "untrained", "--batch_size", "15", "--mixup", "0"], "so it must be even"),
+        (["--task", "finetune", "--init", "untrained", "--batch_size", "15", "--cutmix", "0"], "so it must be even"),
     ],
     ids=" ".join,
 )

@@ -11,11 +11,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from maekit import data, sources, validation
+from maekit import data, settings, sources, validation
 from maekit.device import Device
+from maekit.flags import build_parser
 from maekit.model import build_mae
 from maekit.probes import JointMAE
 from maekit.settings import DataSettings, ModelSettings
+from train import open_job
 
 SIDE, PATCH, RATIO = 64, 8, 0.75
 GRID = SIDE // PATCH
@@ -76,6 +78,29 @@ def test_the_validation_loss_is_the_mean_over_images_however_they_are_batched(ma
     assert len(losses) % 4  # the last batch of four is not full
     loss = val_mse(mae, batches(images, batch_size))
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [-10.0, 0.0, 0.5])
+def test_the_validation_loss_is_of_reconstruction_alone_whatever_alpha(alpha, mae, images):
+    broken = data.BrokenImages(print)
+    labelled = data.val_batches(images, MODEL, batch_size=4, broken=broken, workers=0, with_labels=True)
+    model = JointMAE(mae, alpha, classes=10)
+    measure = partial(validation.measured, model, None, CPU, PIXELS, RATIO)
+    row = validation.validate(model, labelled, CPU, measure)
+    assert row["val_mse"] == val_mse(mae, batches(images)) and 0 <= row["accuracy"] <= 100
+
+
+def test_small_losses_count_after_a_large_one():
+    """In float32 2^24 + 1 is 2^24."""
+    losses = iter([2.0**24, 1.0, 1.0, 1.0])
+    batch = {name: torch.zeros(1) for name in ("images", "noise", "labels")}
+    model = torch.nn.Dropout()
+
+    def measure(*_):
+        assert not model.training
+        return torch.tensor(next(losses)), {}
+
+    assert validation.validate(model, [batch] * 4, CPU, measure) == {"val_mse": (2**24 + 3) / 4}
 
 
 def test_validation_is_repeatable_whatever_the_global_seed(mae, images):
@@ -261,6 +286,32 @@ def test_pictures_and_quality_take_an_even_fixed_choice(mae, demo_dir, monkeypat
     file = demo_dir / "Data" / "CLS-LOC" / "val" / "ILSVRC2012_val_00000051.JPEG"
     image = np.asarray(Image.open(file).resize((73, 73), Image.BICUBIC).crop((4, 4, 68, 68)))
     np.testing.assert_array_equal(pictures["image"][1], image)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_reconstructions_hide_the_share_of_patches_that_the_run_hides(ratio, mae, images):
+    pictures, quality = validation.reconstruct(mae, batches(images).dataset, CPU, PIXELS, ratio)
+    assert pictures["mask"].mean() == ratio
+    assert np.isfinite([quality["psnr"], quality["ssim"]]).all()
+
+
+def test_a_run_is_validated_and_drawn_with_its_own_mask_ratio():
+    typed = ("--demo", "--max_images", "64", "--num_workers", "0", "--mask_ratio", "0.5")
+    settled = settings.resolve(build_parser("", "").parse_args(typed))
+    job = open_job(settled, sources.open_source(settled.data, 0))
+    assert job.reconstruct(n=4, measured=False)[0]["mask"].mean() == 0.5
+    measure = partial(validation.measured, job.model, None, CPU, PIXELS, 0.5)
+    assert job.validate(0) == validation.validate(job.model, job.val_batches, CPU, measure)
+    assert job.baselines() == validation.baselines(job.val_batches, PIXELS, job.mae, 0.5)
+    assert job.baselines() != validation.baselines(job.val_batches, PIXELS, job.mae, RATIO)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_as_many_pictures_are_drawn_as_were_asked_for(n, images):
+    mae = build_mae(MODEL.name, img_size=SIDE)
+    pictures, quality = validation.reconstruct(mae, batches(images).dataset, CPU, PIXELS, RATIO, n=n, measured=False)
+    assert len(pictures["image"]) == n and quality == {}
+    assert validation.reconstruct(mae, batches(images).dataset, CPU, PIXELS, RATIO, n=n)[1]["quality_images"] == n
 
 
 def test_a_single_validation_image_is_enough(mae, images):
