@@ -75,7 +75,8 @@ def _down_kernel(half, whole, exact, crops, rows, side, taps, PLACES: tl.constex
         real = (place >= 0) & (place < length)
         weight = tl.where(real, _cubic(tl.abs(place + 0.5 - centre) / wide), 0.0)
         total += weight
-        found += weight * tl.load(origin + place * 3 * side, mask=(value < 3 * side) & real, other=0).to(tl.float32)
+        row = tl.where(real, place, 0)  # of one that does not count, any that is there
+        found += weight * tl.load(origin + row * 3 * side, mask=value < 3 * side, other=0).to(tl.float32)
     channel, column = value // side, value % side
     into = crops + ((image.to(tl.int64) * 3 + channel) * side + out) * side + column
     tl.store(into, _level(found / total), mask=value < 3 * side)

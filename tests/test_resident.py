@@ -197,16 +197,16 @@ import numpy as np, torch
 from types import SimpleNamespace
 from maekit import resampling, resident
 rng = np.random.default_rng(0)
-sizes = rng.integers(20, 90, size=(12, 2))
+sizes = rng.integers(8, 24, size=(6, 2))
 offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
 rng.integers(0, 256, size=offsets[-1], dtype=np.uint8).tofile(sys.argv[1])
 store = SimpleNamespace(path=sys.argv[1], stored=sizes, original=sizes, offsets=offsets)
 images = resident.ResidentImages(store, torch.device("cpu"))
-index = torch.from_numpy(rng.integers(12, size=20))
-lengths = sizes[index] * rng.uniform(0.3, 1, size=(20, 2))
-corners = (sizes[index] - lengths) * rng.choice([0, 0.3, 1], size=(20, 2))
-boxes, flips = torch.from_numpy(np.concatenate([corners, lengths], axis=1)), torch.from_numpy(rng.random(20) < 0.5)
-for side in (16, 40):
+index = torch.from_numpy(rng.integers(6, size=5))
+lengths = sizes[index] * rng.uniform(0.3, 1, size=(5, 2))
+corners = (sizes[index] - lengths) * rng.choice([0, 0.3, 1], size=(5, 2))
+boxes, flips = torch.from_numpy(np.concatenate([corners, lengths], axis=1)), torch.from_numpy(rng.random(5) < 0.5)
+for side in (5, 20):
     products = images.crop(index, boxes, flips, side)
     images.kernels = resampling
     kernels = images.crop(index, boxes, flips, side)
