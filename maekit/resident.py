@@ -58,11 +58,10 @@ class KeptBatches:
     def _made(self):
         """The batches made on the device, None if they cannot be."""
         dataset, store = self.dataset, getattr(self.dataset.images, "store", None)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        if store is None or not store.stored.all() or store.offsets[-1] > SHARE_OF_MEMORY * free:
+        if store is None or not store.stored.all():
             return None
-        images = self.images or ResidentImages(store, self.device)
-        return None if images.kernels is None else self._crops(images, dataset)
+        images = self.images or place(dataset.images, self.device)
+        return None if images is None or images.kernels is None else self._crops(images, dataset)
 
     def _crops(self, images, dataset):
         for indices in self.batches.loader.batch_sampler:

@@ -93,12 +93,12 @@ def test_batches_that_are_kept_are_those_of_the_cpu(demo_source, monkeypatch):
         broken = data.BrokenImages(print)
         return data.val_batches(demo_source.val, model, batch_size=64, broken=broken, workers=0, with_labels=True)
 
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
     expected = list(batches())
     for kernels in (Products, None):
         with monkeypatch.context() as patch:
             patch.setattr(resident, "_kernels", lambda device, kernels=kernels: kernels)
-            kept = resident.KeptBatches(batches(), torch.device("cpu"))
+            there = resident.ResidentImages(demo_source.val.store, torch.device("cpu"))
+            kept = resident.KeptBatches(batches(), torch.device("cpu"), there)
             found = list(kept)
             patch.setattr(data.ValImages, "__getitem__", None)
             again = list(kept)
