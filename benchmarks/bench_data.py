@@ -42,6 +42,8 @@ def main():
     p.add_argument("--images", type=int, default=640, metavar="N", help="of the training images (default: 640)")
     p.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each pipeline (default: 5)")
     args = p.parse_args()
+    if args.images < BATCH or args.rounds < 1:
+        p.error(f"--images {args.images} --rounds {args.rounds}: at least a batch of {BATCH} images and a round")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

@@ -36,7 +36,7 @@ images=${IMAGES:-$scratch/photos}
 if [ "${1:-}" = --cpu ]; then
     [ -n "${IMAGES:-}" ] || "$PYTHON" benchmarks/photos.py "$images" 80 40
     bench 600 norms --device cpu --widths 192 --batch 4 --seconds 0.1 --no_compile
-    bench 600 data --imagenet_dir "$images" --images 64 --rounds 1
+    bench 600 data ${IMAGES:+--imagenet_dir "$IMAGES"} --images 64 --rounds 1
     bench 600 train --device cpu --model mae_vit_demo_patch8 --batch_size 16 --steps 2 --seconds 0.1 ${mae[@]+"${mae[@]}"}
     bench 600 steps --device cpu --demo --batch_sizes 16 --variants eager --steps 1
     bench 600 phases --device cpu --runs 1 --demo --epochs 1 --max_images 64 --batch_size 32 --probes all --num_workers 0
@@ -49,7 +49,7 @@ else
     bench 70 norms --device cuda --widths 768 512 192 --seconds 0.1 --no_compile
     bench 60 phases --device cuda --runs 2 --imagenet_dir "$images" --model vit_tiny --decoder_type base-8b \
         --batch_size 512 --lr 1.5e-4 --probes all --epochs 6 --num_workers 8
-    bench 60 data --imagenet_dir "$images"
+    bench 60 data ${IMAGES:+--imagenet_dir "$IMAGES"} # without: photographs so large that the cache reduces them
 fi
 
 "$PYTHON" benchmarks/report.py --gather "$results" "$scratch"/*.json
