@@ -20,8 +20,10 @@ import os
 import sys
 from pathlib import Path
 
-from maekit import errors, flags, loggers, recipes
+from maekit import errors
 from maekit.errors import InputError
+from maekit.runs import loggers
+from maekit.settings import flags, recipes
 
 
 def main(argv=None):
@@ -33,7 +35,7 @@ def main(argv=None):
     before = page.stat().st_mtime_ns if page.exists() else None
     try:
         if typed.command == "comparison":
-            from maekit import comparison
+            from maekit.analysis import comparison
 
             comparison.write(typed.output_dir)
         else:
@@ -86,7 +88,7 @@ def write_gap(typed):
     """The analysis of a sweep."""
     if typed.n_bins < 1:
         raise InputError(f"--n_bins {typed.n_bins}: must be 1 or more.")
-    from maekit import gap
+    from maekit.analysis import gap
 
     gap.write(typed.log_dir, typed.output_dir, n_bins=typed.n_bins, binning=typed.binning, accuracy=typed.accuracy)
 

@@ -97,7 +97,7 @@ if defined light goto have_python
 if errorlevel 1 set "problem=PYTHON=%PYTHON% cannot run the kit (see above). Install requirements.txt there." & goto fail
 
 :have_python
-"%PYTHON%" "%KIT%maekit\drivers\comparison.py" %args%
+"%PYTHON%" "%KIT%maekit\drivers\windows.py" %args%
 exit /b %ERRORLEVEL%
 
 :try_python

@@ -19,8 +19,17 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from maekit import errors, faults, files, flags, loggers, parallel, recipes, runs, settings, upstream, versions
+from maekit import distributed, errors, files
+from maekit.data.workers import tell_of_no_dead_worker
 from maekit.errors import InputError
+from maekit.model import upstream
+from maekit.runs import loggers, measures, versions
+from maekit.runs.folder import RunFolder
+from maekit.runs.record import Record, summarize_log
+from maekit.runs.status import DIVERGED, FINISHED, RUNNING
+from maekit.settings import flags, recipes
+from maekit.settings.resolution import resolve
+from maekit.training import failures
 
 # How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with 1,000
 # its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way: two runs of as many
@@ -30,10 +39,10 @@ SPIN_COUNT = "10000"
 
 def main(argv=None):
     """Check everything that can be checked at once, then train. Returns the exit code."""
-    run = settings.resolve(flags.build_parser("train.py", __doc__).parse_args(argv))
-    from maekit import sources  # numpy and PIL, which --help does not need
+    run = resolve(flags.build_parser("train.py", __doc__).parse_args(argv))
+    from maekit.data import sources  # numpy and PIL, which --help does not need
 
-    folder = runs.RunFolder(run.output_dir, run.checkpoint_dir)
+    folder = RunFolder(run.output_dir, run.checkpoint_dir)
     clone = upstream.find(run.mae_dir) if run.task == recipes.PRETRAIN else None
     source = sources.open_source(run.data, run.seed)
     loggers.check_wandb(run.wandb_project)
@@ -61,30 +70,30 @@ def main(argv=None):
         "data": source.fingerprint,
     }
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is imported
-    if run.device not in ("auto", "cpu") or parallel.size() > 1:
-        from maekit import device
+    if run.device not in ("auto", "cpu") or distributed.size() > 1:
+        from maekit.training.device import choose
 
-        device.choose(run.device)
-    parallel.start()
+        choose(run.device)
+    distributed.start()
     # started again by a cluster or by torchrun, it goes on
     restarts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     fresh = run.overwrite and run.resume == "never" and not any(map(int, restarts))
-    summary = parallel.on_main(lambda: folder.claim(identity, overwrite=run.overwrite, fresh=fresh))
+    summary = distributed.on_main(lambda: folder.claim(identity, overwrite=run.overwrite, fresh=fresh))
     if summary is not None:
         again = " --resume never --overwrite repeats it." if run.overwrite else ""
-        parallel.say(f"{folder.path}: {summary['status']} already, nothing to do.{again}")
-        parallel.stop()
+        distributed.say(f"{folder.path}: {summary['status']} already, nothing to do.{again}")
+        distributed.stop()
         return 0
     errors.each_for_itself()
     try:
         train(run, source, folder, identity, clone)
     except BaseException as error:
-        faults.tell_of_no_dead_worker()
-        faults.note(folder, error)
-        raise faults.explained(error, run) from error
+        tell_of_no_dead_worker()
+        failures.note(folder, error)
+        raise failures.explained(error, run) from error
     finally:
         folder.release()
-    parallel.stop()
+    distributed.stop()
     return 0
 
 
@@ -102,9 +111,9 @@ def check_batches(run, source):
 
 def check_processes(source):
     """Raise InputError if there are more processes than validation images."""
-    if parallel.size() > len(source.val):
+    if distributed.size() > len(source.val):
         raise InputError(
-            f"{parallel.size()} processes: the data set has {len(source.val)} validation images. Use fewer."
+            f"{distributed.size()} processes: the data set has {len(source.val)} validation images. Use fewer."
         )
 
 
@@ -129,19 +138,20 @@ def check_labels(run, source):
 
 def train(run, source, folder, identity, clone=None):
     """The story of a run: device, data, model, optimizer, where to go on, epochs, what is left behind."""
-    from maekit import cache, figures
-    from maekit.status import Status
-    from maekit.stopping import StopRequest
+    from maekit.analysis import figures
+    from maekit.data import cache
+    from maekit.runs.status import Status
+    from maekit.training.signals import StopRequest
 
     stored = cache.cached(source, run.data.cache, run.model.input_size, say_aside)
-    source = source if parallel.agree(int(stored is source)) else stored  # all processes read the same pixels
+    source = source if distributed.agree(int(stored is source)) else stored  # all processes read the same pixels
     job = open_job(run, source, clone)
     fuse_norms(job.device)
     found = {"pixels": cache.pixels(source), "precision": job.device.precision}
-    identity = parallel.on_main(lambda: folder.settle(identity, found))
+    identity = distributed.on_main(lambda: folder.settle(identity, found))
     state = job.resume(folder, identity)
     job.prepare()
-    own = folder if parallel.is_main() else None  # of several processes one writes
+    own = folder if distributed.is_main() else None  # of several processes one writes
     config = describe(run, source, identity, job, clone)
     if own:
         files.write_json(folder.config, config)
@@ -149,15 +159,15 @@ def train(run, source, folder, identity, clone=None):
         state["baselines"] = job.baselines()
     baselines = state["baselines"]
     head = {**trajectory_head(run), **baselines} if job.keeps_trajectory else None
-    record = runs.Record(own, job.columns, head, **state["history"])
-    record.write(runs.RUNNING)
+    record = Record(own, job.columns, head, **state["history"])
+    record.write(RUNNING)
     progress = Status(own, job.epochs)
 
     with loggers.Loggers(run, own, config, state["first_epoch"]) as log:
         with StopRequest() as stop:  # which has to listen by the time that others are told that the run is on
-            progress.write(runs.RUNNING, state["first_epoch"])
+            progress.write(RUNNING, state["first_epoch"])
             status, keeper = fit(run, job, folder, identity, state, record, progress, log, stop)
-        measured = job.ending(folder) if status == runs.FINISHED else {}
+        measured = job.ending(folder) if status == FINISHED else {}
         broken = job.count_broken()
         if own is None:
             return
@@ -168,7 +178,7 @@ def train(run, source, folder, identity, clone=None):
             "seed": run.seed,
             "status": status,
             "total_time": keeper.elapsed_s(),
-            **runs.summarize_log(record.log),
+            **summarize_log(record.log),
             **measured,
             **baselines,
             "broken_images": broken,
@@ -179,7 +189,7 @@ def train(run, source, folder, identity, clone=None):
         log.finish(summary, folder.loss_curve if record.log else None)
     files.write_json(folder.summary, summary)  # last but one: its presence says that the run has ended
     progress.write(status, len(record.log))
-    ending = f" after {len(record.log)} epochs" if record.log or status == runs.DIVERGED else f", {one_line(measured)}"
+    ending = f" after {len(record.log)} epochs" if record.log or status == DIVERGED else f", {one_line(measured)}"
     print(f"{folder.path}: {status}{ending}.")
 
 
@@ -191,15 +201,15 @@ def fit(run, job, folder, identity, state, record, progress, log, stop):
     from tqdm import tqdm
 
     import norms
-    from maekit.keeper import Keeper
+    from maekit.training.saving import Keeper
 
     first_epoch, position, baselines = state["first_epoch"], state["position"], state["baselines"]
-    images = len(job.batches) * run.optim.batch_size * parallel.size() if job.epochs else 0
+    images = len(job.batches) * run.optim.batch_size * distributed.size() if job.epochs else 0
     done = first_epoch * images + (position["batch"] * images // len(job.batches) if position else 0)
     with (
         open(os.devnull, "w") as nowhere,
         tqdm(desc=run.norm.name, unit="img", total=job.epochs * images, initial=done, dynamic_ncols=True,
-             mininterval=0.5 if sys.stderr.isatty() else 60, file=sys.stderr if parallel.is_main() else nowhere) as bar,
+             mininterval=0.5 if sys.stderr.isatty() else 60, file=sys.stderr if distributed.is_main() else nowhere) as bar,
     ):  # fmt: skip
         keeper = Keeper(
             job, folder, record, progress, stop, run.saving, state["elapsed_s"], args=identity, baselines=baselines
@@ -208,18 +218,18 @@ def fit(run, job, folder, identity, state, record, progress, log, stop):
             row = job.measure_epoch(epoch, bar, keeper.after_step, position)
             position = None
             if row is None:
-                parallel.say(
+                distributed.say(
                     f"epoch {epoch}: the loss is not finite, the run has diverged; its finite epochs are kept."
                 )
-                return runs.DIVERGED, keeper
+                return DIVERGED, keeper
             alphas = norms.norm_alphas(job.network)
-            record.add({**row, **baselines}, alphas, runs.RUNNING)
-            if parallel.is_main():
+            record.add({**row, **baselines}, alphas, RUNNING)
+            if distributed.is_main():
                 log.add(record.log[-1], alphas, job.pictures(epoch))
                 bar.write(one_line(row, job.epochs))
-            progress.write(runs.RUNNING, epoch + 1, 0.0, row["images_per_s"])
+            progress.write(RUNNING, epoch + 1, 0.0, row["images_per_s"])
             keeper.after_epoch(epoch)
-    return runs.FINISHED, keeper
+    return FINISHED, keeper
 
 
 def open_job(run, source, clone=None):
@@ -227,15 +237,17 @@ def open_job(run, source, clone=None):
     import norms
 
     if clone is not None:
-        clone = parallel.on_main(lambda: clone.ensure_patched(parallel.say))
+        clone = distributed.on_main(lambda: clone.ensure_patched(distributed.say))
     build = partial(build_model, run, clone)
     if run.task == recipes.PRETRAIN:
-        from maekit.pretraining import Pretraining
+        from maekit.training.pretraining import Pretraining
 
         return Pretraining(run, source, build, norms.update_adaptive)
-    from maekit import evaluate  # timm's augmentations, which pre-training does not wait for
+    from maekit.training.finetuning import Finetuning
+    from maekit.training.linear_probing import LinearProbing
+    from maekit.training.nearest_neighbours import Knn  # timm's augmentations, which pre-training does not wait for
 
-    kinds = {recipes.FINETUNE: evaluate.Finetuning, recipes.LINPROBE: evaluate.LinearProbing, recipes.KNN: evaluate.Knn}
+    kinds = {recipes.FINETUNE: Finetuning, recipes.LINPROBE: LinearProbing, recipes.KNN: Knn}
     return kinds[run.task](run, source, build(), norms.update_adaptive)
 
 
@@ -246,18 +258,18 @@ def fuse_norms(device):
     import norms
 
     try:
-        from maekit import kernels
+        from maekit.model import kernels
 
         kernels.try_out(device.torch)
     except Exception as error:  # noqa: BLE001 - no Triton, no C compiler for it, a GPU that it does not know: its errors have no class
-        parallel.say(f"norm layers: torch's own kernels, as Triton does not work here ({error}).")
+        distributed.say(f"norm layers: torch's own kernels, as Triton does not work here ({error}).")
     else:
         norms.FUSED["cuda"] = kernels.FUSED
 
 
 def say_aside(text):
     """A line about what is no result, in the main process."""
-    if parallel.is_main():
+    if distributed.is_main():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -269,7 +281,7 @@ def build_model(run, clone=None):
     import torch
 
     import norms
-    from maekit.model import build_mae
+    from maekit.model.mae import build_mae
 
     torch.manual_seed(run.seed)
     model = build_mae(
@@ -284,7 +296,7 @@ def build_model(run, clone=None):
 
 def one_line(row, epochs=None):
     """An epoch, or scores alone, for the terminal."""
-    scores = [f"{probe} {row[name]:.1f} %" for probe, name in runs.SCORES.items() if row.get(name) is not None]
+    scores = [f"{probe} {row[name]:.1f} %" for probe, name in measures.SCORES.items() if row.get(name) is not None]
     if epochs is None:
         return ", ".join(scores)
     losses = f"training loss {row['train_loss']:.4f}, validation {row.get('val_mse', row.get('val_loss')):.4f}"

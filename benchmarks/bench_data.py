@@ -28,8 +28,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from maekit import cache, data, demo, sources
-from maekit.settings import DataSettings, ModelSettings, OptimSettings
+from maekit.data import cache, demo, loader, sources
+from maekit.data.datasets import TrainImages
+from maekit.data.pixels import IMAGENET_MEAN, IMAGENET_STD
+from maekit.settings.typed import DataSettings, ModelSettings, OptimSettings
 
 SIDE, BATCH = 224, 64
 PIPELINES = ("upstream", "fresh", "cached")
@@ -98,7 +100,7 @@ def measure(images, stored, rounds):
 def differences(images, stored):
     """Mean absolute difference, in levels of 255, of crops from the cache and crops of the same boxes of fresh images; and
     how many images are reduced in the cache."""
-    fresh, cached = (data.TrainImages(each, SIDE, MODEL.patches, seed=0) for each in (images, stored))
+    fresh, cached = (TrainImages(each, SIDE, MODEL.patches, seed=0) for each in (images, stored))
     levels = [
         (fresh[0, i]["images"].float() - cached[0, i]["images"].float()).abs().mean().item() for i in range(len(images))
     ]
@@ -111,7 +113,7 @@ def upstream_batches(images):
         transforms.RandomResizedCrop(SIDE, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
-        transforms.Normalize(mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD),
+        transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
     ])  # fmt: skip
     dataset = ImageFolder(images.root, transform)
     number = {path: i for i, (path, _) in enumerate(dataset.samples)}
@@ -121,7 +123,7 @@ def upstream_batches(images):
 
 def our_batches(images):
     optim = OptimSettings(1, BATCH, 1, 1e-3, 0.0, 0.0, 0.0)
-    return data.train_batches(images, MODEL, optim, seed=0, broken=data.BrokenImages(print), workers=0)
+    return loader.train_batches(images, MODEL, optim, seed=0, broken=loader.BrokenImages(print), workers=0)
 
 
 def write_photographs(folder, n_images):

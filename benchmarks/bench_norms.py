@@ -34,7 +34,7 @@ def main():
     dtype = getattr(torch, args.dtype or ("bfloat16" if on_gpu else "float32"))
     batch = args.batch or (256 if on_gpu else 64)
     if on_gpu:
-        from maekit import kernels
+        from maekit.model import kernels
 
         norms.FUSED["cuda"] = kernels.FUSED
     rows = []

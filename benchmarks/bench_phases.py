@@ -28,7 +28,9 @@ def main():
     device = set_up(args)
     imported = time.perf_counter()
     import train
-    from maekit import cache, checkpoint, data, evaluate, figures, parallel, pretraining, validation  # noqa: F401
+    from maekit.analysis import figures
+    from maekit.data import cache
+    from maekit.training import checkpoint, classification, pretraining, validation  # noqa: F401
 
     spent, calls = defaultdict(float), defaultdict(int)
     for owner, name, phase in (

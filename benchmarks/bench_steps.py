@@ -96,7 +96,10 @@ def measure(variant, norm, batch_size, args, device, peak):
 
 def open_job(norm, batch_size, args, device, folder, compiled, graph):
     import train
-    from maekit import cache, compiling, flags, settings, sources
+    from maekit.data import cache, sources
+    from maekit.model import compiling
+    from maekit.settings import flags
+    from maekit.settings.resolution import resolve
 
     words = ["--norm", norm, "--alpha", "0.1", "--probes", "joint,frozen", "--device", device, "--output_dir", folder,
              "--compile", "on" if compiled else "off", "--epochs", 1000]  # fmt: skip
@@ -104,7 +107,7 @@ def open_job(norm, batch_size, args, device, folder, compiled, graph):
     if not args.demo:
         words += ["--input_size", 224, "--model", args.model, "--decoder_type", args.decoder_type]
     words += ["--batch_size", batch_size]
-    run = settings.resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in words]))
+    run = resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in words]))
     source = cache.cached(sources.open_source(run.data, run.seed), run.data.cache, run.model.input_size, print)
     train.fuse_norms(SimpleNamespace(torch=device))
     job = train.open_job(run, source)

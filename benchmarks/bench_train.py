@@ -45,7 +45,7 @@ def main():
     p.add_argument("--num_workers", type=int, default=0)
     args = p.parse_args()
     device = set_up(args)
-    from maekit import upstream
+    from maekit.model import upstream
 
     clone = upstream.find(args.mae_dir)
     if clone is None:
@@ -109,7 +109,8 @@ def compare(case, args, device, clone, peak):
 
 
 def settings_of(case, args, device, norm, folder):
-    from maekit import flags, settings
+    from maekit.settings import flags
+    from maekit.settings.resolution import resolve
 
     words = [
         "--norm",
@@ -127,11 +128,11 @@ def settings_of(case, args, device, norm, folder):
     words += ["--input_size", 64 if "demo" in case["model"] else 224, "--epochs", 10_000]
     for name in ("model", "decoder_type", "batch_size"):
         words += [f"--{name}", case[name]] if case.get(name) is not None else []
-    return settings.resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in words]))
+    return resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in words]))
 
 
 def open_job(run, train):
-    from maekit import cache, sources
+    from maekit.data import cache, sources
 
     source = cache.cached(sources.open_source(run.data, run.seed), run.data.cache, run.model.input_size, lambda _: None)
     job = train.open_job(run, source)
@@ -174,7 +175,7 @@ def upstreams_epoch(run, job, args, clone, steps):
     import torch
     from timm.optim import param_groups_weight_decay
 
-    from maekit.model import build_mae
+    from maekit.model.mae import build_mae
 
     module = clone.module()
     import engine_pretrain
@@ -210,13 +211,13 @@ def upstreams_loader(run, job, args):
     import torch
     from torchvision import datasets, transforms
 
-    from maekit import data
+    from maekit.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 
     transform = transforms.Compose([
         transforms.RandomResizedCrop(run.model.input_size, scale=(0.2, 1.0), interpolation=3),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
-        transforms.Normalize(mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD),
+        transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
     ])  # fmt: skip
     images = datasets.ImageFolder(os.path.join(job.source.train.root), transform=transform)
     return torch.utils.data.DataLoader(

@@ -14,7 +14,7 @@ import numpy as np
 from common import KIT  # noqa: F401 - the kit's folder on the path
 from PIL import Image
 
-from maekit import demo
+from maekit.data import demo
 
 PART = 200  # images that a process makes at a time
 

@@ -10,8 +10,8 @@ KIT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(KIT))
 
 import analysis
-from maekit import flags
-from maekit.drivers.comparison import banner
+from maekit.drivers.windows import banner
+from maekit.settings import flags
 
 DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh")
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import maekit.comparison
-from maekit import comparison_figures, figures, files
-
-from .conftest import KIT, run, train_here
-from .test_findings import fabricated
+import maekit.analysis.comparison
+from maekit.runs.reading import is_evaluation
+from maekit import files
+from maekit.analysis import comparison_figures, figures
+from tests.support import KIT, run, train_here
+from tests.test_findings import fabricated
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 METHODS = ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh")
@@ -104,7 +105,7 @@ def test_unfinished_and_diverged_runs_are_shown_and_named(copy):
 def test_the_printed_table_is_of_finished_runs_where_there_are_any():
     found = [fabricated("LayerNorm", 0, [0.5]), fabricated("LayerNorm", 1, [9.0], status=None)]
     found.append(fabricated("RMSNorm", 0, [0.25], status=None))
-    head, *lines = maekit.comparison.render(maekit.comparison.tabulate(found)).splitlines()
+    head, *lines = maekit.analysis.comparison.render(maekit.analysis.comparison.tabulate(found)).splitlines()
     rows = {line.split()[0]: line.split() for line in lines}
     assert head.split()[:3] == ["method", "n", "status"]
     assert rows["LayerNorm"][1:3] == ["1", "finished"] and "0.5" in rows["LayerNorm"]
@@ -115,7 +116,7 @@ def test_runs_that_shared_the_machine_are_said_to_have():
     for together, said in ((1, 0), (2, 1), (3, 1)):
         found = [fabricated("LayerNorm", seed, [0.5]) for seed in (0, 1)]
         found[1]["config"]["runs_at_a_time"] = together
-        notices = list(maekit.comparison.notices_on(found, [], maekit.comparison.tabulate(found)))
+        notices = list(maekit.analysis.comparison.notices_on(found, [], maekit.analysis.comparison.tabulate(found)))
         assert len(notices) == said and all(f"Up to {together} runs at a time" in notice for notice in notices)
 
 
@@ -165,7 +166,7 @@ def test_of_two_runs_in_folders_of_other_names_the_one_that_has_ended_counts(fir
     pair = [fabricated("LayerNorm", 0, [0.5], status=status) for status in ("finished", None)]
     for run_, name in zip(pair, ("ended", "not ended")):
         run_["path"] = run_["path"].with_name(name)
-    kept, repeated = maekit.comparison.without_repeats([pair[first], pair[1 - first]])
+    kept, repeated = maekit.analysis.comparison.without_repeats([pair[first], pair[1 - first]])
     assert kept == [pair[0]] and len(repeated) == 1 and repeated[0].startswith("LayerNorm/not ended: ")
 
 
@@ -181,7 +182,7 @@ def test_what_pre_training_adds_to_an_accuracy_has_the_sign_of_more():
     found = [fabricated("LayerNorm", seed, [0.5]) for seed in range(3)]
     evaluations = [evaluated(run_, 60.0 + run_["config"]["identity"]["seed"], "sha256:0") for run_ in found]
     evaluations += [evaluated(run_, 40.0 + run_["config"]["identity"]["seed"], None) for run_ in found]
-    text = maekit.comparison.render_evaluations(maekit.comparison.tabulate(found, evaluations))
+    text = maekit.analysis.comparison.render_evaluations(maekit.analysis.comparison.tabulate(found, evaluations))
     assert "61.0 % ± 1.0" in text and "41.0 % ± 1.0" in text
     assert "+20.0 (95 %: +20.0 to +20.0), n = 3" in text
 
@@ -189,16 +190,16 @@ def test_what_pre_training_adds_to_an_accuracy_has_the_sign_of_more():
 def test_chance_is_one_of_the_classes_and_unknown_where_their_number_differs():
     run_ = fabricated("LayerNorm", 0, [0.5])
     ten, twenty = (evaluated(run_, 50.0, None, classes=classes) for classes in (10, 20))
-    assert maekit.comparison.chance([ten, ten]) == 10 and maekit.comparison.chance([twenty]) == 5
-    assert maekit.comparison.chance([ten, twenty]) is None
+    assert maekit.analysis.comparison.chance([ten, ten]) == 10 and maekit.analysis.comparison.chance([twenty]) == 5
+    assert maekit.analysis.comparison.chance([ten, twenty]) is None
 
 
 def test_baselines_are_drawn_though_the_first_run_has_none_yet(copy):
     (copy / "LayerNorm/seed0/summary.json").unlink()
-    found = maekit.comparison.load(copy)
-    table = maekit.comparison.tabulate(found)
+    found = maekit.analysis.comparison.load(copy)
+    table = maekit.analysis.comparison.tabulate(found)
     assert np.isnan(table["flat_colour"].iloc[0]) and table["flat_colour"].notna().any()
-    figure = comparison_figures.loss_comparison(maekit.comparison.stack(found, "log"), table)
+    figure = comparison_figures.loss_comparison(maekit.analysis.comparison.stack(found, "log"), table)
     assert any("flat" in text.get_text() for legend in figure.legends for text in legend.get_texts())
 
 
@@ -210,9 +211,9 @@ def test_an_evaluation_that_diverged_has_no_accuracy(copy):
     files.write_json(folder / "config.json", config)
     for status, known in (("finished", True), ("diverged", False)):
         files.write_json(folder / "summary.json", {**summary, "acc1": 12.5, "status": status})
-        found = maekit.comparison.load(copy)
-        evaluations = [run for run in found if maekit.comparison.runs.is_evaluation(run)]
-        table = maekit.comparison.tabulate([run for run in found if run not in evaluations], evaluations)
+        found = maekit.analysis.comparison.load(copy)
+        evaluations = [run for run in found if is_evaluation(run)]
+        table = maekit.analysis.comparison.tabulate([run for run in found if run not in evaluations], evaluations)
         assert ("linprobe_accuracy" in table) is known
     assert f"{folder}: diverged" in analyse(copy).stdout
 
@@ -230,9 +231,9 @@ def test_a_folder_without_runs_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_every_norm_has_a_look_of_its_own():
-    from maekit import settings
+    from maekit.settings import methods
 
-    assert set(figures.LOOK) == set(settings.NORMS)
+    assert set(figures.LOOK) == set(methods.NORMS)
     assert len({str(look) for look in figures.LOOK.values()}) == len(figures.LOOK)
 
 
@@ -241,4 +242,7 @@ def test_pictures_of_other_images_are_left_out(comparison, copy):
     arrays = dict(np.load(file))
     files.write_arrays(file, {**arrays, "image": arrays["image"][::-1]})
     (copy / "DynamicTanh/seed1/reconstructions.npz").unlink()
-    assert list(maekit.comparison.load_pictures(maekit.comparison.load(copy))) == ["LayerNorm", "AdaptiveDynamicTanh"]
+    assert list(maekit.analysis.comparison.load_pictures(maekit.analysis.comparison.load(copy))) == [
+        "LayerNorm",
+        "AdaptiveDynamicTanh",
+    ]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from .conftest import KIT, run
+from tests.support import KIT, run
 
 sys.path.insert(0, str(KIT / "benchmarks"))
 
@@ -56,7 +56,7 @@ def test_images_that_live_on_the_device_do_not_hinder_batches_that_are_ready(mon
     import bench_train
     import torch
 
-    from maekit import resident
+    from maekit.data import resident
 
     monkeypatch.setattr(resident, "place", lambda images, device: resident.ResidentImages(images.store, device))
     args = SimpleNamespace(norms=["LayerNorm", "DynamicTanh"], with_data=False, imagenet_dir=None, num_workers=0,

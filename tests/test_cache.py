@@ -18,13 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from maekit import cache, data, decoding, demo, files, sources
+from maekit import files
+from maekit.data import cache, crops, decoding, demo, sources
+from maekit.data.datasets import AugmentedImages, TrainImages, ValImages
 from maekit.errors import InputError
-from maekit.settings import DataSettings
-
-from .conftest import KIT, run, train_here
-from .test_data import collect, equal, open_folder, training, validation, write_folders
-from .test_train import losses, weights
+from maekit.settings.typed import DataSettings
+from tests.support import KIT, run, train_here
+from tests.test_data import collect, equal, open_folder, training, validation, write_folders
+from tests.test_train import losses, weights
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
 
@@ -85,9 +86,9 @@ def test_so_they_do_where_torch_resizes(tmp_path):
     fresh = small_source(tmp_path / "images", side=250)
     stored = cached(fresh, tmp_path / "cache")
     for i in range(len(fresh.train)):
-        a, b = (data.TrainImages(s.train, 224, 196, seed=1)[2, i]["images"] for s in (fresh, stored))
+        a, b = (TrainImages(s.train, 224, 196, seed=1)[2, i]["images"] for s in (fresh, stored))
         assert torch.equal(a, b)
-        a, b = (data.ValImages(s.train, 224, 196)[i]["images"] for s in (fresh, stored))
+        a, b = (ValImages(s.train, 224, 196)[i]["images"] for s in (fresh, stored))
         assert torch.equal(a, b)
 
 
@@ -99,12 +100,12 @@ def test_crops_of_reduced_images_are_those_of_the_same_boxes(photographs, tmp_pa
     differences = {"crop": [], "middle": [], "other crop": []}
     for i in range(len(fresh.train)):
         for epoch in range(4):
-            a, b = (data.TrainImages(s.train, 224, 196, seed=0)[epoch, i] for s in (fresh, stored))
+            a, b = (TrainImages(s.train, 224, 196, seed=0)[epoch, i] for s in (fresh, stored))
             np.testing.assert_array_equal(a["noise"], b["noise"])  # the same box and flip came before it
             differences["crop"].append(levels(a["images"], b["images"]))
-            c = data.TrainImages(fresh.train, 224, 196, seed=0)[epoch + 4, i]
+            c = TrainImages(fresh.train, 224, 196, seed=0)[epoch + 4, i]
             differences["other crop"].append(levels(a["images"], c["images"]))
-        a, b = (data.ValImages(s.val, 224, 196)[i]["images"] for s in (fresh, stored))
+        a, b = (ValImages(s.val, 224, 196)[i]["images"] for s in (fresh, stored))
         differences["middle"].append(levels(a, b))
     differences = {name: np.mean(values) for name, values in differences.items()}
     assert 0 < differences["crop"] < 2 and 0 < differences["middle"] < 2 and differences["other crop"] > 20, differences
@@ -149,7 +150,7 @@ def test_torch_resizes_as_pil_does_but_for_rounding(photographs):
     rng, differences = np.random.default_rng(0), []
     for i in range(len(images)):
         picture = decoding.read(images, i)
-        top, left, height, width = box = data.random_resized_crop_box(rng, picture.height, picture.width)
+        top, left, height, width = box = crops.random_resized_crop_box(rng, picture.height, picture.width)
         pil = picture.image().crop((left, top, left + width, top + height)).resize((224, 224), Image.BICUBIC)
         ours = picture.crop(*box, 224).permute(1, 2, 0).numpy().astype(int)
         differences.append(np.abs(ours - np.asarray(pil)).mean())
@@ -210,7 +211,7 @@ def test_fine_tuning_augments_images_as_they_are_in_their_files(photographs, tmp
     fresh = open_folder(photographs)
     stored = cached(fresh, tmp_path)
     transform = lambda image: torch.from_numpy(np.array(image))
-    a, b = (data.AugmentedImages(s.train, transform, seed=0)[0, 4]["images"] for s in (fresh, stored))
+    a, b = (AugmentedImages(s.train, transform, seed=0)[0, 4]["images"] for s in (fresh, stored))
     assert torch.equal(a, b) and a.shape in ((375, 500, 3), (500, 375, 3))
 
 
@@ -286,7 +287,7 @@ def start_maker(root, folder):
     """A real process that makes the cache of a folder of images and prints what it says, then how many bytes it has."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from maekit import cache, sources\nfrom maekit.settings import DataSettings\n"
+        "from maekit.data import cache, sources\nfrom maekit.settings.typed import DataSettings\n"
         "source = sources.open_source(DataSettings(sys.argv[2], None, 0), 0)\n"
         "stored = cache.cached(source, sys.argv[3], 224, lambda line: print(line, flush=True))\n"
         "print(stored.train.store.path.stat().st_size, stored.train.store.offsets[-1])\n"

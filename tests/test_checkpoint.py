@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from maekit import checkpoint, runs
 from maekit.errors import InputError
+from maekit.runs.folder import RunFolder
+from maekit.training import checkpoint
 
 IDENTITY = {"norm": "LayerNorm", "seed": 0}
 
@@ -34,7 +35,7 @@ class Training:
 @pytest.fixture
 def folder(tmp_path):
     """A RunFolder with the checkpoints of epochs 0 and 1."""
-    folder, training = runs.RunFolder(tmp_path), Training()
+    folder, training = RunFolder(tmp_path), Training()
     for epoch in range(2):
         training.step()
         training.save(folder, epoch)

@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from maekit import compiling, settings
-from maekit.device import Device
-from maekit.flags import build_parser
-from maekit.model import build_mae
-
-from .conftest import train, train_here
-from .test_train import losses
+from maekit.model import compiling
+from maekit.model.mae import build_mae
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from maekit.training.device import Device
+from tests.support import train, train_here
+from tests.test_train import losses
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "96", "--batch_size", "32", "--num_workers", "0")
 
 
 def resolved(*flags):
-    return settings.resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
+    return resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="--compile needs a C++ compiler here")

@@ -13,11 +13,12 @@ from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from maekit import data, demo, sources
+from maekit.data import crops, demo, loader, sources, streams
+from maekit.data.datasets import AugmentedImages
+from maekit.data.pixels import Pixels
 from maekit.errors import InputError
-from maekit.settings import DataSettings, ModelSettings, OptimSettings
-
-from .conftest import WNIDS
+from maekit.settings.typed import DataSettings, ModelSettings, OptimSettings
+from tests.support import WNIDS
 
 SIDE = 64
 MODEL = ModelSettings("mae_vit_demo_patch8", SIDE, 0.75, False, None)
@@ -30,15 +31,15 @@ def open_folder(folder, max_images=None, seed=0):
 
 def training(images, *, batch_size=8, accum_iter=1, seed=0, workers=0, said=None, **options):
     """(batches, BrokenImages) of training images; what is said goes to the list `said`."""
-    broken = data.BrokenImages(([] if said is None else said).append)
+    broken = loader.BrokenImages(([] if said is None else said).append)
     optim = OptimSettings(1, batch_size, accum_iter, 1e-3, 0.0, 0.1, 0.05)
-    batches = data.train_batches(images, MODEL, optim, seed=seed, broken=broken, workers=workers, **options)
+    batches = loader.train_batches(images, MODEL, optim, seed=seed, broken=broken, workers=workers, **options)
     return batches, broken
 
 
 def validation(images, *, batch_size=8, workers=0, said=None, **options):
-    broken = data.BrokenImages(([] if said is None else said).append)
-    return data.val_batches(images, MODEL, batch_size=batch_size, broken=broken, workers=workers, **options), broken
+    broken = loader.BrokenImages(([] if said is None else said).append)
+    return loader.val_batches(images, MODEL, batch_size=batch_size, broken=broken, workers=workers, **options), broken
 
 
 def collect(batches, epoch=None):
@@ -105,8 +106,8 @@ def center_crop_by_pil(file):
 def random_crop_by_pil(file, seed, epoch, index):
     """The training image, its mask noise, and whether it is flipped, from the generator of (seed, epoch, index)."""
     image = Image.open(file).convert("RGB")
-    rng = data._generator(data._CROP, seed, epoch, index)
-    top, left, height, width = data.random_resized_crop_box(rng, image.height, image.width)
+    rng = streams.generator(streams.CROP, seed, epoch, index)
+    top, left, height, width = crops.random_resized_crop_box(rng, image.height, image.width)
     flip = rng.random() < 0.5
     image = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.BICUBIC)
     noise = rng.random(MODEL.patches, dtype=np.float32)
@@ -232,7 +233,7 @@ def test_labels_that_nobody_asked_for_are_minus_one_and_cost_nothing(tmp_path):
 
 def test_normalising_removes_imagenets_mean_and_deviation_and_is_undone_exactly():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    pixels = data.Pixels(torch.device("cpu"))
+    pixels = Pixels(torch.device("cpu"))
     normal = pixels.normalize(levels)
     for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
         expected = (np.arange(256) / 255 - mean) / std
@@ -259,7 +260,7 @@ def crop_statistics(boxes, height, width):
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (256, 256), (500, 180), (120, 300)])
 def test_crops_have_the_distribution_of_torchvisions_random_resized_crop(height, width):
     rng = np.random.default_rng(11)
-    ours = crop_statistics([data.random_resized_crop_box(rng, height, width) for _ in range(N_DRAWS)], height, width)
+    ours = crop_statistics([crops.random_resized_crop_box(rng, height, width) for _ in range(N_DRAWS)], height, width)
     image = torch.empty(3, height, width)
     with torch.random.fork_rng():
         torch.manual_seed(12)
@@ -275,14 +276,14 @@ def test_crops_have_the_distribution_of_torchvisions_random_resized_crop(height,
 def test_an_image_too_long_for_any_crop_gives_torchvisions_central_one(height, width):
     rng = np.random.default_rng(0)
     expected = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.2, 1.0], [3 / 4, 4 / 3])
-    assert {data.random_resized_crop_box(rng, height, width) for _ in range(20)} == {tuple(expected)}
+    assert {crops.random_resized_crop_box(rng, height, width) for _ in range(20)} == {tuple(expected)}
 
 
 def test_crops_stay_inside_the_image():
     rng = np.random.default_rng(0)
     for height, width in ((7, 5), (100, 30), (64, 65)):
         for _ in range(300):
-            top, left, h, w = data.random_resized_crop_box(rng, height, width)
+            top, left, h, w = crops.random_resized_crop_box(rng, height, width)
             assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h > 0 and w > 0
 
 
@@ -343,8 +344,8 @@ def test_iterating_draws_nothing_from_the_global_generators(photographs):
     for workers in (0, 2):
         batches = [training(photographs.train, workers=workers)[0], validation(photographs.val, workers=workers)[0]]
         before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-        for loader in batches:
-            collect(loader)
+        for each in batches:
+            collect(each)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.random.get_state()[1].tolist() == before[1]
         assert random.getstate() == before[2]
@@ -366,7 +367,7 @@ def test_every_image_comes_at_most_once_an_epoch(photographs):
     [(10, 5, 1, 2), (10, 4, 1, 2), (10, 3, 2, 2), (11, 2, 2, 4), (10, 10, 1, 1), (10, 5, 2, 2), (9, 5, 2, 0)],
 )
 def test_an_epoch_is_cut_to_whole_optimizer_steps(n_images, batch_size, accum_iter, batches):
-    order = data.BatchOrder(n_images, batch_size, accum_iter, seed=0)
+    order = loader.BatchOrder(n_images, batch_size, accum_iter, seed=0)
     order.set_epoch(4)
     passed = list(order)
     assert len(passed) == len(order) == batches
@@ -475,8 +476,8 @@ def test_a_broken_image_is_named_counted_and_replaced(many):
         assert used != broken_index
         # the replacement's pixels and label, cropped and masked as the broken image would have been
         image = Image.open(source.train.file(used))
-        rng = data._generator(data._CROP, 0, epoch, broken_index)
-        top, left, height, width = data.random_resized_crop_box(rng, image.height, image.width)
+        rng = streams.generator(streams.CROP, 0, epoch, broken_index)
+        top, left, height, width = crops.random_resized_crop_box(rng, image.height, image.width)
         flip = rng.random() < 0.5
         crop = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.BICUBIC)
         expected = np.asarray(ImageOps.mirror(crop) if flip else crop)
@@ -491,7 +492,7 @@ def test_the_replacement_of_a_broken_image_has_its_own_label_also_where_images_a
     truncate(many / "train" / "bee" / "bee_007.JPEG")
     images = open_folder(many).train
     at = images.paths.tolist().index(b"bee/bee_007.JPEG")
-    dataset = data.AugmentedImages(images, np.asarray, seed=0)
+    dataset = AugmentedImages(images, np.asarray, seed=0)
     samples = [dataset[epoch, at] for epoch in range(12)]
     assert {sample["broken"] for sample in samples} == {at} and len({sample["labels"] for sample in samples}) == 3
     for sample in samples:
@@ -527,7 +528,7 @@ def test_broken_images_of_both_sets_are_counted_together(many):
     source, said = open_folder(many), []
     batches, broken = training(source.train, said=said)
     collect(batches, 0)
-    collect(data.val_batches(source.val, MODEL, batch_size=8, broken=broken, workers=0))
+    collect(loader.val_batches(source.val, MODEL, batch_size=8, broken=broken, workers=0))
     assert len(broken) == len(said) == 2
 
 

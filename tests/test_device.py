@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from maekit.device import Device, choose
 from maekit.errors import InputError
-
-from .conftest import train_here
+from maekit.training.device import Device, choose
+from tests.support import train_here
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import zipfile
 
 import pytest
 
-from maekit import files, settings
-
-from .conftest import KIT, ended, run
+from maekit import files
+from maekit.settings import methods
+from tests.support import KIT, ended, run
 
 DRIVER = KIT / "run_comparison.sh"
 QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
@@ -387,4 +387,4 @@ def test_the_frozen_file_pins_every_package_of_the_ranges_for_all_systems():
 
 def test_the_lists_of_methods_in_the_banner_are_the_registry():
     banner = DRIVER.read_text().partition("set -euo")[0]
-    assert all(f"{name} ({alias})" in banner for name, alias in settings.NORMS.items())
+    assert all(f"{name} ({alias})" in banner for name, alias in methods.NORMS.items())

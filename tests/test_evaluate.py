@@ -21,11 +21,18 @@ from tqdm import tqdm
 
 import norms
 import train as train_module
-from maekit import checkpoint, data, evaluate, figures, files, probes, settings, sources
-from maekit.flags import build_parser
-from maekit.model import MaskedAutoencoder, Transformer
-
-from .conftest import train_here, write_ilsvrc
+from maekit import files
+from maekit.analysis import figures
+from maekit.data import crops, sources, streams
+from maekit.data.datasets import AugmentedImages
+from maekit.model.mae import MaskedAutoencoder, Transformer
+from maekit.probes.linear import GlobalBatchNorm1d, lars
+from maekit.settings import methods
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from maekit.training import checkpoint
+from maekit.training.finetuning import augmentation, posterize_increasing
+from tests.support import train_here, write_ilsvrc
 
 QUICK = ("--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
 FINETUNE, LINPROBE, KNN = (("--task", task) for task in ("finetune", "linprobe", "knn"))
@@ -36,7 +43,7 @@ CLOCK = ("epoch_time_s", "images_per_s", "peak_memory_mb")
 
 def resolved(*flags):
     """The settings of a command."""
-    return settings.resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
+    return resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
 
 
 def open_job(*flags):
@@ -256,7 +263,7 @@ def test_a_run_whose_checkpoint_lies_elsewhere_can_be_started_from(plain, tmp_pa
 # The weights it evaluates
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_every_task_starts_from_the_encoder_of_the_checkpoint(norm, pretrained):
     theirs = encoder(state(pretrained[norm])["model"])
     flags = (*QUICK, "--init", pretrained[norm])
@@ -270,7 +277,7 @@ def test_every_task_starts_from_the_encoder_of_the_checkpoint(norm, pretrained):
     assert same({name: ours[name].view_as(fresh[name]) for name in ours}, dict(fresh))
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_untrained_is_the_encoder_of_the_seed(norm):
     flags = (*QUICK, "--norm", norm, "--seed", "3", "--init", "untrained")
     theirs = encoder(train_module.build_model(resolved("--demo", "--norm", norm, "--seed", "3")).state_dict())
@@ -298,7 +305,7 @@ def test_scrambled_weights_give_other_numbers(plain, tmp_path):
 # k-NN
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_knn_of_a_run_is_its_last_knn_accuracy_and_that_of_untrained_weights_its_baseline(norm, pretrained, tmp_path):
     run = summary(pretrained[norm])
     train_here(*QUICK, *KNN, "--init", pretrained[norm], "--output_dir", tmp_path / "trained", check=0)
@@ -484,7 +491,7 @@ def test_images_are_cropped_flipped_and_normalised_where_nothing_else_is_asked_f
 def test_an_image_is_augmented_alike_in_any_process_at_any_time(plain):
     dataset = open_job(*QUICK, *FINETUNE, "--init", plain).batches.dataset
     transform = pickle.loads(pickle.dumps(dataset.transform))  # as workers get it that are not forked
-    there = data.AugmentedImages(dataset.images, transform, 0)
+    there = AugmentedImages(dataset.images, transform, 0)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     for key in ((0, 5), (1, 5), (0, 6)):
         assert same(dataset[key], there[key]) and same(dataset[key], dataset[key])
@@ -501,27 +508,27 @@ def test_a_seeded_block_has_its_own_numbers_and_leaves_the_global_streams_alone(
     expected = draw(), draw()
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     first = draw()
-    with data.seeded(data.MIXING, 0, 1, 2):
+    with streams.seeded(streams.MIXING, 0, 1, 2):
         inside = draw()
-    with pytest.raises(KeyError), data.seeded(data.MIXING, 0, 1, 2):
+    with pytest.raises(KeyError), streams.seeded(streams.MIXING, 0, 1, 2):
         assert draw() == inside
         raise KeyError
     assert (first, draw()) == expected
     others = []
-    for key in ((data.MIXING, 0, 2, 1), (data.MIXING, 1, 1, 2), (data.DROPPING, 0, 1, 2)):
-        with data.seeded(*key):
+    for key in ((streams.MIXING, 0, 2, 1), (streams.MIXING, 1, 1, 2), (streams.DROPPING, 0, 1, 2)):
+        with streams.seeded(*key):
             others.append(draw())
     assert len({inside, *others}) == 4 and not {v for d in others for v in d} & set(inside)
 
 
 def test_posterizing_to_no_bits_is_black_and_else_timms():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8))
-    black = evaluate.posterize_increasing(image, 0)
+    black = posterize_increasing(image, 0)
     assert black.size == image.size and black.mode == image.mode and black.getextrema() == ((0, 0),) * 3
     for bits in range(1, 9):
-        ours = evaluate.posterize_increasing(image, bits)
+        ours = posterize_increasing(image, bits)
         assert np.array_equal(ours, ImageOps.posterize(image, bits))
-    evaluate.augmentation(resolved("--demo", *FINETUNE, "--init", "untrained"))
+    augmentation(resolved("--demo", *FINETUNE, "--init", "untrained"))
     strongest = auto_augment.AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)
     assert strongest(image).getextrema() == ((0, 0),) * 3
 
@@ -567,7 +574,7 @@ def test_a_fine_tuned_network_can_be_fine_tuned_again_with_a_new_head(finetuned)
 # Linear probing
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_linear_probing_moves_the_classifier_and_nothing_else(norm, pretrained, tmp_path):
     train_here(*QUICK, *LINPROBE, "--init", pretrained[norm], "--epochs", "1", "--output_dir", tmp_path, check=0)
     ours, theirs = state(tmp_path)["model"], state(pretrained[norm])["model"]
@@ -611,7 +618,7 @@ def test_a_step_of_lars_is_upstreams(from_zero):
     with torch.no_grad():
         layer.weight.copy_(torch.zeros(4, 6) if from_zero else torch.randn(4, 6, generator=rng))
         layer.bias.copy_(torch.randn(4, generator=rng))
-    optimizer = probes.lars(layer, lr=1.0)
+    optimizer = lars(layer, lr=1.0)
     w, b = layer.weight.detach().double().clone(), layer.bias.detach().double().clone()
     mu_w, mu_b = torch.zeros_like(w), torch.zeros_like(b)
     for step in range(6):
@@ -634,7 +641,7 @@ def test_weight_decay_is_the_weights_and_in_its_trust_ratio():
     layer = nn.Linear(6, 4)
     w, b = layer.weight.detach().clone(), layer.bias.detach().clone()
     layer.weight.grad, layer.bias.grad = torch.randn(4, 6), torch.randn(4)
-    probes.lars(layer, lr=10.0, weight_decay=0.3).step()
+    lars(layer, lr=10.0, weight_decay=0.3).step()
     trust = 0.001 * w.norm() / (layer.weight.grad.norm() + 0.3 * w.norm())
     assert torch.allclose(layer.weight, w - 10 * trust * (layer.weight.grad + 0.3 * w), rtol=1e-5, atol=1e-6)
     assert torch.allclose(layer.bias, b - 10 * layer.bias.grad)
@@ -653,7 +660,7 @@ FAR = 1.95 * math.sqrt(2 / N_BOXES)  # a distance that two samples of one distri
 
 def test_areas_of_crops_are_even_where_they_fit():
     rng = np.random.default_rng(0)
-    boxes = np.array([data.single_try_crop_box(rng, 1000, 1000, ratio=(1, 1)) for _ in range(N_BOXES)])
+    boxes = np.array([crops.single_try_crop_box(rng, 1000, 1000, ratio=(1, 1)) for _ in range(N_BOXES)])
     areas = boxes[:, 2] * boxes[:, 3] / 1e6
     assert distance(areas, np.linspace(0.08, 1, N_BOXES)) < FAR
     assert (areas.min(), areas.max()) == (pytest.approx(0.08, abs=2e-3), pytest.approx(1, abs=2e-3))
@@ -674,16 +681,16 @@ def test_crops_are_those_of_upstreams_rule(size):
 
     theirs = np.array([upstreams() for _ in range(N_BOXES)])
     rng = np.random.default_rng(0)
-    ours = np.array([data.single_try_crop_box(rng, height, width) for _ in range(N_BOXES)])
+    ours = np.array([crops.single_try_crop_box(rng, height, width) for _ in range(N_BOXES)])
     assert all(distance(ours[:, i], theirs[:, i]) < FAR for i in range(4))
-    tries = np.array([data.random_resized_crop_box(rng, height, width, (0.08, 1)) for _ in range(N_BOXES)])
+    tries = np.array([crops.random_resized_crop_box(rng, height, width, (0.08, 1)) for _ in range(N_BOXES)])
     assert max(distance(ours[:, i], tries[:, i]) for i in range(4)) > FAR, "pre-training's rule is another"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 9), (64, 64), (5, 400)], ids=str)
 def test_crops_are_never_empty_and_never_leave_the_image(size):
     rng = np.random.default_rng(0)
-    top, left, h, w = np.array([data.single_try_crop_box(rng, *size) for _ in range(500)]).T
+    top, left, h, w = np.array([crops.single_try_crop_box(rng, *size) for _ in range(500)]).T
     assert (top >= 0).all() and (left >= 0).all() and (h > 0).all() and (w > 0).all()
     assert (top + h <= size[0]).all() and (left + w <= size[1]).all()
 
@@ -694,7 +701,7 @@ def test_linear_probing_crops_by_that_rule(plain):
     with dataset.images.open(5) as file:
         image = file.convert("RGB")
     rng = np.random.default_rng((2, 0, 2, 5))  # the stream of crops, seed, epoch, image
-    top, left, h, w = data.single_try_crop_box(rng, image.height, image.width)
+    top, left, h, w = crops.single_try_crop_box(rng, image.height, image.width)
     box = (left, top, left + w, top + h)
     image = image.crop(box).resize((64, 64), Image.Resampling.BICUBIC)
     if rng.random() < 0.5:
@@ -719,7 +726,7 @@ def normalise_part(rank, folder):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
     )
     try:
-        layer = probes.GlobalBatchNorm1d(7)
+        layer = GlobalBatchNorm1d(7)
         parts = [batch.split(PARTS)[rank] for batch in features_of_batches()]
         trained = [layer(part) for part in parts]
         evaluated = layer.eval()(parts[0])
@@ -748,7 +755,7 @@ def test_two_processes_normalise_over_the_batches_of_both(processes, tmp_path):
 
 
 def test_in_one_process_it_is_batch_norm_to_the_last_bit():
-    ours, torchs = probes.GlobalBatchNorm1d(7), nn.BatchNorm1d(7, eps=1e-6, affine=False)
+    ours, torchs = GlobalBatchNorm1d(7), nn.BatchNorm1d(7, eps=1e-6, affine=False)
     for batch in features_of_batches():
         assert torch.equal(ours(batch), torchs(batch))
     assert same(dict(ours.state_dict()), dict(torchs.state_dict()))
@@ -835,7 +842,7 @@ def test_a_diverging_fine_tuning_is_a_result(plain, tmp_path):
 # Every norm, every precision
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_fine_tuning_trains_every_weight_of_every_norm_and_adapts(norm, pretrained, tmp_path):
     flags = (*QUICK, *FINETUNE, "--init", pretrained[norm], "--epochs", "1", "--layer_decay", "0.9")
     train_here(*flags, "--output_dir", tmp_path, check=0)
@@ -975,7 +982,7 @@ def test_a_checkpoint_of_another_size_is_one_line(task, patch, sizes, parts, tmp
 
 @pytest.mark.parametrize("task", [FINETUNE, LINPROBE, KNN], ids=" ".join)
 def test_a_checkpoint_of_another_norm_is_one_line_that_names_both(task, pretrained, tmp_path):
-    for theirs in settings.NORMS:
+    for theirs in methods.NORMS:
         ours = "DynamicTanh" if theirs in ("LayerNorm", "AdaptiveDynamicTanh") else "LayerNorm"
         flags = ("--init", pretrained[theirs] / "checkpoint.pth", "--norm", ours, "--output_dir", tmp_path / "run")
         line = complaint(*QUICK, *task, *flags)

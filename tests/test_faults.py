@@ -14,14 +14,17 @@ import time
 import pytest
 import torch
 
-from maekit import checkpoint, data, faults, files, keeper, runs, settings
+from maekit import files
+from maekit.data import loader
 from maekit.errors import InputError
-from maekit.flags import build_parser
-from maekit.keeper import Keeper
-from maekit.stopping import StopRequest
-
-from .conftest import KIT, train, train_here, write_ilsvrc
-from .test_train import flat, losses
+from maekit.runs.folder import RunFolder
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from maekit.training import checkpoint, failures, saving
+from maekit.training.saving import Keeper
+from maekit.training.signals import StopRequest
+from tests.support import KIT, train, train_here, write_ilsvrc
+from tests.test_train import flat, losses
 
 QUICK = ("--demo", "--max_images", "48", "--batch_size", "8", "--num_workers", "0")
 ALL = ("--alpha", "0.1", "--probes", "all", "--eval_every", "2", "--norm", "adyt")
@@ -200,9 +203,9 @@ def test_evaluations_stop_and_go_on_within_an_epoch_as_well(task, tmp_path, monk
 
 def test_a_second_request_does_not_wait_but_two_signals_at_once_are_one():
     code = (
-        "import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from maekit import stopping\n"
-        "stopping.SAME_SECONDS = 0.5\n"
-        "with stopping.StopRequest() as stop:\n"
+        "import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from maekit.training import signals\n"
+        "signals.SAME_SECONDS = 0.5\n"
+        "with signals.StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGUSR1)\n"
         "    assert stop.name == 'SIGTERM'; print('one', flush=True); time.sleep(0.6)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(9); print('still here')"
@@ -229,7 +232,7 @@ def saved(monkeypatch):
 
 
 def test_checkpoint_every_saves_so_often_and_at_the_end(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(keeper, "SHARE_OF_TIME", math.inf)
+    monkeypatch.setattr(saving, "SHARE_OF_TIME", math.inf)
     train_here(*QUICK, "--epochs", "5", "--checkpoint_every", "2", "--output_dir", tmp_path / "a", check=0)
     assert saved == [1, 3, 4]
     saved.clear()
@@ -241,11 +244,11 @@ def test_checkpoint_every_saves_so_often_and_at_the_end(saved, tmp_path, monkeyp
 def test_saving_takes_a_small_share_of_the_time_and_a_minute_s_training_is_the_most_that_is_not_saved(
     saved, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(keeper, "SHARE_OF_TIME", 1e-9)  # as for a checkpoint that takes hours to write
+    monkeypatch.setattr(saving, "SHARE_OF_TIME", 1e-9)  # as for a checkpoint that takes hours to write
     train_here(*QUICK, "--epochs", "4", "--output_dir", tmp_path / "a", check=0)
     assert saved == [0, 3]  # how long it takes is not known before the first
     saved.clear()
-    monkeypatch.setattr(keeper, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "MOST_SECONDS", 0.0)
     train_here(*QUICK, "--epochs", "4", "--output_dir", tmp_path / "b", check=0)
     assert saved == [0, 1, 2, 3] and losses(tmp_path / "a") == losses(tmp_path / "b")
 
@@ -341,8 +344,8 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_a_dead_worker(error):
             raise error
 
     with pytest.raises(RuntimeError) as raised:
-        next(iter(data.Batches(Images(), data.BrokenImages(print), 1, False)))
-    explained = faults.explained(raised.value, resolved("--num_workers", "1"))
+        next(iter(loader.Batches(Images(), loader.BrokenImages(print), 1, False)))
+    explained = failures.explained(raised.value, resolved("--num_workers", "1"))
     assert str(explained).startswith(
         "--num_workers 1: a worker process that decodes images has died (DataLoader worker"
     )
@@ -352,7 +355,7 @@ def test_a_second_dead_worker_does_not_break_into_what_is_done_about_the_first()
     script = """
 import multiprocessing, os, signal, sys, time, torch
 sys.path.insert(0, sys.argv[1])
-from maekit import data
+from maekit.data import loader
 
 class Zeros(torch.utils.data.Dataset):
     images = None
@@ -385,7 +388,7 @@ os._exit(0)
 
 
 def resolved(*flags):
-    return settings.resolve(build_parser("", "").parse_args(list(flags)))
+    return resolve(build_parser("", "").parse_args(list(flags)))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +400,7 @@ def resolved(*flags):
     ],
 )  # fmt: skip
 def test_out_of_memory_says_what_to_lower(error, size):
-    told = faults.explained(error, resolved("--demo", "--batch_size", "64", "--accum_iter", "2"))
+    told = failures.explained(error, resolved("--demo", "--batch_size", "64", "--accum_iter", "2"))
     assert isinstance(told, InputError)
     assert str(told).startswith(
         f"--batch_size 64: out of memory, {size} more"
@@ -407,12 +410,12 @@ def test_out_of_memory_says_what_to_lower(error, size):
 def test_a_real_allocation_that_fails_is_explained():
     with pytest.raises(RuntimeError) as failed:
         torch.empty(1 << 50, dtype=torch.uint8)
-    told = str(faults.explained(failed.value, resolved("--demo")))
+    told = str(failures.explained(failed.value, resolved("--demo")))
     assert "--batch_size 64: out of memory, 1073741824 MiB more were needed. Try --batch_size 32 --accum_iter 2" in told
 
 
 def test_after_out_of_memory_a_smaller_batch_needs_no_other_folder(tmp_path):
-    folder = runs.RunFolder(tmp_path)
+    folder = RunFolder(tmp_path)
     folder.claim({"batch_size": 512})
     files.write_json(folder.config, {"identity": {"batch_size": 512}})
     assert folder.claim({"batch_size": 256}) is None
@@ -420,7 +423,7 @@ def test_after_out_of_memory_a_smaller_batch_needs_no_other_folder(tmp_path):
 
 def test_other_errors_stay_what_they_are():
     error = RuntimeError("something else")
-    assert faults.explained(error, resolved("--demo")) is error
+    assert failures.explained(error, resolved("--demo")) is error
 
 
 def test_a_tensorboard_folder_that_cannot_be_written_does_not_stop_a_run(tmp_path):

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maekit import comparison, findings, methods, stats
+from maekit import stats
+from maekit.analysis import comparison, findings
 from maekit.errors import InputError
+from maekit.settings import methods
 
 T_975 = {3: 4.302653, 5: 2.776445, 10: 2.262157}  # Student's t, n - 1 degrees of freedom, from a table
 

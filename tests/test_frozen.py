@@ -36,10 +36,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import analysis
 from maekit import files
-from maekit.model import build_mae
-
-from .conftest import KIT, run, train_here
-from .test_train import flat, losses
+from maekit.model.mae import build_mae
+from tests.support import KIT, run, train_here
+from tests.test_train import flat, losses
 
 FROZEN = Path(__file__).parent / "frozen"
 RECORD = os.environ.get("RECORD_FROZEN", "")
@@ -498,7 +497,7 @@ def arithmetic():
 
 def record_stopped(patterns, tmp_path, monkeypatch):
     """Begin a run, stop it in the middle of its second epoch, and write down its folder and what an unbroken one ends with."""
-    from maekit.keeper import Keeper
+    from maekit.training.saving import Keeper
 
     flags = (*BEGUN, "--imagenet_dir", patterns, "--output_dir")
     train_here(*flags, tmp_path / "unbroken", check=0)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import norms
-
-from .conftest import KIT
+from tests.support import KIT
 
 SQUASHING = ["DynamicTanh", "AdaptiveDynamicTanh", "DynamicErf"]
 DYNAMIC = [*SQUASHING, "RMSNorm"]
@@ -223,7 +222,7 @@ def test_cuda_kernels_compile(capability, values):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from maekit import kernels
+    from maekit.model import kernels
 
     numbers = {"rows", "each", "programs", "n_scalars"}
     of_parameters = {"alpha", "shift", "weight", "bias", "sums", "scalars", "d_alpha", "d_shift", "d_weight", "d_bias"}
@@ -247,7 +246,7 @@ def test_cuda_kernels_compile(capability, values):
 @pytest.mark.parametrize("name", SQUASHING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_on_a_gpu(name, dtype, monkeypatch):
-    from maekit import kernels
+    from maekit.model import kernels
 
     torch.manual_seed(4)
     x, grad = torch.randn(2, 64, 197, 768).to(dtype).cuda()

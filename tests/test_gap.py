@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from maekit import gap, gap_figures, runs
-
-from .conftest import KIT, run
+from maekit.analysis import gap, gap_figures
+from maekit.runs import measures
+from maekit.runs.trajectories import load_trajectories, read_trajectories
+from maekit.settings.spelling import spell
+from tests.support import KIT, run
 
 FIGURES = ("tube_scatter_signed_alpha", "alpha_vs_final_metrics", "negative_vs_positive_comparison",
            "accuracy_over_epochs")  # fmt: skip
@@ -37,7 +39,7 @@ def write_trajectory(root, alpha, *, lr=1.5e-4, norm="LayerNorm", seed=0, epochs
                 point |= {"knn_accuracy": round(65 + 5 * rng.random(), 1), "untrained_knn_accuracy": 45.0}
         points.append(point)
     head = {"alpha": alpha, "lr": lr, "model": "vit_tiny", "decoder": "base-8b", "norm": norm, "seed": seed}
-    folder = root / f"{runs.spell(alpha)}" / f"{norm}_lr{runs.spell(lr)}_seed{seed}"
+    folder = root / f"{spell(alpha)}" / f"{norm}_lr{spell(lr)}_seed{seed}"
     folder.mkdir(parents=True)
     (folder / "trajectory.json").write_text(json.dumps({**head, "status": status, "trajectory": points}))
     return folder / "trajectory.json"
@@ -131,7 +133,7 @@ def test_the_originals_keys_are_all_there(analysed):
 
 def test_the_number_in_the_figure_is_the_number_in_the_json(sweep, analysed):
     """Every Γ that is written in a figure, or printed, stands in the JSON."""
-    points = runs.load_trajectories(sweep)
+    points = load_trajectories(sweep)
     for column, suffix in (("accuracy", ""), ("frozen_accuracy", "_frozen"), ("knn_accuracy", "_knn")):
         found = statistics(analysed[0], suffix)
         known = {found["reconstruction_gap"], *(p["reconstruction_gap"] for p in found["per_norm"].values())}
@@ -185,9 +187,9 @@ def test_the_untrained_encoder_stands_beside_every_accuracy(sweep, analysed):
     assert statistics(out)["untrained"]["mean"] == statistics(out, "_frozen")["untrained"]["mean"] == 45.0
     assert statistics(out, "_knn")["untrained"]["mean"] == 45.0
     assert result.stdout.count("untrained encoder: LayerNorm 45.0 %") == 3
-    points = runs.load_trajectories(sweep)
-    found, _ = runs.read_trajectories(sweep)
-    for column in runs.ACCURACIES.values():
+    points = load_trajectories(sweep)
+    found, _ = read_trajectories(sweep)
+    for column in measures.ACCURACIES.values():
         these = points[points[column].notna()]
         for figure in (
             gap_figures.tube_scatter(these, gap.describe(these, column), column),
@@ -222,7 +224,7 @@ def test_every_figure_is_there_as_png_and_pdf_and_shows_something(analysed):
 
 
 def test_points_have_one_size_and_hues_say_the_sign_of_alpha(sweep):
-    points = runs.load_trajectories(sweep)
+    points = load_trajectories(sweep)
     figure = gap_figures.tube_scatter(points, gap.describe(points, "accuracy"), "accuracy")
     sizes = {size for ax in figure.axes for c in ax.collections for size in np.ravel(getattr(c, "_sizes", []))}
     assert len(sizes - {36.0}) == 1  # 36: what boxes are said to have
@@ -238,7 +240,7 @@ def test_points_have_one_size_and_hues_say_the_sign_of_alpha(sweep):
 def test_brightness_grows_with_the_epoch_and_the_learning_rate(tmp_path):
     for lr in (1e-4, 1e-3):
         write_trajectory(tmp_path, 0.5, lr=lr)
-    points = runs.load_trajectories(tmp_path)
+    points = load_trajectories(tmp_path)
     progress = gap_figures._progress(points, points)
     low, high = (progress[points["lr"] == lr].tolist() for lr in (1e-4, 1e-3))
     assert low == sorted(low) and high == sorted(high) and all(a < b for a, b in zip(low, high))
@@ -267,7 +269,7 @@ def test_the_original_scripts_files_are_read_and_drawn_beside_ours(tmp_path):
     write_original(tmp_path / "in", -0.5, lr=1e-4, folder="neg0.5_lr1eneg04")
     write_original(tmp_path / "in", 0.5, folder="deep/er/0.5")
     write_trajectory(tmp_path / "in", 0.1)
-    points = runs.load_trajectories(tmp_path / "in")
+    points = load_trajectories(tmp_path / "in")
     assert len(points) == 2 + 2 + 6 and set(points["norm"]) == {"LayerNorm"}
     assert set(points[points["alpha"] == 0.5]["lr"]) == {1.5e-4} and set(points[points["alpha"] == -0.5]["lr"]) == {
         1e-4
@@ -397,8 +399,8 @@ def test_diverged_and_unended_runs_are_drawn_and_named(tmp_path):
         rows = {float(row["alpha"]): row for row in csv.DictReader(f)}
     assert rows[-10.0]["n_diverged"] == "1" and rows[-10.0]["mse_mean"] == "" and rows[-5.0]["n_seeds"] == "0"
     assert rows[5.0]["n_unended"] == "1" and rows[5.0]["mse_mean"] == "" and rows[0.5]["n_unended"] == "0"
-    trajectories, _ = runs.read_trajectories(tmp_path / "in")
-    points = runs.load_trajectories(tmp_path / "in")
+    trajectories, _ = read_trajectories(tmp_path / "in")
+    points = load_trajectories(tmp_path / "in")
     figure = gap_figures.alpha_vs_final(points, gap.describe(points, "accuracy"), trajectories, "accuracy")
     assert any("2 diverged" in t.get_text() for legend in figure.legends for t in legend.get_texts())
     tube = gap_figures.tube_scatter(points, gap.describe(points, "accuracy"), "accuracy")

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maekit import hub, sources
+from maekit.data import hub, sources
 from maekit.errors import InputError
-
-from .conftest import KIT, run, train_here
-from .test_data import center_crop_by_pil, collect, equal, training, validation
+from tests.support import KIT, run, train_here
+from tests.test_data import center_crop_by_pil, collect, equal, training, validation
 
 CLASSES = ("astronaut", "chelsea", "coffee")
 PER_CLASS = {"train": 40, "validation": 5}
@@ -440,9 +439,7 @@ def test_a_partial_conversion_is_not_taken_for_the_whole(files, tmp_path):
 
 
 def test_the_module_imports_neither_torch_nor_datasets():
-    code = (
-        "import sys, maekit.hub; print(sorted({'torch', 'datasets', 'pyarrow', 'huggingface_hub'} & set(sys.modules)))"
-    )
+    code = "import sys, maekit.data.hub; print(sorted({'torch', 'datasets', 'pyarrow', 'huggingface_hub'} & set(sys.modules)))"
     assert run(sys.executable, "-c", code, check=0).stdout == "[]\n"
 
 
@@ -544,7 +541,8 @@ class Handler(BaseHTTPRequestHandler):
 CLIENT = """
 import json, sys, time
 import datasets
-from maekit import errors, hub
+from maekit import errors
+from maekit.data import hub
 for name, config in json.loads(sys.argv[1]):
     start = time.monotonic()
     try:

@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from maekit import locks
-
-from .conftest import KIT
+from tests.support import KIT
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 

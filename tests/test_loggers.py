@@ -8,8 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maekit import files
-
-from .conftest import KIT, run, train, train_here
+from tests.support import KIT, run, train, train_here
 
 FLAGS = ("--demo", "--epochs", "3", "--max_images", "64", "--batch_size", "32", "--num_workers", "0", "--norm", "adyt", "--probes", "joint frozen",
          "--alpha", "0.1", "--eval_every", "2", "--output_dir")  # fmt: skip

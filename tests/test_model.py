@@ -11,8 +11,12 @@ import torch
 from torch import nn
 
 import norms
-from maekit import checkpoint, model, settings
 from maekit.errors import InputError
+from maekit.model.formats import encoder_weights
+from maekit.model.mae import ALIASES, DECODER_WIDTHS, MODELS, MaskedAutoencoder, Transformer, build_mae
+from maekit.model.patches import patchify, sincos_positions, unpatchify
+from maekit.settings import architectures, methods
+from maekit.training import checkpoint
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mae_forward.json").read_text())
 
@@ -39,7 +43,7 @@ def fill_by_rule(mae):
 def golden_run(request):
     """(golden entry, model, what it computed), forward and backward under the golden rule."""
     entry = GOLDEN["mae_vit_base_patch16 norm_pix_loss" if request.param else "mae_vit_base_patch16"]
-    mae = model.build_mae("mae_vit_base_patch16", norm_pix_loss=request.param)
+    mae = build_mae("mae_vit_base_patch16", norm_pix_loss=request.param)
     with torch.no_grad():
         fill_by_rule(mae)
     images = torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, 224, 224)).astype(np.float32))
@@ -102,7 +106,7 @@ def test_the_model_has_upstreams_size(golden_run):
 
 
 def test_position_tables_hold_sines_and_cosines_of_column_then_row():
-    table = model.sincos_positions(8, 3)[0]
+    table = sincos_positions(8, 3)[0]
     assert table.shape == (10, 8)
     assert (table[0] == 0).all()  # the CLS token
     row, column = 2, 1
@@ -115,19 +119,19 @@ def test_position_tables_hold_sines_and_cosines_of_column_then_row():
 
 
 def test_flags_know_the_models_norms_and_decoders_that_there_are():
-    patch_sizes = {name: patch for name, (patch, _, _) in model.MODELS.items()}
-    patch_sizes.update({alias: patch_sizes[name] for alias, name in model.ALIASES.items()})
-    assert settings.MODELS == patch_sizes
-    assert list(settings.NORMS) == list(norms.NORMS)
-    assert {alias: name for name, alias in settings.NORMS.items()} == norms.ALIASES
-    assert list(settings.DECODER_SIZES) == list(model.DECODER_WIDTHS)
+    patch_sizes = {name: patch for name, (patch, _, _) in MODELS.items()}
+    patch_sizes.update({alias: patch_sizes[name] for alias, name in ALIASES.items()})
+    assert architectures.MODELS == patch_sizes
+    assert list(methods.NORMS) == list(norms.NORMS)
+    assert {alias: name for name, alias in methods.NORMS.items()} == norms.ALIASES
+    assert list(architectures.DECODER_SIZES) == list(DECODER_WIDTHS)
 
 
-@pytest.mark.parametrize("name", [*model.MODELS, *model.ALIASES])
+@pytest.mark.parametrize("name", [*MODELS, *ALIASES])
 def test_every_name_builds_a_model_with_its_patch_size(name):
     with torch.device("meta"):  # no memory, no time
-        mae = model.build_mae(name)
-    patch, encoder, decoder = model.MODELS[model.ALIASES.get(name, name)]
+        mae = build_mae(name)
+    patch, encoder, decoder = MODELS[ALIASES.get(name, name)]
     assert mae.patch_embed.proj.weight.shape == (encoder.width, 3, patch, patch)
     assert (len(mae.blocks), len(mae.decoder_blocks)) == (encoder.depth, decoder.depth)
     assert (mae.blocks[0].attn.num_heads, mae.decoder_blocks[0].attn.num_heads) == (encoder.heads, decoder.heads)
@@ -135,7 +139,7 @@ def test_every_name_builds_a_model_with_its_patch_size(name):
 
 def test_vit_tiny_with_decoder_base_8b_has_31_million_trainable_parameters():
     with torch.device("meta"):
-        mae = model.build_mae("vit_tiny", decoder_type="base-8b")
+        mae = build_mae("vit_tiny", decoder_type="base-8b")
     n = sum(p.numel() for p in mae.parameters() if p.requires_grad)
     assert abs(n - 31_200_000) < 50_000
 
@@ -144,7 +148,7 @@ def test_vit_tiny_with_decoder_base_8b_has_31_million_trainable_parameters():
 @pytest.mark.parametrize("depth", [1, 12])
 def test_a_decoder_name_says_width_and_depth_and_heads_are_64_wide(size, width, depth):
     with torch.device("meta"):
-        mae = model.build_mae("vit_tiny", img_size=32, decoder_type=f"{size}-{depth}b")
+        mae = build_mae("vit_tiny", img_size=32, decoder_type=f"{size}-{depth}b")
     assert mae.decoder_embed.weight.shape == (width, 192)
     assert len(mae.decoder_blocks) == depth
     assert {block.attn.num_heads for block in mae.decoder_blocks} == {width // 64}
@@ -153,7 +157,7 @@ def test_a_decoder_name_says_width_and_depth_and_heads_are_64_wide(size, width, 
 
 def test_the_linear_decoder_is_one_linear_layer_that_tells_hidden_patches_apart():
     torch.manual_seed(0)
-    mae = model.build_mae("mae_vit_demo_patch8", img_size=32, decoder_type="linear")
+    mae = build_mae("mae_vit_demo_patch8", img_size=32, decoder_type="linear")
     layers = [(n, m) for n, m in mae.named_modules() if n.startswith("decoder") and list(m.parameters())]
     assert [n for n, _ in layers] == ["decoder_pred"] and isinstance(layers[0][1], nn.Linear)
     _, pred, mask = mae(torch.randn(1, 3, 32, 32))
@@ -167,17 +171,17 @@ def test_the_linear_decoder_is_one_linear_layer_that_tells_hidden_patches_apart(
 )
 def test_an_unknown_decoder_is_a_value_error(name):
     with pytest.raises(ValueError, match="decoder"):
-        model.build_mae("vit_tiny", img_size=32, decoder_type=name)
+        build_mae("vit_tiny", img_size=32, decoder_type=name)
 
 
 def test_an_unknown_model_is_a_key_error():
     with pytest.raises(KeyError):
-        model.build_mae("vit_giant")
+        build_mae("vit_giant")
 
 
 def test_an_image_that_patches_do_not_tile_is_a_value_error():
     with pytest.raises(ValueError, match="img_size 60"):
-        model.build_mae("mae_vit_demo_patch8", img_size=60)
+        build_mae("mae_vit_demo_patch8", img_size=60)
 
 
 # Patches, masks, loss
@@ -187,7 +191,7 @@ def test_a_patch_holds_its_pixels_row_by_row_with_channels_last():
     # the value of a pixel says where it is: channel, row, column
     channel, row, column = np.meshgrid(np.arange(3), np.arange(6), np.arange(6), indexing="ij")
     images = torch.from_numpy(channel * 10000 + row * 100 + column)[None].float()
-    patches = model.patchify(images, 2)
+    patches = patchify(images, 2)
     assert patches.shape == (1, 9, 12)
     assert patches[0, 0].tolist() == [0, 10000, 20000, 1, 10001, 20001, 100, 10100, 20100, 101, 10101, 20101]
     assert patches[0, 1, :3].tolist() == [2, 10002, 20002]  # to the right
@@ -197,16 +201,16 @@ def test_a_patch_holds_its_pixels_row_by_row_with_channels_last():
 @pytest.mark.parametrize(("side", "patch"), [(32, 8), (28, 14), (16, 16)])
 def test_unpatchify_undoes_patchify(side, patch):
     images = torch.randn(2, 3, side, side)
-    patches = model.patchify(images, patch)
+    patches = patchify(images, patch)
     assert patches.shape == (2, (side // patch) ** 2, patch * patch * 3)
-    assert torch.equal(model.unpatchify(patches, patch), images)
+    assert torch.equal(unpatchify(patches, patch), images)
 
 
 @pytest.fixture(scope="module")
 def small():
     """An untrained model with 16 patches an image."""
     torch.manual_seed(0)
-    return model.build_mae("mae_vit_demo_patch8", img_size=32)
+    return build_mae("mae_vit_demo_patch8", img_size=32)
 
 
 @pytest.mark.parametrize("ratio", [0.75, 0.5, 0.6, 0.9, 0.1])
@@ -265,7 +269,7 @@ def test_the_cls_token_has_a_position_of_its_own(small):
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_the_loss_is_the_mean_squared_error_of_hidden_patches_only(norm_pix_loss):
-    mae = model.build_mae("mae_vit_demo_patch8", img_size=16, norm_pix_loss=norm_pix_loss)
+    mae = build_mae("mae_vit_demo_patch8", img_size=16, norm_pix_loss=norm_pix_loss)
     rng = np.random.default_rng(4)
     images, pred = rng.standard_normal((2, 3, 16, 16)), rng.standard_normal((2, 4, 192))
     mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0]])
@@ -285,7 +289,7 @@ def test_the_loss_is_the_mean_squared_error_of_hidden_patches_only(norm_pix_loss
 
 
 def test_reconstruct_draws_predictions_of_normalised_patches_in_pixels():
-    mae = model.build_mae("mae_vit_demo_patch8", img_size=32, norm_pix_loss=True)
+    mae = build_mae("mae_vit_demo_patch8", img_size=32, norm_pix_loss=True)
     images = torch.randn(3, 3, 32, 32) * 2 + 1
     patches = images.numpy().reshape(3, 3, 4, 8, 4, 8).transpose(0, 2, 4, 3, 5, 1).reshape(3, 16, 192)
     deviation = np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
@@ -307,16 +311,16 @@ def test_tokens_start_as_small_random_numbers_of_the_seed(token):
     first = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        first.append(getattr(model.build_mae("vit_tiny", img_size=32), token).detach())
+        first.append(getattr(build_mae("vit_tiny", img_size=32), token).detach())
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
     assert 0.015 < first[0].std() < 0.025 and first[0].mean().abs() < 0.01
 
 
-class StandIn(model.MaskedAutoencoder):
+class StandIn(MaskedAutoencoder):
     """A model of ours that is called as upstream's class is."""
 
     def __init__(self, img_size, patch, _, width, depth, heads, width_2, depth_2, heads_2, *, norm_layer, **options):
-        sizes = model.Transformer(width, depth, heads), model.Transformer(width_2, depth_2, heads_2)
+        sizes = Transformer(width, depth, heads), Transformer(width_2, depth_2, heads_2)
         super().__init__(img_size, patch, *sizes, **options)
 
 
@@ -325,7 +329,7 @@ def test_a_model_of_another_class_starts_from_the_weights_that_ours_would_have(d
     both = []
     for upstream in (None, SimpleNamespace(MaskedAutoencoderViT=StandIn)):
         torch.manual_seed(3)
-        both.append(model.build_mae("mae_vit_demo_patch8", img_size=32, decoder_type=decoder, upstream=upstream))
+        both.append(build_mae("mae_vit_demo_patch8", img_size=32, decoder_type=decoder, upstream=upstream))
     ours, theirs = (mae.state_dict() for mae in both)
     assert isinstance(both[1], StandIn) and ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -334,7 +338,7 @@ def test_a_model_of_another_class_starts_from_the_weights_that_ours_would_have(d
 def test_models_of_one_seed_differ_in_nothing_but_the_norm():
     def shared_parameters(name):
         torch.manual_seed(5)
-        mae = norms.convert_norms(model.build_mae("mae_vit_demo_patch8", img_size=32), name)
+        mae = norms.convert_norms(build_mae("mae_vit_demo_patch8", img_size=32), name)
         of_norms = {n for n, m in mae.named_modules() if isinstance(m, tuple(norms.NORMS.values()))}
         return {n: p for n, p in mae.named_parameters() if n.rpartition(".")[0] not in of_norms}
 
@@ -357,7 +361,7 @@ def saved(path, state):
 def another(**options):
     """A model of the same shape as `small` with other weights."""
     torch.manual_seed(99)
-    return model.build_mae("mae_vit_demo_patch8", img_size=32, **options)
+    return build_mae("mae_vit_demo_patch8", img_size=32, **options)
 
 
 def test_a_checkpoint_with_the_weights_under_model_loads_exactly(small, tmp_path):
@@ -375,7 +379,7 @@ def test_decoder_and_classifier_are_no_part_of_the_encoder(other):
     own = dict.fromkeys(
         ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight", "norm.weight"], 1
     )
-    assert model.encoder_weights({**own, other: 2}) == own
+    assert encoder_weights({**own, other: 2}) == own
 
 
 def test_a_scalar_alpha_of_another_implementation_loads(tmp_path):

@@ -18,8 +18,7 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
 import norms
-
-from .conftest import KIT
+from tests.support import KIT
 
 DYNAMIC = [name for name in norms.NORMS if name != "LayerNorm"]
 

@@ -10,10 +10,10 @@ import time
 import pytest
 import torch
 
-from maekit import data, files, parallel
-
-from .conftest import KIT, run, train
-from .test_train import losses
+from maekit import distributed, files
+from maekit.data import loader
+from tests.support import KIT, run, train
+from tests.test_train import losses
 
 DATA = ("--demo", "--epochs", "2", "--max_images", "150", "--num_workers", "0")  # 2 does not divide 150 / 32
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -105,8 +105,8 @@ def test_the_rate_follows_the_global_batch(tmp_path):
     torchrun("--demo", "--epochs", "1", "--max_images", "64", "--batch_size", "16", "--num_workers", "0", "--lr", "1e-3",
              "--output_dir", tmp_path, check=0)  # fmt: skip
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["optim"]["processes"] == 2
-    code = "import os; os.environ['WORLD_SIZE'] = '4'\nfrom maekit import settings, flags\n" \
-           "print(settings.resolve(flags.build_parser('', '').parse_args([])).optim.lr)"  # fmt: skip
+    code = "import os; os.environ['WORLD_SIZE'] = '4'\nfrom maekit.settings import flags, resolution\n" \
+           "print(resolution.resolve(flags.build_parser('', '').parse_args([])).optim.lr)"  # fmt: skip
     assert float(run(sys.executable, "-c", code, check=0).stdout) == pytest.approx(1e-3 * 64 * 4 / 256)
 
 
@@ -181,12 +181,12 @@ def test_a_signal_to_torchrun_saves_the_epoch_in_all_ranks(tmp_path):
 
 def test_batches_are_shared_out_without_loss(monkeypatch):
     """Every image of one process's epoch is in exactly one process's, and the batches are cut from the same order."""
-    alone = [index for batch in data.BatchOrder(100, 12, 2, seed=3) for _, index in batch]
+    alone = [index for batch in loader.BatchOrder(100, 12, 2, seed=3) for _, index in batch]
     shared = []
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        shared.append([[index for _, index in batch] for batch in data.BatchOrder(100, 4, 2, seed=3)])
+        shared.append([[index for _, index in batch] for batch in loader.BatchOrder(100, 4, 2, seed=3)])
     assert [i for batches in zip(*shared) for batch in batches for i in batch] == alone and len(alone) == 96
 
 
@@ -194,8 +194,8 @@ def test_interleaved_parts_come_back_in_order(monkeypatch):
     """gather_interleaved without processes: the inverse of sharing images out in turns."""
     parts = [torch.arange(10)[rank::3] for rank in range(3)]
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setattr(parallel, "gather", lambda own: torch.cat([padded(part, len(own)) for part in parts]))
-    assert parallel.gather_interleaved(parts[1], 10).tolist() == list(range(10))
+    monkeypatch.setattr(distributed, "gather", lambda own: torch.cat([padded(part, len(own)) for part in parts]))
+    assert distributed.gather_interleaved(parts[1], 10).tolist() == list(range(10))
 
 
 def padded(part, n):

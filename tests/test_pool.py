@@ -16,11 +16,13 @@ import time
 
 import pytest
 
-from maekit import errors, files, locks, runs, settings
+from maekit import errors, files, locks
 from maekit.drivers import pool, tasks
 from maekit.drivers.board import Board
-
-from .conftest import KIT, run, train
+from maekit.machine import available_cores
+from maekit.runs.folder import RunFolder
+from maekit.runs.status import DIVERGED, FAILED, FINISHED, PREEMPTED, RUNNING
+from tests.support import KIT, run, train
 
 POOL = KIT / "maekit/drivers/pool.py"
 
@@ -33,9 +35,10 @@ for name, default in dict(output_dir="", seconds=0.0, code=0, say="", child="", 
     flag("--" + name, type=type(default), default=default)
 typed = flag.__self__.parse_args()
 sys.path.insert(0, KIT)
-from maekit import errors, runs
-from maekit.status import Status
-folder = runs.RunFolder(typed.output_dir)
+from maekit import errors
+from maekit.runs.folder import RunFolder
+from maekit.runs.status import PREEMPTED, RUNNING, Status
+folder = RunFolder(typed.output_dir)
 shown = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
 
 def main():
@@ -44,9 +47,9 @@ def main():
         return 0
     (folder.path / "config.json").write_text('{"identity": {}}')
     status = Status(folder, 4)
-    status.write(runs.RUNNING, 1, 0.0, 50.0)
+    status.write(RUNNING, 1, 0.0, 50.0)
     def stop(*_):
-        status.write(runs.PREEMPTED, 1)
+        status.write(PREEMPTED, 1)
         folder.release()
         os._exit(143)
     if typed.deaf:
@@ -83,7 +86,7 @@ def grid(tmp_path):
     root.mkdir()
 
     def write(*every, name="commands"):
-        write.folders = [runs.RunFolder(root / f"{name[0]}{i}") for i in range(len(every))]
+        write.folders = [RunFolder(root / f"{name[0]}{i}") for i in range(len(every))]
         lines = [
             shlex.join([sys.executable, str(script), "--output_dir", str(folder.path), *flags.split()])
             for folder, flags in zip(write.folders, every)
@@ -179,7 +182,7 @@ class TestSharing:
         assert {found["CUDA_VISIBLE_DEVICES"] for found in summaries(grid)} == {"0", "1"}
 
     def test_threads_are_shared_out_unless_they_were_chosen(self, grid):
-        cores = settings.available_cores()
+        cores = available_cores()
         for jobs, nproc, chosen, expected in (
             (2, 1, None, max(1, cores // 2)), (2, 4, None, max(1, cores // 8)), (1, 1, None, None), (2, 1, 5, 5)
         ):  # fmt: skip
@@ -370,11 +373,11 @@ class TestSignals:
 class TestProgress:
     def test_status_tells_every_state_while_another_driver_runs(self, grid):
         file = grid(*[""] * 3, *["--seconds 60"] * 2, *[""] * 3)
-        states = (runs.FINISHED, runs.DIVERGED, runs.FINISHED, None, None, runs.FAILED, runs.RUNNING, None)
+        states = (FINISHED, DIVERGED, FINISHED, None, None, FAILED, RUNNING, None)
         for folder, state in zip(grid.folders, states):
             if state:
                 folder.path.mkdir()
-                files.write_json(folder.status if state in (runs.FAILED, runs.RUNNING) else folder.summary,
+                files.write_json(folder.status if state in (FAILED, RUNNING) else folder.summary,
                                  {"status": state, "error": "OSError: gone"})  # fmt: skip
         only = file.with_name("slow.txt")
         only.write_text("".join(file.read_text().splitlines(keepends=True)[3:5]))
@@ -546,7 +549,7 @@ class TestRealRuns:
 
     def test_torchruns_processes_save_their_state_and_none_is_left(self, tmp_path):
         """Each of them has a session of its own. Asked twice, they are ended at once."""
-        folder, file = runs.RunFolder(tmp_path / "run"), tmp_path / "commands.txt"
+        folder, file = RunFolder(tmp_path / "run"), tmp_path / "commands.txt"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         flags = [*SMALL, "--epochs", "400", "--batch_size", "8", "--probes", "none", "--output_dir", folder.path]
         file.write_text(shlex.join(str(word) for word in [*launcher, KIT / "train.py", *flags]))
@@ -555,7 +558,7 @@ class TestRealRuns:
             os.kill(driver.pid, signal.SIGTERM)
             out = driver.communicate(timeout=60)[0]
         assert driver.returncode == 143 and "stopped: 0 of 1 done, 0 failed" in out, out
-        assert files.read_json(folder.status)["status"] == runs.PREEMPTED
+        assert files.read_json(folder.status)["status"] == PREEMPTED
         assert not processes(str(tmp_path)), out
         with start(words(file, 1, "--nproc", 2)) as driver:
             wait_for(lambda: locks.is_held(folder.lock))

@@ -11,17 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from maekit import data, files, probes, runs, sources, validation
-from maekit.device import Device
-from maekit.model import build_mae
-from maekit.settings import DataSettings, ModelSettings
-
-from .conftest import train_here
+from maekit import files
+from maekit.data import loader, sources
+from maekit.data.datasets import TrainImages
+from maekit.data.pixels import Pixels
+from maekit.model.mae import build_mae
+from maekit.probes import knn
+from maekit.probes.frozen import FrozenProbes, OnlineProbe
+from maekit.probes.joint import JointMAE
+from maekit.probes.linear import GlobalBatchNorm1d
+from maekit.runs import measures
+from maekit.settings.typed import DataSettings, ModelSettings
+from maekit.training import validation
+from maekit.training.device import Device
+from tests.support import train_here
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
 MODEL = ModelSettings("mae_vit_demo_patch8", 64, 0.75, False, None)
 CPU = Device("cpu", "float32")
-PIXELS = data.Pixels(CPU.torch)
+PIXELS = Pixels(CPU.torch)
 CLASSES = 10
 
 
@@ -33,7 +41,7 @@ def source(demo_dir):
 @pytest.fixture(scope="module")
 def batch(source):
     """Sixteen normalised training images with noise and labels."""
-    dataset = data.TrainImages(source.train, 64, 64, 0, with_labels=True)
+    dataset = TrainImages(source.train, 64, 64, 0, with_labels=True)
     samples = [dataset[0, i] for i in range(0, 32, 2)]
     images = torch.stack([s["images"] for s in samples])
     return (
@@ -50,8 +58,8 @@ def mae():
 
 
 def val_batches(images, batch_size=8):
-    broken = data.BrokenImages(print)
-    return data.val_batches(images, MODEL, batch_size=batch_size, broken=broken, workers=0, with_labels=True)
+    broken = loader.BrokenImages(print)
+    return loader.val_batches(images, MODEL, batch_size=batch_size, broken=broken, workers=0, with_labels=True)
 
 
 def gradients(module):
@@ -76,7 +84,7 @@ def same(a, b):
 
 def test_the_loss_is_reconstruction_plus_alpha_times_cross_entropy(mae, batch):
     images, noise, labels = batch
-    model = probes.JointMAE(mae, -0.7, CLASSES)
+    model = JointMAE(mae, -0.7, CLASSES)
     out = model(images, 0.75, noise, labels)
     latent, mask, _ = mae.forward_encoder(images, 0.75, noise)
     reconstruction = mae(images, 0.75, noise)[0].item()
@@ -92,7 +100,7 @@ def test_its_gradient_on_the_encoder_is_alpha_times_that_of_the_classification(m
     images, noise, labels = batch
     found = {}
     for alpha in (-0.5, 0.5, 1.0):
-        model = probes.JointMAE(copy.deepcopy(mae), alpha, CLASSES)
+        model = JointMAE(copy.deepcopy(mae), alpha, CLASSES)
         model(images, 0.75, noise, labels).loss.backward()
         found[alpha] = model.mae.blocks[0].attn.qkv.weight.grad.double()
     reconstruction = (found[-0.5] + found[0.5]) / 2
@@ -103,7 +111,7 @@ def test_its_gradient_on_the_encoder_is_alpha_times_that_of_the_classification(m
 
 def test_at_alpha_0_the_loss_and_every_gradient_are_the_maes_own(mae, batch):
     images, noise, labels = batch
-    model = probes.JointMAE(copy.deepcopy(mae), 0.0, CLASSES)
+    model = JointMAE(copy.deepcopy(mae), 0.0, CLASSES)
     out = model(images, 0.75, noise, labels)
     out.loss.backward()
     loss, _, _ = mae(images, 0.75, noise)
@@ -115,29 +123,29 @@ def test_at_alpha_0_the_loss_and_every_gradient_are_the_maes_own(mae, batch):
 def test_at_alpha_0_its_classifier_is_no_part_of_the_loss_and_of_what_is_trained(mae, batch):
     """Even one whose loss is no number leaves the loss what it is."""
     images, noise, labels = batch
-    model = probes.JointMAE(mae, 0.0, CLASSES)
+    model = JointMAE(mae, 0.0, CLASSES)
     assert not any(p.requires_grad for p in model.head.parameters())
     with torch.no_grad():
         model.head.weight.fill_(math.inf)
     out = model(images, 0.75, noise, labels)
     assert not out.classification.isfinite() and torch.equal(out.loss, mae(images, 0.75, noise)[0])
-    assert all(p.requires_grad for p in probes.JointMAE(mae, -0.1, CLASSES).head.parameters())
+    assert all(p.requires_grad for p in JointMAE(mae, -0.1, CLASSES).head.parameters())
 
 
 def test_its_first_weights_come_from_the_seed_alone(mae):
     torch.manual_seed(1)
-    a = probes.JointMAE(mae, 0.5, CLASSES, seed=3).head.weight
+    a = JointMAE(mae, 0.5, CLASSES, seed=3).head.weight
     after = torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(after, torch.rand(1)), "the global stream was used"
-    b = probes.JointMAE(mae, -1.0, CLASSES, seed=3).head.weight
-    assert torch.equal(a, b) and not torch.equal(a, probes.JointMAE(mae, 0.5, CLASSES, seed=4).head.weight)
+    b = JointMAE(mae, -1.0, CLASSES, seed=3).head.weight
+    assert torch.equal(a, b) and not torch.equal(a, JointMAE(mae, 0.5, CLASSES, seed=4).head.weight)
 
 
 def test_at_alpha_0_its_weights_never_move_but_it_is_scored(tmp_path):
     for name, alpha in (("zero", "0"), ("half", "0.5")):
         train_here(*QUICK, "--alpha", alpha, "--probes", "joint", "--output_dir", tmp_path / name, check=0)
-    fresh = probes.JointMAE(build_mae(MODEL.name, img_size=64), 0.0, CLASSES, seed=0).head.state_dict()
+    fresh = JointMAE(build_mae(MODEL.name, img_size=64), 0.0, CLASSES, seed=0).head.state_dict()
     assert same(dict(state(tmp_path / "zero")["probes"]["joint"]), dict(fresh))
     assert not same(dict(state(tmp_path / "half")["probes"]["joint"]), dict(fresh))
     assert (
@@ -160,8 +168,8 @@ def test_encoder_gradients_with_and_without_the_frozen_probe_are_bitwise_equal(p
     device = Device("auto", precision)
     found = []
     for with_probe in (False, True):
-        model = probes.JointMAE(copy.deepcopy(mae), 0.5, CLASSES).to(device.torch)
-        frozen = probes.FrozenProbes(model.mae, CLASSES, 0) if with_probe else None
+        model = JointMAE(copy.deepcopy(mae), 0.5, CLASSES).to(device.torch)
+        frozen = FrozenProbes(model.mae, CLASSES, 0) if with_probe else None
         for _ in range(3):
             x, n, y = (t.to(device.torch) for t in (images, noise, labels))
             with device.autocast():
@@ -194,7 +202,7 @@ def test_its_first_step_is_larss(batch):
     """Weight: lr x 0.001 x |w| / |g| of the gradient; bias: lr x 0.001 of it. By numpy, from the LARS paper."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(3, 5, (16, 96)).astype(np.float32), rng.integers(0, CLASSES, 16)
-    probe = probes.OnlineProbe(96, CLASSES, torch.device("cpu"), seed=0)
+    probe = OnlineProbe(96, CLASSES, torch.device("cpu"), seed=0)
     w = probe.layers[1].weight.detach().double().numpy().copy()
     probe.step(torch.from_numpy(x), torch.from_numpy(y), 0.25)
     z = (x - x.mean(0)) / np.sqrt(x.astype(float).var(0) + 1e-6)
@@ -210,7 +218,7 @@ def test_its_first_step_is_larss(batch):
 
 def test_a_step_is_of_the_gradient_of_its_own_images_and_of_the_momentum_of_those_before():
     rng, rate = np.random.default_rng(1), 10
-    probe = probes.OnlineProbe(8, CLASSES, torch.device("cpu"), seed=0)
+    probe = OnlineProbe(8, CLASSES, torch.device("cpu"), seed=0)
     weights = [probe.layers[1].weight.detach().double().numpy().copy()]
     for _ in range(2):
         x, y = rng.normal(size=(16, 8)).astype(np.float32), rng.integers(0, CLASSES, 16)
@@ -232,7 +240,7 @@ def test_it_takes_nothing_but_the_values_of_features_and_trains_where_gradients_
     found = []
     for enabled in (True, False):
         features = values.clone().requires_grad_()
-        probe = probes.OnlineProbe(8, CLASSES, torch.device("cpu"), seed=0)
+        probe = OnlineProbe(8, CLASSES, torch.device("cpu"), seed=0)
         before = copy.deepcopy(probe.layers.state_dict())
         with torch.set_grad_enabled(enabled):
             probe.step(features, labels, 0.1)
@@ -246,7 +254,7 @@ def test_under_autocast_it_computes_in_float32():
     features, labels = torch.randn(64, 96, generator=rng), torch.randint(0, CLASSES, (64,), generator=rng)
     found = []
     for precision in ("float32", "bfloat16"):
-        probe = probes.OnlineProbe(96, CLASSES, torch.device("cpu"), seed=0)
+        probe = OnlineProbe(96, CLASSES, torch.device("cpu"), seed=0)
         with Device("cpu", precision).autocast():
             probe.step(features, labels, 0.1)
         found.append(probe.state_dict())
@@ -262,17 +270,17 @@ def test_under_autocast_it_computes_in_float32():
 def test_features_of_any_size_are_normalised_with_upstreams_epsilon(deviation):
     x = deviation * np.random.default_rng(0).standard_normal((64, 5))
     expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
-    np.testing.assert_allclose(probes.GlobalBatchNorm1d(5).double()(torch.from_numpy(x)).numpy(), expected, rtol=1e-9)
+    np.testing.assert_allclose(GlobalBatchNorm1d(5).double()(torch.from_numpy(x)).numpy(), expected, rtol=1e-9)
 
 
 def test_its_first_weights_come_from_the_seed_alone_as_well():
-    a, b, other = (probes.OnlineProbe(96, CLASSES, torch.device("cpu"), seed).layers[1].weight for seed in (3, 3, 4))
+    a, b, other = (OnlineProbe(96, CLASSES, torch.device("cpu"), seed).layers[1].weight for seed in (3, 3, 4))
     assert torch.equal(a, b) and not torch.equal(a, other)
 
 
 def test_its_baseline_is_the_encoder_as_it_was_and_stays(mae, batch):
     images, noise, _ = batch
-    frozen = probes.FrozenProbes(mae, CLASSES, 0)
+    frozen = FrozenProbes(mae, CLASSES, 0)
     with torch.no_grad():
         at_first = mae.forward_encoder(images, 0.75, noise)[0][:, 0]
         for parameter in mae.parameters():
@@ -314,7 +322,7 @@ def test_the_baseline_of_another_seed_is_not_taken_over(tmp_path):
 
 def test_its_normalisation_starts_as_a_plain_mean_and_then_forgets():
     rng = torch.Generator().manual_seed(0)
-    probe = probes.OnlineProbe(3, 2, torch.device("cpu"), seed=0)
+    probe = OnlineProbe(3, 2, torch.device("cpu"), seed=0)
     batches = [5 + torch.randn(8, 3, generator=rng) for _ in range(14)]
     labels = torch.arange(8) % 2
     for batch in batches[:3]:
@@ -332,7 +340,7 @@ def test_it_does_not_care_how_large_the_features_are():
     features, labels = torch.randn(64, 96, generator=rng), torch.randint(0, CLASSES, (64,), generator=rng)
     predicted = []
     for scale in (1.0, 100.0):
-        probe = probes.OnlineProbe(96, CLASSES, torch.device("cpu"), seed=0)
+        probe = OnlineProbe(96, CLASSES, torch.device("cpu"), seed=0)
         for _ in range(40):
             probe.step(features * scale, labels, 0.0)
         predicted.append(probe.predict(features * scale))
@@ -344,7 +352,7 @@ def test_accumulated_batches_train_it_like_one_large_batch(parts, mae):
     """Every step on images of its own, which no later one sees again."""
     rng = torch.Generator().manual_seed(0)
     steps = [(torch.randn(32, 96, generator=rng), torch.randint(0, CLASSES, (32,), generator=rng)) for _ in range(5)]
-    frozen, alone = probes.FrozenProbes(mae, CLASSES, 0), probes.OnlineProbe(96, CLASSES, torch.device("cpu"), 0)
+    frozen, alone = FrozenProbes(mae, CLASSES, 0), OnlineProbe(96, CLASSES, torch.device("cpu"), 0)
     for features, labels in steps:
         for x, y in zip(features.chunk(parts), labels.chunk(parts)):
             frozen.observe(dict.fromkeys(frozen.probes, x), y)
@@ -398,7 +406,7 @@ def test_the_nearest_neighbours_vote_by_similarity(k, temperature):
     queries = centres[rng.integers(0, 4, 50)] + 1.5 * rng.normal(size=(50, 6))
     expected = [plain_knn(features.tolist(), labels.tolist(), q, k, temperature) for q in queries.tolist()]
     tensors = (torch.tensor(features), torch.tensor(labels), torch.tensor(queries))
-    assert probes.knn_predict(*tensors, 4, k, temperature).tolist() == expected
+    assert knn.knn_predict(*tensors, 4, k, temperature).tolist() == expected
     assert len(set(expected)) > 1
 
 
@@ -415,16 +423,16 @@ def test_similarities_at_a_time_are_bounded_however_many_images_are_known(known,
         sizes.append(len(queries))
         return torch.zeros(len(queries), dtype=torch.int64)
 
-    monkeypatch.setattr(probes, "cls_features", features)
-    monkeypatch.setattr(probes, "knn_predict", predict)
+    monkeypatch.setattr(knn, "cls_features", features)
+    monkeypatch.setattr(knn, "knn_predict", predict)
     images = SimpleNamespace(dataset=range(known))
-    assert probes.knn_accuracy(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS) == 100
+    assert knn.knn_accuracy(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS) == 100
     assert sum(sizes) == 50 and (max(sizes) * known <= 2**26 or max(sizes) == 1)
 
 
 def test_its_features_are_cls_tokens_of_whole_images(mae, source):
     images = source.val.subset(np.arange(0, 200, 20))
-    features, labels = probes.cls_features(mae, val_batches(images, 4), CPU, PIXELS)
+    features, labels = knn.cls_features(mae, val_batches(images, 4), CPU, PIXELS)
     dataset = val_batches(images).dataset
     for i in range(len(images)):
         image = PIXELS.normalize(dataset[i]["images"][None])
@@ -440,7 +448,7 @@ def test_its_features_are_cls_tokens_of_whole_images(mae, source):
 def test_a_validation_image_that_is_also_a_training_image_is_found(mae, source):
     """Known neighbours: queries are the training images themselves, and k-NN must know most of them again."""
     known = val_batches(source.train)
-    assert probes.knn_accuracy(mae, known, known, CLASSES, CPU, PIXELS) > 60
+    assert knn.knn_accuracy(mae, known, known, CLASSES, CPU, PIXELS) > 60
 
 
 # Scores
@@ -448,8 +456,8 @@ def test_a_validation_image_that_is_also_a_training_image_is_found(mae, source):
 
 def test_accuracies_count_every_validation_image_once(mae, source):
     images = source.val.subset(np.arange(0, 200, 8))
-    model = probes.JointMAE(mae, 0.5, CLASSES)
-    frozen = probes.FrozenProbes(mae, CLASSES, 0)
+    model = JointMAE(mae, 0.5, CLASSES)
+    frozen = FrozenProbes(mae, CLASSES, 0)
     with torch.no_grad():
         mae.blocks[0].attn.qkv.weight.mul_(1.5)  # no longer the untrained encoder
     right = Counter()
@@ -491,7 +499,7 @@ def test_all_probes_work_together_under_autocast(precision, tmp_path):
     train_here(*QUICK, *flags, "--output_dir", tmp_path, check=0)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert all(summary[name] > 15 for name in runs.ACCURACY_COLUMNS), summary
+    assert all(summary[name] > 15 for name in measures.ACCURACY_COLUMNS), summary
 
 
 # What the demo teaches: four runs of 20 epochs

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from maekit import files, recipes, runs
-from maekit.flags import build_parser
-
-from .conftest import KIT, run
+from maekit import files
+from maekit.runs.folder import RunFolder
+from maekit.settings import recipes
+from maekit.settings.flags import build_parser
+from tests.support import KIT, run
 
 README = (KIT / "README.md").read_text(encoding="utf-8")
 ROWS = {  # flag: (default, demo)
@@ -50,7 +51,7 @@ def test_the_reference_of_flags_is_what_the_parsers_say(tmp_path):
 
 
 def test_every_file_of_a_run_and_column_of_a_baseline_is_told():
-    folder = runs.RunFolder("x")
+    folder = RunFolder("x")
     for name in vars(folder):
         if name != "path" and not name.startswith("_"):
             assert getattr(folder, name).name in README, name

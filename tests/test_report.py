@@ -11,10 +11,9 @@ import sys
 import pytest
 
 from maekit import files
-
-from . import browser
-from .conftest import KIT, run, train_here
-from .test_gap import write_trajectory
+from tests import browser
+from tests.support import KIT, run, train_here
+from tests.test_gap import write_trajectory
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
 RUNS = {  # method: flags

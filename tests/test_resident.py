@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from maekit import cache, data, decoding, resident, settings, sources
-from maekit.flags import build_parser
-from maekit.settings import DataSettings
-
-from . import conftest
+from maekit.data import cache, decoding, loader, resident, sources
+from maekit.data.datasets import TrainImages, ValImages
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from maekit.settings.typed import DataSettings, ModelSettings
+from tests import support
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,8 @@ def test_batches_that_are_kept_are_those_of_the_cpu(demo_source, monkeypatch):
             return resident.ResidentImages._crop(SimpleNamespace(pixels=pixels), whole, exact, rows, columns, side)
 
     def batches():
-        broken = data.BrokenImages(print)
-        return data.val_batches(demo_source.val, model, batch_size=64, broken=broken, workers=0, with_labels=True)
+        broken = loader.BrokenImages(print)
+        return loader.val_batches(demo_source.val, model, batch_size=64, broken=broken, workers=0, with_labels=True)
 
     expected = list(batches())
     for kernels in (Products, None):
@@ -100,7 +101,7 @@ def test_batches_that_are_kept_are_those_of_the_cpu(demo_source, monkeypatch):
             there = resident.ResidentImages(demo_source.val.store, torch.device("cpu"))
             kept = resident.KeptBatches(batches(), torch.device("cpu"), there)
             found = list(kept)
-            patch.setattr(data.ValImages, "__getitem__", None)
+            patch.setattr(ValImages, "__getitem__", None)
             again = list(kept)
         assert len(found) == len(again) == len(kept) == len(expected) == 4
         for ours, same, theirs in zip(found, again, expected):
@@ -117,15 +118,15 @@ def test_an_image_without_pixels_on_the_device_is_broken_there_though_its_file_i
     images = cache.CachedImages(
         demo_source.train.images, cache.Store(store.path, stored, store.original, store.offsets)
     )
-    plain, boxed = (data.TrainImages(images, 64, 64, 0, boxes_only=only)[0, 5] for only in (False, True))
+    plain, boxed = (TrainImages(images, 64, 64, 0, boxes_only=only)[0, 5] for only in (False, True))
     assert plain["index"] == 5 and plain["broken"] == -1
     assert boxed["index"] != 5 and boxed["broken"] == 5
 
 
 def test_a_batch_has_the_boxes_of_the_images_it_would_have(demo_source):
-    model = settings.ModelSettings("mae_vit_demo_patch8", 64, 0.75, False, None)
+    model = ModelSettings("mae_vit_demo_patch8", 64, 0.75, False, None)
     plain, boxed = (
-        data.TrainImages(demo_source.train, 64, model.patches, seed=3, with_labels=True, boxes_only=only)
+        TrainImages(demo_source.train, 64, model.patches, seed=3, with_labels=True, boxes_only=only)
         for only in (False, True)
     )
     store = demo_source.train.store
@@ -142,11 +143,11 @@ def test_a_run_with_resident_images_is_nearly_the_run_without(tmp_path, monkeypa
     """Pre-training and linear probing, as on a GPU: losses differ by the rounding of the crops."""
 
     def losses(*flags):
-        run = settings.resolve(build_parser("", "").parse_args(
+        run = resolve(build_parser("", "").parse_args(
             ["--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "0", "--output_dir", str(tmp_path), *flags]
         ))  # fmt: skip
         source = cache.cached(sources.open_source(run.data, run.seed), str(tmp_path / "cache"), 64, lambda _: None)
-        job = conftest.train_module.open_job(run, source)
+        job = support.train_module.open_job(run, source)
         job.prepare()
         bar = type("Bar", (), {"mininterval": 60, "update": lambda self, n: None})()
         return job, [job.train_one_epoch(epoch, bar)["train_loss"] for epoch in range(2)]
@@ -176,7 +177,7 @@ def test_images_live_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeyp
 
 def test_validation_images_stay_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeypatch):
     model = SimpleNamespace(input_size=64, patches=64)
-    batches = data.val_batches(demo_source.val, model, batch_size=64, broken=data.BrokenImages(print), workers=0)
+    batches = loader.val_batches(demo_source.val, model, batch_size=64, broken=loader.BrokenImages(print), workers=0)
     assert resident.keep(batches, torch.device("cpu")) is batches
     gpu, there, n_bytes = torch.device("cuda"), object(), 4 * 64 * 3 * 64**2  # four batches
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * n_bytes - 1, 0))
@@ -195,7 +196,7 @@ INTERPRETED = """
 import sys
 import numpy as np, torch
 from types import SimpleNamespace
-from maekit import resampling, resident
+from maekit.data import resampling, resident
 rng = np.random.default_rng(0)
 sizes = rng.integers(8, 24, size=(6, 2))
 offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
@@ -219,7 +220,7 @@ for side in (5, 20):
 def test_the_kernels_crops_are_those_of_the_products(tmp_path):
     """In Triton's interpreter: boxes between pixels and at the edges, mirrored, reduced and enlarged."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(conftest.KIT)}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(support.KIT)}
     command = [sys.executable, "-c", INTERPRETED, str(tmp_path / "pixels")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
@@ -230,7 +231,7 @@ def test_the_kernels_compile():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from maekit import resampling
+    from maekit.data import resampling
 
     kinds = {"pixels": "*u8", "whole": "*i64", "exact": "*fp32", "half": "*u8", "crops": "*u8", "PLACES": "constexpr"}
     for kernel in (resampling._across_kernel, resampling._down_kernel):

@@ -10,10 +10,11 @@ import sys
 import pytest
 import torch
 
-from maekit import files, runs
+from maekit import files
 from maekit.errors import Busy, InputError
-
-from .conftest import KIT, run, train, train_here
+from maekit.runs import measures
+from maekit.runs.folder import RunFolder
+from tests.support import KIT, run, train, train_here
 
 DEMO = ("--demo", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 QUICK = (*DEMO, "--epochs", "1")
@@ -76,7 +77,7 @@ def test_tensorboard_holds_what_the_log_holds(finished):
 
 def test_what_killed_processes_left_half_written_goes_with_the_next_start(tmp_path, monkeypatch):
     """Checkpoints of a gigabyte among them. Other files stay, and a folder that another process holds is left alone."""
-    folder = runs.RunFolder(tmp_path / "run [1]", tmp_path / "fast")
+    folder = RunFolder(tmp_path / "run [1]", tmp_path / "fast")
     foreign = [tmp_path / "run [1]" / name for name in (".notes.12.tmp", "log.csv.tmp", "log.csv")]
     left = [folder.log.with_name(".log.csv.12.tmp"), folder.checkpoint.with_name(".checkpoint.pth.4321.tmp")]
     for file in (*foreign, *left):
@@ -202,8 +203,8 @@ def test_a_config_of_something_else_is_left_alone(content, tmp_path):
 
 
 def test_two_processes_may_try_at_once_whether_a_folder_can_be_written(tmp_path):
-    tries = "import sys; sys.path.insert(0, sys.argv[1]); from maekit import runs\n" + (
-        "for _ in range(3000): runs._make_writable(runs.Path(sys.argv[2], 'status.json'), '--output_dir')"
+    tries = "import sys; sys.path.insert(0, sys.argv[1]); from maekit.runs import folder\n" + (
+        "for _ in range(3000): folder._make_writable(folder.Path(sys.argv[2], 'status.json'), '--output_dir')"
     )
     both = [subprocess.Popen([sys.executable, "-c", tries, KIT, tmp_path]) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0] and not list(tmp_path.iterdir())
@@ -387,7 +388,7 @@ def test_only_errors_of_storage_become_one_line():
 
 
 def test_a_setting_that_an_older_kit_did_not_know_had_its_default_there(tmp_path):
-    folder = runs.RunFolder(tmp_path)
+    folder = RunFolder(tmp_path)
     assert folder.claim({"lr": 1}) is None
     files.write_json(folder.config, {"identity": {"lr": 1}})
     assert folder.claim({"lr": 2}) is None  # it left no state behind: a run that was out of memory, say
@@ -407,7 +408,7 @@ def test_a_checkpoint_of_an_older_kit_keeps_the_log_that_lies_beside_it(tmp_path
     state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     del state["history"]
     torch.save(state, tmp_path / "checkpoint.pth")
-    kept = [name for name in runs.LOG_COLUMNS if "accuracy" not in name and "loss_" not in name]
+    kept = [name for name in measures.LOG_COLUMNS if "accuracy" not in name and "loss_" not in name]
     files.write_csv(tmp_path / "log.csv", kept, [{name: row[name] for name in kept} for row in whole])
     (tmp_path / "summary.json").unlink()
     train_here(*flags, check=0)

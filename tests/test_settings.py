@@ -4,15 +4,15 @@ import sys
 
 import pytest
 
-from maekit import recipes, settings
 from maekit.errors import InputError
-from maekit.flags import build_parser
-
-from .conftest import run, train
+from maekit.settings import probes, recipes
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from tests.support import run, train
 
 
 def resolved(*flags):
-    return settings.resolve(build_parser("train.py", "").parse_args(list(flags)))
+    return resolve(build_parser("train.py", "").parse_args(list(flags)))
 
 
 def test_defaults_are_those_of_the_original_scripts():
@@ -211,7 +211,7 @@ def test_an_alpha_brings_the_joint_probe_along():
     assert resolved().probes.names == () and resolved("--alpha", "0", "--probes", "none").probes.names == ()
     assert resolved("--alpha", "-0.1").probes.names == ("joint",)
     assert resolved("--alpha", "0.1", "--probes", "knn, frozen").probes.names == ("joint", "frozen", "knn")
-    assert resolved("--probes", "all").probes.names == settings.PROBES
+    assert resolved("--probes", "all").probes.names == probes.PROBES
 
 
 def test_alpha_and_probes_make_another_run():

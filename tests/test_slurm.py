@@ -20,10 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from maekit import locks, runs
+from maekit import locks
 from maekit.drivers import pool, slurm
-
-from .conftest import KIT, run
+from maekit.runs.folder import RunFolder
+from maekit.runs.status import PREEMPTED
+from tests.support import KIT, run
 
 QUICK, COMPARISON = KIT / "quick_sweep_test.sh", KIT / "run_comparison.sh"
 SUBMIT = (sys.executable, KIT / "maekit/drivers/slurm.py", "--submit")
@@ -226,7 +227,7 @@ def test_a_sweep_that_is_preempted_twice_ends_as_the_local_one(cluster, tmp_path
     assert [folder.parent.name for folder in folders] == ["-0.5", "0.0", "0.5"]
 
     def trains(task):
-        folder = runs.RunFolder(folders[task])
+        folder = RunFolder(folders[task])
         return folder.log.exists() and without_clocks(folder.log) and locks.is_held(folder.lock)
 
     at_once = []
@@ -511,7 +512,7 @@ def test_a_signal_to_all_processes_of_a_run_still_saves_it(tmp_path):
 
 def test_a_run_that_fails_after_it_was_preempted_once_is_not_preempted_again(tmp_path):
     """What status.json says of an earlier start does not have the task queued again and again."""
-    before = {"status": runs.PREEMPTED, "epoch": 1, "epochs": 2, "time": time.time() - 60}
+    before = {"status": PREEMPTED, "epoch": 1, "epochs": 2, "time": time.time() - 60}
     (folder,) = grid_of(tmp_path / "grid.txt", ["exit 2"])
     (folder / "status.json").write_text(json.dumps(before))
     assert run(*pool_here("--line", "0", tmp_path / "grid.txt")).returncode == 2

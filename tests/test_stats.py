@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from maekit import stats
-
-from .conftest import KIT
+from tests.support import KIT
 
 KEYS = ["bin_index", "mse_min", "mse_max", "n_points"]
 KEYS += ["acc_min", "acc_max", "acc_spread", "acc_mean", "acc_std", "acc_spread_5_95"]

@@ -11,9 +11,11 @@ import time
 
 import pytest
 
-from maekit import recipes, runs, settings
-
-from .conftest import KIT, ended, run
+from maekit.machine import available_cores
+from maekit.runs import measures
+from maekit.runs.trajectories import read_trajectories
+from maekit.settings import recipes
+from tests.support import KIT, ended, run
 
 SWEEP, QUICK, RATES = (KIT / f"{name}.sh" for name in ("run_alpha_sweep", "quick_sweep_test", "lr_alpha_sweep"))
 THE_SEEDS_ALPHAS = [
@@ -71,7 +73,7 @@ def test_the_full_sweep_is_the_seeds_25_alphas_in_its_order():
         assert (c["--epochs"], c["--batch_size"], c["--lr"], c["--seed"]) == ("50", "512", "0.00015", "0")
         assert (c["--model"], c["--decoder_type"], c["--norm"]) == ("vit_tiny", "base-8b", "LayerNorm")
         assert (c["--hf_dataset"], c["--hf_config"], c["--probes"]) == ("frgfm/imagenette", "320px", "all")
-        assert int(c["--num_workers"]) == min(16, settings.available_cores())
+        assert int(c["--num_workers"]) == min(16, available_cores())
         run_ = "LayerNorm_lr0.00015_seed0"
         assert c["--output_dir"] == f"outputs/imagenette-mae-reconstruction-gap/full/{c['--alpha']}/{run_}"
         assert c["--checkpoint_dir"] == f"outputs/checkpoints/full/vit_tiny_base-8b_alpha-{c['--alpha']}_{run_}"
@@ -191,9 +193,11 @@ def test_a_small_sweep_from_commands_to_figures_and_its_rerun(tmp_path):
     lines = (root / "commands.txt").read_text().splitlines()
     assert len(lines) == 2 and all("--alpha" in line for line in lines)
     assert ended(out) == (2, 0)
-    found, problems = runs.read_trajectories(root)
+    found, problems = read_trajectories(root)
     assert [f["alpha"] for f in found] == [-0.5, 0.5] and not problems
-    assert all(point[name] is not None for f in found for point in f["trajectory"] for name in runs.ACCURACIES.values())
+    assert all(
+        point[name] is not None for f in found for point in f["trajectory"] for name in measures.ACCURACIES.values()
+    )
     assert (tmp_path / "analysis_demo-quick/tube_scatter_signed_alpha_frozen.pdf").exists()
     assert len(list((tmp_path / "checkpoints/demo-quick").glob("*/checkpoint.pth"))) == 2
     anew = ("commands.txt", "output.txt")

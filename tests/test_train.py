@@ -15,11 +15,14 @@ import pytest
 import torch
 
 import train as train_module
-from maekit import data, files, settings
-from maekit.flags import build_parser
-from maekit.jobs import learning_rate
-
-from .conftest import KIT, WNIDS, train, train_here, write_ilsvrc
+from maekit import files
+from maekit.data import loader
+from maekit.settings import methods
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from maekit.settings.typed import OptimSettings
+from maekit.training.trainer import learning_rate
+from tests.support import KIT, WNIDS, train, train_here, write_ilsvrc
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
 CLOCK = ("epoch_time_s", "images_per_s", "peak_memory_mb")
@@ -54,7 +57,7 @@ def test_the_same_command_twice_gives_the_same_numbers_to_the_last_digit(norm, t
 
 def test_all_methods_see_the_same_images_crops_and_masks(tmp_path, monkeypatch):
     seen = {}
-    iterate = data.Batches.__iter__
+    iterate = loader.Batches.__iter__
 
     def hashed(self):
         for batch in iterate(self):
@@ -63,26 +66,26 @@ def test_all_methods_see_the_same_images_crops_and_masks(tmp_path, monkeypatch):
                 digest.update(batch[name].numpy().tobytes())
             yield batch
 
-    monkeypatch.setattr(data.Batches, "__iter__", hashed)
-    for current in settings.NORMS:
+    monkeypatch.setattr(loader.Batches, "__iter__", hashed)
+    for current in methods.NORMS:
         train_here(*QUICK, "--norm", current, "--output_dir", tmp_path / current, check=0)
     current = "another seed"
     train_here(*QUICK, "--seed", "1", "--output_dir", tmp_path / current, check=0)
     digests = {name: digest.hexdigest() for name, digest in seen.items()}
-    assert len({digests[norm] for norm in settings.NORMS}) == 1
+    assert len({digests[norm] for norm in methods.NORMS}) == 1
     assert digests["another seed"] != digests["LayerNorm"]
-    pictures = [np.load(tmp_path / norm / "reconstructions.npz") for norm in settings.NORMS]
+    pictures = [np.load(tmp_path / norm / "reconstructions.npz") for norm in methods.NORMS]
     assert all(np.array_equal(p[name], pictures[0][name]) for p in pictures for name in ("image", "mask", "masked"))
 
 
 def test_all_methods_start_from_the_same_weights():
     models = {}
-    for norm in settings.NORMS:
-        run = settings.resolve(build_parser("", "").parse_args(["--demo", "--norm", norm]))
+    for norm in methods.NORMS:
+        run = resolve(build_parser("", "").parse_args(["--demo", "--norm", norm]))
         models[norm] = dict(train_module.build_model(run).named_parameters())
     shared = [name for name in models["LayerNorm"] if "norm" not in name]
     assert len(shared) > 50
-    for norm in settings.NORMS:
+    for norm in methods.NORMS:
         assert all(torch.equal(models[norm][name], models["LayerNorm"][name]) for name in shared)
 
 
@@ -149,7 +152,7 @@ def test_blr_and_epochs_decide_rate_and_length(demo_dir, tmp_path):
 
 
 def test_the_rate_is_upstreams_linear_warm_up_and_half_cosine():
-    optim = settings.OptimSettings(100, 64, 1, 2e-3, 1e-5, 10, 0.05)
+    optim = OptimSettings(100, 64, 1, 2e-3, 1e-5, 10, 0.05)
     at = {0: 0.0, 5: 1e-3, 10: 2e-3, 55: 1e-5 + (2e-3 - 1e-5) / 2, 100: 1e-5}
     for epoch, rate in at.items():
         assert learning_rate(epoch, optim) == pytest.approx(rate, rel=1e-12, abs=1e-15)

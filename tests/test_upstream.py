@@ -29,9 +29,17 @@ from torchvision import datasets, transforms
 
 import norms
 import train as train_module
-from maekit import checkpoint, demo, files, flags, jobs, model, probes, settings, sources, upstream
-
-from .conftest import KIT, run, train_here
+from maekit import files
+from maekit.data import demo, sources
+from maekit.model import upstream
+from maekit.model.formats import encoder_weights, to_timm
+from maekit.model.mae import MODELS, MaskedAutoencoder, build_mae
+from maekit.probes.linear import lars
+from maekit.settings import architectures, flags
+from maekit.settings.resolution import resolve
+from maekit.settings.typed import OptimSettings
+from maekit.training import checkpoint, trainer
+from tests.support import KIT, run, train_here
 
 TOLERANCE = 1e-5  # float32 on the CPU
 STEPS = 5
@@ -191,9 +199,9 @@ def test_five_steps_of_our_model_are_five_steps_of_upstreams(case, theirs, monke
         given.noise = noise
         return mae(images, mask_ratio=0.75)
 
-    ours = with_weights_that_all_matter(build(partial(model.build_mae, name)))
+    ours = with_weights_that_all_matter(build(partial(build_mae, name)))
     other = build(getattr(theirs("models_mae"), name))
-    assert type(other).__module__ == "models_mae" and not isinstance(other, model.MaskedAutoencoder)
+    assert type(other).__module__ == "models_mae" and not isinstance(other, MaskedAutoencoder)
     shapes = [{n: tuple(t.shape) for n, t in mae.state_dict().items()} for mae in (ours, other)]
     assert shapes[0] == shapes[1]
     other.load_state_dict(ours.state_dict())
@@ -213,7 +221,7 @@ def test_the_class_that_the_kit_trains_is_upstreams_own_to_the_last_bit(theirs, 
     """It takes the masks' noise from its caller and changes nothing else."""
     images, noise = pictures(2, 64), noises(1, 2, 16)[0]
     torch.manual_seed(3)
-    kits = with_weights_that_all_matter(model.build_mae(BASE, img_size=64, upstream=theirs("models_mae")))
+    kits = with_weights_that_all_matter(build_mae(BASE, img_size=64, upstream=theirs("models_mae")))
     own = getattr(theirs("models_mae"), BASE)(img_size=64)
     assert isinstance(kits, type(own)) and list(kits.state_dict()) == list(own.state_dict())
     own.load_state_dict(kits.state_dict())
@@ -235,7 +243,7 @@ def test_the_class_that_the_kit_trains_is_upstreams_own_to_the_last_bit(theirs, 
 
 def test_without_noise_the_kits_class_draws_the_masks_that_upstreams_draws(theirs):
     images, found = pictures(2, 64), []
-    kits = model.build_mae(BASE, img_size=64, upstream=theirs("models_mae"))
+    kits = build_mae(BASE, img_size=64, upstream=theirs("models_mae"))
     own = getattr(theirs("models_mae"), BASE)(img_size=64)
     for mae in (kits, own):
         torch.manual_seed(5)
@@ -254,12 +262,12 @@ def test_without_noise_the_kits_class_draws_the_masks_that_upstreams_draws(their
     ],
 )
 def test_models_that_upstream_lacks_are_built_of_its_class_and_equal_ours(name, decoder, theirs, record_property):
-    patch = settings.MODELS[name]
+    patch = architectures.MODELS[name]
     images, noise = pictures(2, 64), noises(STEPS, 2, (64 // patch) ** 2)
     both = []
     for module in (None, theirs("models_mae")):
         torch.manual_seed(3)
-        both.append(model.build_mae(name, img_size=64, decoder_type=decoder, norm_pix_loss=True, upstream=module))
+        both.append(build_mae(name, img_size=64, decoder_type=decoder, norm_pix_loss=True, upstream=module))
     ours, other = both
     assert isinstance(other, theirs("models_mae").MaskedAutoencoderViT)
     weights, others = ours.state_dict(), other.state_dict()
@@ -273,10 +281,10 @@ def test_models_that_upstream_lacks_are_built_of_its_class_and_equal_ours(name, 
     assert torch.equal(ours.reconstruct(images, pred), other.reconstruct(images, pred))
 
 
-@pytest.mark.parametrize("name", [name for name in model.MODELS if name.split("_")[2] in ("base", "large", "huge")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name.split("_")[2] in ("base", "large", "huge")])
 def test_names_and_shapes_of_all_of_upstreams_models_are_ours(name, theirs):
     with torch.device("meta"):  # no memory, no time
-        ours, other = model.build_mae(name), getattr(theirs("models_mae"), name)()
+        ours, other = build_mae(name), getattr(theirs("models_mae"), name)()
     for kind in ("named_parameters", "named_buffers"):
         described = [{n: (tuple(t.shape), t.requires_grad) for n, t in getattr(m, kind)()} for m in (ours, other)]
         assert described[0] == described[1]
@@ -288,7 +296,7 @@ def test_initial_weights_are_drawn_as_upstreams_are(theirs):
     """Tables and constants equal, random tensors alike in spread and largest value; of tensors too small to tell, both
     are random."""
     torch.manual_seed(0)
-    ours, other = model.build_mae(BASE).state_dict(), getattr(theirs("models_mae"), BASE)().state_dict()
+    ours, other = build_mae(BASE).state_dict(), getattr(theirs("models_mae"), BASE)().state_dict()
     drawn = 0
     for name, b in other.items():
         a = ours[name]
@@ -518,7 +526,7 @@ def test_upstreams_scripts_start_from_our_checkpoint(name, more, ours, script, c
     assert f"Load pre-trained checkpoint from: {checkpoint_of_ours}" in result.stdout
     assert "Accuracy of the network on the 8 test images" in result.stdout and "Training time" in result.stdout
     if name == "main_linprobe":  # it froze the encoder, so what it saved is what it loaded
-        encoder = model.encoder_weights(checkpoint.read(checkpoint_of_ours)["model"])
+        encoder = encoder_weights(checkpoint.read(checkpoint_of_ours)["model"])
         saved = checkpoint.read(folder / "checkpoint-0.pth")["model"]
         assert {n for n in saved if not n.startswith("head.")} == set(encoder)
         assert all(torch.equal(saved[n], value) for n, value in encoder.items())
@@ -541,7 +549,7 @@ def assert_measured_alike(ours, output):
 def test_upstreams_classifier_takes_exactly_our_encoder_and_computes_what_ours_does(pool, ours, theirs):
     weights = checkpoint.read(ours / "checkpoint.pth")["model"]
     vit = theirs("models_vit").vit_base_patch16(num_classes=2, global_pool=pool == "avg").eval()
-    mae = model.build_mae(BASE)
+    mae = build_mae(BASE)
     checkpoint.load_encoder("checkpoint.pth", {"model": weights}, mae)
     encoder = {n: t for n, t in weights.items() if not n.startswith(DECODER)}
 
@@ -555,7 +563,7 @@ def test_upstreams_classifier_takes_exactly_our_encoder_and_computes_what_ours_d
     assert set(state) == set(encoder) - without | set(told.missing_keys)
     assert all(torch.equal(state[n], value) for n, value in encoder.items() if n not in without)
 
-    timms = model.to_timm(mae, num_classes=2, global_pool=pool).eval()
+    timms = to_timm(mae, num_classes=2, global_pool=pool).eval()
     with torch.no_grad():
         for network in (vit, timms):
             generator = torch.Generator().manual_seed(0)
@@ -574,10 +582,10 @@ def test_upstreams_classifier_takes_exactly_our_encoder_and_computes_what_ours_d
 
 def test_positions_of_another_image_size_are_interpolated_as_upstream_does(theirs, capsys):
     """A model of 96 pixels, 6 x 6 patches, for 224."""
-    small = model.build_mae(BASE, img_size=96)
+    small = build_mae(BASE, img_size=96)
     small.pos_embed.data.normal_(generator=torch.Generator().manual_seed(2))
     weights = small.state_dict()
-    large = model.build_mae(BASE)
+    large = build_mae(BASE)
     checkpoint.load_encoder("small.pth", {"model": weights}, large)
     weights = {"pos_embed": weights["pos_embed"]}
     theirs("util.pos_embed").interpolate_pos_embed(theirs("models_vit").vit_base_patch16(), weights)
@@ -666,7 +674,7 @@ def test_upstreams_evaluation_of_our_classifier_measures_what_we_measure(
 
 
 def settings_of(*typed):
-    return settings.resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in typed]))
+    return resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in typed]))
 
 
 def test_epochs_of_our_loop_are_epochs_of_upstreams_with_accumulated_batches(theirs, monkeypatch, tmp_path):
@@ -676,7 +684,7 @@ def test_epochs_of_our_loop_are_epochs_of_upstreams_with_accumulated_batches(the
         "--warmup_epochs", "0.7", "--min_lr", "1e-5", "--device", "cpu", "--output_dir", tmp_path,
     )  # fmt: skip
     job = train_module.open_job(run, sources.open_source(run.data, run.seed))
-    patch, encoder, decoder = model.MODELS[run.model.name]
+    patch, encoder, decoder = MODELS[run.model.name]
     mae = theirs("models_mae").MaskedAutoencoderViT(
         run.model.input_size, patch, 3, encoder.width, encoder.depth, encoder.heads,
         decoder.width, decoder.depth, decoder.heads, norm_layer=partial(nn.LayerNorm, eps=1e-6),
@@ -742,12 +750,12 @@ def test_layer_wise_rates_are_upstreams(decay, norm, class_folders, theirs, tmp_
 
 @pytest.mark.parametrize(("warmup", "low"), [(0, 0.0), (5, 0.0), (5, 1e-6), (2.5, 1e-5)])
 def test_the_rate_of_every_step_is_upstreams(warmup, low, theirs):
-    optim = settings.OptimSettings(50, 64, 1, 2.4e-3, low, warmup, 0.05)
+    optim = OptimSettings(50, 64, 1, 2.4e-3, low, warmup, 0.05)
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "lr_scale": 0.65}, {"params": [torch.zeros(1)]}], lr=1.0)
     args = SimpleNamespace(lr=2.4e-3, min_lr=low, warmup_epochs=warmup, epochs=50)
     for epoch in np.linspace(0, 50, 201)[:-1]:
         expected = theirs("util.lr_sched").adjust_learning_rate(optimizer, epoch, args)
-        assert jobs.learning_rate(epoch, optim) == pytest.approx(expected, rel=1e-12, abs=0)
+        assert trainer.learning_rate(epoch, optim) == pytest.approx(expected, rel=1e-12, abs=0)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.65 * expected)
 
 
@@ -760,7 +768,7 @@ def test_five_steps_of_our_lars_are_five_steps_of_upstreams(theirs):
     start = ours.weight.detach().clone()
     x, y = torch.randn(64, 32), torch.randint(10, (64,))
     optimizers = [
-        (ours, probes.lars(ours, lr=0.1, weight_decay=0.0)),
+        (ours, lars(ours, lr=0.1, weight_decay=0.0)),
         (other, theirs("util.lars").LARS(other.parameters(), lr=0.1, weight_decay=0.0)),
     ]
     for step in range(STEPS):

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from maekit import upstream
 from maekit.errors import InputError
-
-from .conftest import KIT, run
+from maekit.model import upstream
+from tests.support import KIT, run
 
 MODEL = "from util.misc import scale\n\n\ndef build():\n    return scale(2)\n\n\nVERSION = 'old'\n"
 MISC = "import math\n\n\ndef scale(value):\n    return value * math.inf\n"
@@ -501,7 +500,7 @@ class TestCloning:
         target = tmp_path / "home" / "mae"
         target.parent.mkdir()
         with subprocess.Popen(
-            [sys.executable, "-m", "maekit.upstream", target], cwd=KIT, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "maekit.model.upstream", target], cwd=KIT, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
         ) as process:  # fmt: skip
             while not (target.parent / "begun").exists():
@@ -584,7 +583,7 @@ class TestDrivers:
         kit = copy_of_the_kit(tmp_path)
         out = run("bash", kit / driver, "--dry_run", "--clone_mae", "--demo", check=0).stdout
         lines = [shlex.split(line) for line in out.splitlines()]
-        assert lines[0] == ["env", f"PYTHONPATH={kit}", sys.executable, "-m", "maekit.upstream", str(kit / "mae")]
+        assert lines[0] == ["env", f"PYTHONPATH={kit}", sys.executable, "-m", "maekit.model.upstream", str(kit / "mae")]
         assert len(lines) >= 4 and all(str(kit / "train.py") in line for line in lines[1:])
         assert not any("--clone_mae" in line for line in lines)
         assert not (kit / "mae").exists()
@@ -592,7 +591,7 @@ class TestDrivers:
     def test_it_is_never_done_unasked(self, driver, tmp_path):
         kit = copy_of_the_kit(tmp_path)
         plain = run("bash", kit / driver, "--dry_run", "--demo", check=0).stdout
-        assert "maekit.upstream" not in plain
+        assert "maekit.model.upstream" not in plain
         asked = run("bash", kit / driver, "--dry_run", "--demo", "--clone_mae", check=0).stdout
         assert asked.splitlines()[1:] == plain.splitlines()
 

@@ -11,19 +11,22 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from maekit import data, settings, sources, validation
-from maekit.device import Device
-from maekit.flags import build_parser
-from maekit.model import build_mae
-from maekit.probes import JointMAE
-from maekit.settings import DataSettings, ModelSettings
+from maekit.data import loader, sources
+from maekit.data.pixels import Pixels
+from maekit.model.mae import build_mae
+from maekit.probes.joint import JointMAE
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from maekit.settings.typed import DataSettings, ModelSettings
+from maekit.training import validation
+from maekit.training.device import Device
 from train import open_job
 
 SIDE, PATCH, RATIO = 64, 8, 0.75
 GRID = SIDE // PATCH
 MODEL = ModelSettings("mae_vit_demo_patch8", SIDE, RATIO, False, None)
 CPU = Device("cpu", "float32")
-PIXELS = data.Pixels(CPU.torch)
+PIXELS = Pixels(CPU.torch)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,8 @@ def images(demo_dir):
 
 
 def batches(images, batch_size=4):
-    broken = data.BrokenImages(print)
-    return data.val_batches(images, MODEL, batch_size=batch_size, broken=broken, workers=0)
+    broken = loader.BrokenImages(print)
+    return loader.val_batches(images, MODEL, batch_size=batch_size, broken=broken, workers=0)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["pixels", "norm_pix_loss"])
@@ -82,8 +85,8 @@ def test_the_validation_loss_is_the_mean_over_images_however_they_are_batched(ma
 
 @pytest.mark.parametrize("alpha", [-10.0, 0.0, 0.5])
 def test_the_validation_loss_is_of_reconstruction_alone_whatever_alpha(alpha, mae, images):
-    broken = data.BrokenImages(print)
-    labelled = data.val_batches(images, MODEL, batch_size=4, broken=broken, workers=0, with_labels=True)
+    broken = loader.BrokenImages(print)
+    labelled = loader.val_batches(images, MODEL, batch_size=4, broken=broken, workers=0, with_labels=True)
     model = JointMAE(mae, alpha, classes=10)
     measure = partial(validation.measured, model, None, CPU, PIXELS, RATIO)
     row = validation.validate(model, labelled, CPU, measure)
@@ -297,7 +300,7 @@ def test_reconstructions_hide_the_share_of_patches_that_the_run_hides(ratio, mae
 
 def test_a_run_is_validated_and_drawn_with_its_own_mask_ratio():
     typed = ("--demo", "--max_images", "64", "--num_workers", "0", "--mask_ratio", "0.5")
-    settled = settings.resolve(build_parser("", "").parse_args(typed))
+    settled = resolve(build_parser("", "").parse_args(typed))
     job = open_job(settled, sources.open_source(settled.data, 0))
     assert job.reconstruct(n=4, measured=False)[0]["mask"].mean() == 0.5
     measure = partial(validation.measured, job.model, None, CPU, PIXELS, 0.5)

@@ -19,12 +19,17 @@ from torch import nn
 
 import norms
 import train as train_module
-from maekit import checkpoint, figures, settings, sources
+from maekit.analysis import figures
+from maekit.data import sources
 from maekit.errors import InputError
-from maekit.flags import build_parser
-from maekit.model import build_mae, interpolate_positions, to_timm
-
-from .conftest import run, train_here
+from maekit.model.formats import to_timm
+from maekit.model.mae import build_mae
+from maekit.model.patches import interpolate_positions
+from maekit.settings import methods
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from maekit.training import checkpoint
+from tests.support import run, train_here
 
 QUICK = ("--demo", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
 KNN, *_ = EVALUATIONS = [("--task", task) for task in ("knn", "finetune", "linprobe")]
@@ -63,7 +68,7 @@ def encoder(weights, tmp_path_factory):
 
 def open_job(*flags):
     """The job of a command, before its first step."""
-    settled = settings.resolve(build_parser("", "").parse_args([str(flag) for flag in (*QUICK, *flags)]))
+    settled = resolve(build_parser("", "").parse_args([str(flag) for flag in (*QUICK, *flags)]))
     return train_module.open_job(settled, sources.open_source(settled.data, settled.seed))
 
 
@@ -93,7 +98,7 @@ def trained(norm, options=None):
     return mae.eval(), torch.randn(5, 3, 64, 64)
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_timms_network_has_the_features_of_the_encoder(norm):
     mae, images = trained(norm)
     vit = to_timm(mae, num_classes=7).eval()
@@ -104,7 +109,7 @@ def test_timms_network_has_the_features_of_the_encoder(norm):
         assert torch.equal(vit(images), vit.head(ours))
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_pooled_it_has_a_fresh_norm_behind_the_mean_of_the_patches(norm):
     options = {"alpha_init": 0.7} if norm in ("DynamicTanh", "AdaptiveDynamicTanh", "DynamicErf") else {}
     mae, images = trained(norm, options)
@@ -119,7 +124,7 @@ def test_pooled_it_has_a_fresh_norm_behind_the_mean_of_the_patches(norm):
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_converting_is_timms_class_draws_nothing_and_shares_nothing(norm, pool):
     mae, images = trained(norm)
     before = copy.deepcopy(mae.state_dict())
@@ -137,7 +142,7 @@ def test_converting_is_timms_class_draws_nothing_and_shares_nothing(norm, pool):
     assert same(mae.state_dict(), before)
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_resetting_a_norm_gives_the_values_of_its_constructor(norm):
     options = {
         "DynamicTanh": {"alpha_init": 0.7},
@@ -269,8 +274,8 @@ def test_a_classifier_in_the_file_is_left_out(weights):
         assert torch.equal(mae.decoder_pred.weight, weights["decoder_pred.weight"]) == (load is checkpoint.load_weights)
 
 
-@pytest.mark.parametrize("theirs", settings.NORMS)
-@pytest.mark.parametrize("ours", settings.NORMS)
+@pytest.mark.parametrize("theirs", methods.NORMS)
+@pytest.mark.parametrize("ours", methods.NORMS)
 def test_only_weights_of_the_same_norm_are_loaded(theirs, ours):
     def build(norm):
         torch.manual_seed(len(norm))

@@ -13,8 +13,8 @@ import warnings
 
 import pytest
 
-from .conftest import KIT, ended, run
-from .test_train import losses
+from tests.support import KIT, ended, run
+from tests.test_train import losses
 
 COMPILER = "x86_64-w64-mingw32-gcc"
 QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
@@ -50,7 +50,7 @@ WRONG = [["--methods", "ln x"], ["--methods", ""], ["--seeds", "-1"], ["--seeds"
 
 
 def comparison(*words, **options):
-    return run(sys.executable, KIT / "maekit/drivers/comparison.py", *words, **options)
+    return run(sys.executable, KIT / "maekit/drivers/windows.py", *words, **options)
 
 
 @pytest.mark.parametrize("words", TYPED, ids=" ".join)
@@ -79,7 +79,7 @@ def test_both_leave_the_same_files(tmp_path):
     words = [*QUICK, "--methods", "ln dyt", "--eval", "knn", "--jobs", "2", "--output_dir", "out"]
     folders = [tmp_path / "ours", tmp_path / "shells"]
     for folder, start in zip(
-        folders, ([sys.executable, KIT / "maekit/drivers/comparison.py"], [KIT / "run_comparison.sh"])
+        folders, ([sys.executable, KIT / "maekit/drivers/windows.py"], [KIT / "run_comparison.sh"])
     ):
         folder.mkdir()
         run(*start, *words, cwd=folder, check=0)
@@ -211,7 +211,7 @@ def test_help_is_the_comment_at_its_top_then_train_py(cmd, tmp_path):
 
 def test_help_names_every_option_of_the_shell_driver():
     ours, shells = (run(*start, "--help", check=0).stdout.split("usage: ")[0].split() for start in
-                    ([sys.executable, KIT / "maekit/drivers/comparison.py"], [KIT / "run_comparison.sh"]))  # fmt: skip
+                    ([sys.executable, KIT / "maekit/drivers/windows.py"], [KIT / "run_comparison.sh"]))  # fmt: skip
     ours, shells = ({word.rstrip(",;") for word in words if word.startswith("--")} for words in (ours, shells))
     assert ours | {"--slurm"} == shells
 

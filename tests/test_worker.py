@@ -12,10 +12,10 @@ import time
 import pytest
 import torch
 
-from maekit import files, runs
+from maekit import files
 from maekit.drivers import workers
-
-from .conftest import KIT, run, train
+from maekit.runs.status import FAILED, PREEMPTED
+from tests.support import KIT, run, train
 
 POOL = KIT / "maekit/drivers/pool.py"
 SMALL = ("--demo", "--epochs", "2", "--max_images", "96", "--batch_size", "32")
@@ -168,7 +168,7 @@ class TestEndings:
             out = driver.communicate(timeout=60)[0]
         assert driver.returncode == 143 and "stopped by SIGTERM; the same command goes on from there." in out, out
         assert out.splitlines()[-1] == "stopped: 1 of 2 done, 0 failed; the same command goes on from there."
-        assert files.read_json(long / "status.json")["status"] == runs.PREEMPTED and not is_alive(worker)
+        assert files.read_json(long / "status.json")["status"] == PREEMPTED and not is_alive(worker)
         assert not (long / "summary.json").exists() and not (long / "run.lock").exists()
         assert "goes on with epoch" in go(file, check=0).stdout
         assert_same_run(long, reference)
@@ -186,7 +186,7 @@ class TestEndings:
         command = file.read_text().splitlines()[1]
         assert driver.returncode == 1 and out.splitlines()[-1] == f"exit code 137: {command}"
         known = files.read_json(folders[1] / "status.json")
-        assert (known["status"], known["error"]) == (runs.FAILED, "exit code 137")
+        assert (known["status"], known["error"]) == (FAILED, "exit code 137")
         assert process_of(folders[0]) == worker != process_of(folders[2])
         assert (folders[2] / "summary.json").exists()
         go(file, check=0)
@@ -322,7 +322,8 @@ os.environ["BEFORE"] = "1"
 remains = Remains()
 import numpy, torch
 import norms
-from maekit import errors, faults
+from maekit import errors
+from maekit.data.workers import tell_of_one_dead_worker
 from torch.utils.data import DataLoader
 
 def dirty():
@@ -331,7 +332,7 @@ def dirty():
     sys.path.insert(0, "/somewhere")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for _ in DataLoader([1, 2], num_workers=1):
-        faults.tell_of_one_dead_worker()
+        tell_of_one_dead_worker()
     global handler
     handler = signal.getsignal(signal.SIGCHLD)
     torch.set_float32_matmul_precision("high")
@@ -402,6 +403,6 @@ def test_the_drivers_pass_warm_on(tmp_path):
             flags = (*flags, "--demo", "--output_dir", tmp_path / driver)
             out = run(KIT / driver, *flags, check=0, env={"PYTHON": str(python)}).stdout
             assert f" --warm {warm} " in out.splitlines()[-1], out
-    for driver in ((KIT / "quick_sweep_test.sh",), (sys.executable, KIT / "maekit/drivers/comparison.py")):
+    for driver in ((KIT / "quick_sweep_test.sh",), (sys.executable, KIT / "maekit/drivers/windows.py")):
         wrong = run(*driver, "--warm", "maybe", check=2)
         assert wrong.stderr == "error: --warm maybe: must be auto or off.\n"

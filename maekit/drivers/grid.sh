@@ -42,7 +42,7 @@ print_banner() {
 # no packages, so it can come before the environment.
 clone_mae() (
     use_any_python
-    set -- env "PYTHONPATH=$KIT" "$PYTHON" -m maekit.upstream "$KIT/mae"
+    set -- env "PYTHONPATH=$KIT" "$PYTHON" -m maekit.model.upstream "$KIT/mae"
     if [ -n "$dry_run" ]; then command_line "$@"; else exec "$@"; fi
 )
 

@@ -25,11 +25,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started by path, so that runs keep the user's PYTHONPATH
 
-from maekit import errors, locks, runs, settings
+from maekit import errors, locks
 from maekit.drivers.board import Board
 from maekit.drivers.processes import Child
 from maekit.drivers.tasks import DONE, LEFT, read_tasks
 from maekit.drivers.workers import Workers, takes
+from maekit.machine import available_cores
+from maekit.runs.status import DIVERGED, FAILED, PREEMPTED, RUNNING
 
 POLL_SECONDS = 0.2
 COME_BACK_SECONDS = 2.0  # between two looks at a run that another process is training
@@ -140,7 +142,7 @@ class Pool:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))
         together = self.jobs * self.nproc
         if together > 1:
-            env.setdefault("OMP_NUM_THREADS", str(max(1, settings.available_cores() // together)))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // together)))
         return env
 
     def collect(self):
@@ -226,7 +228,7 @@ def auto_jobs(tasks, nproc):
     """
     if nproc > 1 or visible_gpus() or not all("--demo" in task.words for task in tasks):
         return 1
-    cores = settings.available_cores()
+    cores = available_cores()
     wanted = len(tasks) if len(tasks) < 2 * cores else cores
     return max(1, min(wanted, _free_memory() // DEMO_MEMORY))
 
@@ -258,13 +260,13 @@ def show_status(paths):
     """Print how many runs are done, running, failed, diverged, left, and where those are that run or failed."""
     states = [(task, task.state()) for path in paths for task in read_tasks(path)]
     counts = {name: sum(state == name for _, state in states) for name in
-              (DONE, runs.RUNNING, runs.FAILED, runs.DIVERGED, runs.PREEMPTED, LEFT)}  # fmt: skip
-    shown = [f"{n} {name}" for name, n in counts.items() if n or name != runs.PREEMPTED]
+              (DONE, RUNNING, FAILED, DIVERGED, PREEMPTED, LEFT)}  # fmt: skip
+    shown = [f"{n} {name}" for name, n in counts.items() if n or name != PREEMPTED]
     print(f"{_runs(len(states))}: {', '.join(shown)}")
     for task, state in states:
-        if state == runs.RUNNING:
+        if state == RUNNING:
             print(_line(task, task.share()))
-        elif state == runs.FAILED:
+        elif state == FAILED:
             print(f"  failed: {task.folder.path}: {task.progress().get('error', 'see its output')}")
 
 
@@ -307,7 +309,7 @@ def run_line(path, number, asked, nproc=1, reword=list):
         task.child.kill()  # what it may have left behind
         if code == 0:
             return 0
-        preempted = task.state() == runs.PREEMPTED and task.progress()["time"] > began  # not in a start before
+        preempted = task.state() == PREEMPTED and task.progress()["time"] > began  # not in a start before
         if asked.name or preempted:
             break
         if not task.was_taken(code):

@@ -8,8 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from maekit import errors, files, locks, runs
+from maekit import errors, files, locks
 from maekit.drivers.processes import Child
+from maekit.runs.folder import RunFolder
+from maekit.runs.status import FAILED, FINISHED, PREEMPTED, RUNNING
 
 DONE, LEFT = "done", "left"
 
@@ -20,7 +22,7 @@ class Task:
     def __init__(self, line, root="."):
         self.words = shlex.split(line)
         self.line = for_shell(self.words)
-        self.folder = runs.RunFolder(self.words[self.words.index("--output_dir") + 1])
+        self.folder = RunFolder(self.words[self.words.index("--output_dir") + 1])
         self.name = self.label = os.path.relpath(self.folder.path, root)
         self.child = self.ending_before = None
         self.output, self.words_from = None, 0  # file, and where in it what this start prints begins
@@ -66,16 +68,16 @@ class Task:
     def state(self):
         """One of done, diverged, running, preempted, failed, left."""
         try:
-            status = files.read_json(self.folder.summary).get("status", runs.FINISHED)
-            return DONE if status == runs.FINISHED else status
+            status = files.read_json(self.folder.summary).get("status", FINISHED)
+            return DONE if status == FINISHED else status
         except (OSError, errors.InputError):
             pass
         held, known = locks.is_held(self.folder.lock), self.progress()
         status = known.get("status")
-        fresh = status == runs.RUNNING and time.time() - known.get("time", 0) < 600
+        fresh = status == RUNNING and time.time() - known.get("time", 0) < 600
         if held or (held is None and fresh):
-            return runs.RUNNING
-        return status if status in (runs.FAILED, runs.PREEMPTED) else LEFT
+            return RUNNING
+        return status if status in (FAILED, PREEMPTED) else LEFT
 
     def progress(self):
         """status.json, {} if there is none that can be read."""
@@ -95,9 +97,9 @@ class Task:
     def note_death(self, code):
         """Leave in status.json that it failed, where it could not do so itself."""
         known = self.progress()
-        if known.get("status") == runs.RUNNING and not self.is_taken():
+        if known.get("status") == RUNNING and not self.is_taken():
             try:
-                files.write_json(self.folder.status, {**known, "status": runs.FAILED, "error": f"exit code {code}"})
+                files.write_json(self.folder.status, {**known, "status": FAILED, "error": f"exit code {code}"})
             except OSError:
                 pass
 

@@ -13,8 +13,11 @@ python -m maekit.drivers.values --workers 16             -> 16, at most the core
 import math
 import sys
 
-from maekit import errors, methods, recipes, runs, settings
+from maekit import errors
 from maekit.errors import InputError
+from maekit.machine import available_cores
+from maekit.settings import methods, recipes
+from maekit.settings.spelling import spell
 
 
 def main(argv):
@@ -23,7 +26,7 @@ def main(argv):
         print(spelled(flag, str(recipes.DEMO[typed[0]])))
         return
     if flag == "--workers":
-        print(min(int(typed[0]), settings.available_cores()))
+        print(min(int(typed[0]), available_cores()))
         return
     varied = typed[typed.index("--") + 1 :] if "--" in typed else None
     if varied is not None:
@@ -51,9 +54,9 @@ def spelled(flag, text):
     if flag == "--methods":
         return methods.spelled(text)
     if flag == "--norms":
-        return settings.norm_name(text)
+        return methods.norm_name(text)
     if flag in ("--adyt_lambda", "--adyt_smooth", "--adyt_alpha_max"):
-        return runs.spell(methods.option_value(f"{flag} {text}", flag[2:], text))
+        return spell(methods.option_value(f"{flag} {text}", flag[2:], text))
     if flag == "--eval":
         if text not in recipes.EVALUATIONS:
             raise InputError(f"{flag} {text}: unknown. Choose from {', '.join(recipes.EVALUATIONS)}.")
@@ -70,7 +73,7 @@ def spelled(flag, text):
         raise InputError(f"{flag} {text}: must be finite.")
     if flag == "--lrs" and number <= 0:
         raise InputError(f"{flag} {text}: must be positive.")
-    return runs.spell(number)
+    return spell(number)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
 import pytest
 import torch
 
-from maekit import cache, files, settings, sources
-from maekit.flags import build_parser
-from maekit.keeper import Keeper
-
-from ..conftest import train_here, train_module
+from maekit import files
+from maekit.data import cache, sources
+from maekit.settings.flags import build_parser
+from maekit.settings.resolution import resolve
+from maekit.training.saving import Keeper
+from tests.support import train_here, train_module
 
 DEMO = ("--demo", "--num_workers", "0", "--compile", "off")
 QUICK = ("--epochs", "2", "--max_images", "96", "--batch_size", "32")
@@ -73,7 +74,7 @@ def full_precision(monkeypatch):
 
 def resolved(device, *flags):
     typed = (*DEMO, "--device", device.type, *flags)
-    return settings.resolve(build_parser("train.py", "").parse_args([str(flag) for flag in typed]))
+    return resolve(build_parser("train.py", "").parse_args([str(flag) for flag in typed]))
 
 
 def with_cache(run):

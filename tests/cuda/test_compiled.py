@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from maekit import compiling
-
-from .conftest import Bar, checkpoint_of, open_job, stop_request, train_on
+from maekit.model import compiling
+from tests.cuda.conftest import Bar, checkpoint_of, open_job, stop_request, train_on
 
 # batches that are replayed from a CUDA graph, once it is recorded, and no smaller last one to compile anew for
 RUN = ("--epochs", "2", "--max_images", "100", "--batch_size", "20", "--decoder_type", "linear")

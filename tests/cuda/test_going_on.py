@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from ..conftest import KIT
+from tests.support import KIT
 from ..test_train import flat, losses
 from .conftest import DEMO, checkpoint_of, stop_request, train_on
 

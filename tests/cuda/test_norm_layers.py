@@ -6,9 +6,8 @@ import torch.nn.functional as F
 
 import norms
 import train as train_module
-from maekit.device import Device
-
-from .conftest import distance
+from maekit.training.device import Device
+from tests.cuda.conftest import distance
 
 WIDTHS = (96, 192, 300, 512, 768, 1280)
 HALVES = (torch.bfloat16, torch.float16)

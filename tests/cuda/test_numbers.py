@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from maekit import model, resident, upstream
-
-from ..conftest import KIT
-from ..test_model import GOLDEN, close, fill_by_rule
-from ..test_resident import by_pil
-from .conftest import distance, resolved, with_cache
+from maekit.data import resident
+from maekit.model import upstream
+from maekit.model.mae import build_mae
+from tests.cuda.conftest import distance, resolved, with_cache
+from tests.support import KIT
+from tests.test_model import GOLDEN, close, fill_by_rule
+from tests.test_resident import by_pil
 
 BASE = "mae_vit_base_patch16"
 
 
 def golden_model(device, norm_pix_loss=False, make=None):
-    mae = model.build_mae(BASE, norm_pix_loss=norm_pix_loss) if make is None else make()
+    mae = build_mae(BASE, norm_pix_loss=norm_pix_loss) if make is None else make()
     with torch.no_grad():
         fill_by_rule(mae)
     images = np.random.RandomState(0).standard_normal((2, 3, 224, 224)).astype(np.float32)

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from ..conftest import KIT, run
-from .conftest import DEMO, QUICK, Bar, open_job, train_on
+from tests.cuda.conftest import DEMO, QUICK, Bar, open_job, train_on
+from tests.support import KIT, run
 
 STEPS = ("--epochs", "2", "--max_images", "96", "--batch_size", "16")
 LOSSES = ("train_loss", "train_loss_rec", "train_loss_cls", "val_mse")
@@ -63,7 +63,7 @@ import json, os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, {kit!r})
-from maekit.jobs import OWN_BUFFERS
+from maekit.training.trainer import OWN_BUFFERS
 from tests.cuda.conftest import Bar, open_job
 
 device, folder, flags = torch.device({device!r}), {folder!r}, {flags!r}

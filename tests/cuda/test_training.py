@@ -6,15 +6,14 @@ from functools import partial
 import pytest
 import torch
 
-from maekit import settings
-
-from .conftest import QUICK, Bar, checkpoint_of, open_job, train_on
+from maekit.settings import methods
+from tests.cuda.conftest import QUICK, Bar, checkpoint_of, open_job, train_on
 
 ALL = ("--probes", "all", "--alpha", "0.1")
 LOSSES = ("train_loss", "train_loss_rec", "train_loss_cls", "val_mse")
 
 
-@pytest.mark.parametrize("norm", settings.NORMS)
+@pytest.mark.parametrize("norm", methods.NORMS)
 def test_a_run_has_the_losses_of_the_same_run_on_the_cpu(norm, device, tmp_path):
     """In float32 to 2 %, in the device's own precision to 5 %: of crops that are rounded elsewhere, and of TF32."""
     flags = (*QUICK, *ALL, "--norm", norm)

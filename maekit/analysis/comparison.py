@@ -1,0 +1,284 @@
+"""The norm comparison's table and figures, from the folders of its runs."""
+
+from functools import partial
+from pathlib import Path
+
+from .. import files
+from ..errors import InputError
+from ..runs import measures
+from ..runs.folder import RunFolder
+from ..runs.reading import evaluation_column, is_evaluation, load_runs
+from ..runs.record import summarize_log
+from ..runs.status import FINISHED
+from ..settings import identity, methods, recipes
+from . import findings
+
+ACCURACIES = tuple(dict.fromkeys((*measures.ACCURACY_COLUMNS, *measures.EVALUATION_ACCURACIES)))  # k-NN is in both
+# Columns of summary.json that are measurements: they get a mean and a deviation over seeds.
+MEASURES = (
+    "total_epochs",
+    "total_time",
+    "avg_epoch_time",
+    "final_loss",
+    "min_loss",
+    "min_loss_epoch",
+    "val_mse",
+    *ACCURACIES,
+    "psnr",
+    "ssim",
+    "images_per_s",
+    "peak_memory_mb",
+    "flat_colour",
+    "smooth_colour",
+)
+UNFINISHED = "unfinished"
+PRINTED = ("total_epochs", "avg_epoch_time", "final_loss", "min_loss", "val_mse", "psnr", "ssim")
+
+
+def write(root):
+    """Write table and figures of all runs below a folder into it, and print the table.
+
+    Raises InputError if there is no run with a finished epoch.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"--output_dir {root}: no such folder. Run the comparison first.")
+    everything = load(root)
+    found, repeated = without_repeats(run for run in everything if not is_evaluation(run))
+    evaluations = [run for run in everything if is_evaluation(run)]
+    if not any(run["log"] or run["summary"] for run in found):
+        raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
+
+    from . import comparison_figures, comparison_report, figures, report
+
+    table = tabulate(found, evaluations)
+    with_seeds = add_means(table)
+    with files.atomic_write(root / "comparison_table.csv") as f:
+        f.write(with_seeds.to_csv(index=False, lineterminator="\n").encode())
+
+    for run, (_, summary) in zip(found, table.iterrows()):
+        folder = RunFolder(run["path"])
+        if run["log"] and not (run["summary"] and folder.loss_curve.exists()):  # one that has ended has drawn it itself
+            figures.save(figures.loss_curve(run["log"], summary), folder.loss_curve)
+    logs, alphas = stack(found, "log"), stack(found, "norm_alpha")
+    known = findings.describe(found, table)
+    files.write_json(root / "comparison_statistics.json", known)
+    draw = {}
+    if len(logs):
+        draw["loss_comparison"] = partial(comparison_figures.loss_comparison, logs, table)
+        draw["timing_comparison"] = partial(comparison_figures.timing_comparison, table)
+    paired = {findings.MEASURES[name]: known["differences"].get(name, {}) for name in ("val_mse", "final_loss")}
+    if any(difference["n"] for of in paired.values() for difference in of.values()):
+        draw["paired_differences"] = partial(comparison_figures.paired_differences, paired, known["reference"])
+    if len(alphas):
+        draw["alpha_dynamics"] = partial(comparison_figures.alpha_dynamics, alphas)
+    scored = table[table["status"] == FINISHED].filter(measures.EVALUATION_ACCURACIES).notna().any(axis=None)
+    if evaluations and scored:
+        draw["evaluation_comparison"] = partial(comparison_figures.evaluation_comparison, table, chance(evaluations))
+    pictures = load_pictures(found)
+    if pictures:
+        draw["reconstruction_comparison"] = partial(comparison_figures.reconstruction_comparison, pictures)
+    figures.save_all({root / f"{name}.png": figure for name, figure in draw.items()})
+
+    print(render(table))
+    if evaluations and scored:
+        print(render_evaluations(table))
+    print("\n".join(["", *known["sentences"]]))
+    notices = [*known["notes"], *repeated, *notices_on(found, evaluations, table)]
+    for notice in notices:
+        print(f"note: {notice}")
+    page = comparison_report.page(
+        root,
+        found,
+        evaluations,
+        table,
+        known,
+        notices=notices,
+        unequal=any(unequal_settings(found)),
+        drawn=draw,
+        pictures=pictures,
+        plot=report.plot("losses", logs, table),
+    )
+    report.write(root / "report.html", page)
+    print(f"written to {root}: report.html, comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
+
+
+def load(root):
+    """Runs of reading.load_runs with their "method" (methods.py), in the order of methods and seeds."""
+    everything = load_runs(root)
+    methods.name_runs(everything)
+    order = methods.in_order({run["method"] for run in everything})
+    return sorted(everything, key=lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"]))
+
+
+def without_repeats(found):
+    """(one run for each method and seed, a sentence for each other one).
+
+    The one in a folder of its seed's name, as run_comparison.sh has them, before others, then one that has ended.
+    """
+    found, kept, repeated = list(found), {}, []
+    for run in sorted(found, key=lambda run: (run["path"].name != f"seed{_seed(run)}", not run["summary"])):
+        mine = kept.setdefault((run["method"], _seed(run)), run)
+        if mine is not run:
+            other = identity.difference(mine["config"]["identity"], run["config"]["identity"])
+            unlike = f", with {other[0]} {other[2]} in place of {other[1]}" if other else ""
+            repeated.append(
+                f"{run['path']}: {run['method']} with seed {_seed(run)} again, beside {mine['path']}{unlike}; left out."
+            )
+    return [run for run in found if any(run is mine for mine in kept.values())], repeated
+
+
+def _seed(run):
+    return run["config"]["identity"]["seed"]
+
+
+def notices_on(found, evaluations, table):
+    """Sentences on runs that are no fair comparison or have not ended."""
+    tasks = {run["config"]["identity"]["task"] for run in evaluations}
+    same_task = [[run for run in evaluations if run["config"]["identity"]["task"] == task] for task in sorted(tasks)]
+    yield from (notice for group in (found, *same_task) for notice in unequal_settings(group))
+    yield from unended(table)
+    yield from unended(tabulate(evaluations))
+    together = max((run["config"].get("runs_at_a_time", 1) for run in found), default=1)
+    if together > 1:
+        yield f"Up to {together} runs at a time shared the machine, which shows in their times; --jobs 1 measures each alone."
+
+
+def tabulate(found, evaluations=()):
+    """DataFrame with a row a run: the columns of summary.json, from the log alone for a run that has not ended.
+
+    Accuracies of the finished evaluations below a run's folder are columns of its row, see measures.EVALUATION_ACCURACIES.
+    """
+    import pandas as pd
+
+    scores = {}
+    for run in evaluations:
+        if run["summary"] and run["summary"]["status"] == FINISHED and "acc1" in run["summary"]:
+            scores.setdefault(run["path"].parent, {})[evaluation_column(run)] = run["summary"]["acc1"]
+    rows = []
+    for run in found:
+        identity = run["config"]["identity"]
+        unended = {"seed": identity["seed"], "status": UNFINISHED}
+        summary = run["summary"] or {**unended, **summarize_log(run["log"])}
+        rows.append({"model": run["method"], **{k: v for k, v in summary.items() if k != "model"},
+                     **scores.get(run["path"], {}), "path": str(run["path"])})  # fmt: skip
+    columns = dict.fromkeys(["model", "seed", "status", *MEASURES, *(name for row in rows for name in row)])
+    table = pd.DataFrame(rows, columns=list(columns))
+    table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)
+    table = table.astype({"total_epochs": "Int64", "min_loss_epoch": "Int64"})  # integers, though some are missing
+    return table.drop(columns=[name for name in ACCURACIES if table[name].isna().all()])
+
+
+def add_means(table):
+    """The table with two more rows, seed "mean" and "std" (n - 1), for every method that has several finished seeds."""
+    import pandas as pd
+
+    measures = [name for name in MEASURES if name in table]
+    extra = []
+    for method, rows in table[table["status"] == FINISHED].groupby("model", sort=False):
+        if len(rows) > 1:
+            for statistic in ("mean", "std"):
+                values = getattr(rows[measures], statistic)()
+                extra.append({"model": method, "seed": statistic, "status": f"n = {len(rows)}", **values})
+    return pd.concat([table.astype(object), pd.DataFrame(extra, dtype=object)]) if extra else table
+
+
+def stack(found, part):
+    """One DataFrame of a part ("log", "norm_alpha") of all runs, with columns model and seed."""
+    import pandas as pd
+
+    rows = [
+        {"model": run["method"], "seed": run["config"]["identity"]["seed"], **row} for run in found for row in run[part]
+    ]
+    return pd.DataFrame(rows)
+
+
+def load_pictures(found):
+    """{method: arrays of reconstructions.npz} of each method's first seed; methods of other images are left out."""
+    import numpy as np
+
+    pictures = {}
+    for run in found:
+        method, file = run["method"], RunFolder(run["path"]).reconstructions
+        if method in pictures or not file.exists():
+            continue
+        with np.load(file) as arrays:
+            arrays = dict(arrays)
+        first = next(iter(pictures.values()), arrays)
+        if all(np.array_equal(first[name], arrays[name]) for name in ("image", "mask")):
+            pictures[method] = arrays
+        else:
+            print(f"note: {file}: other images or masks than the rest, left out of the reconstructions.")
+    return pictures
+
+
+def render(table):
+    """The table as text: a line a method, mean ± std over seeds where there are several, then the baselines."""
+    import pandas as pd
+
+    lines = []
+    for method, rows in table.groupby("model", sort=False):
+        rows = rows[rows["status"] == FINISHED] if (rows["status"] == FINISHED).any() else rows
+        cells = {"method": method, "n": len(rows), "status": ", ".join(rows["status"].unique())}
+        for name in (*PRINTED, *(name for name in measures.ACCURACY_COLUMNS if name in table)):
+            mean, std = rows[name].mean(), rows[name].std()
+            cells[name] = "" if pd.isna(mean) else f"{mean:.4g}" + (f" ± {std:.2g}" if len(rows) > 1 else "")
+        lines.append(cells)
+    text = pd.DataFrame(lines).to_string(index=False)
+    for name, what in (("flat_colour", "flat colour"), ("smooth_colour", "smoothed colour")):
+        value = table[name].mean()
+        if not pd.isna(value):
+            text += f"\nbaseline: {what} of the visible patches, val_mse {value:.4g}"
+    return text
+
+
+def render_evaluations(table):
+    """Top-1 accuracies as text: a line a method and task, pre-trained, untrained, and their difference, paired by seed.
+
+    Of encoders whose pre-training is finished.
+    """
+    import pandas as pd
+
+    from .. import stats
+
+    lines = []
+    for method, rows in table[table["status"] == FINISHED].groupby("model", sort=False):
+        for task in recipes.EVALUATIONS:
+            pair = rows.filter([f"{task}_accuracy", f"untrained_{task}_accuracy"])
+            cells = {"method": method, "task": task}
+            for name in pair:
+                values = pair[name].dropna()
+                std = f" ± {values.std():.1f}" if len(values) > 1 else ""
+                cells["untrained" if name.startswith("untrained") else "pre-trained"] = (
+                    f"{values.mean():.1f} %{std}" if len(values) else ""
+                )
+            if pair.shape[1] == 2 and len(difference := (pair.iloc[:, 0] - pair.iloc[:, 1]).dropna()):
+                known = stats.t_interval(difference)
+                interval = "" if known["low"] is None else f" (95 %: {known['low']:+.1f} to {known['high']:+.1f})"
+                cells["difference"] = f"{known['mean']:+.1f}{interval}, n = {known['n']}"
+            if len(cells) > 2:
+                lines.append(cells)
+    heading = "\ntop-1 accuracy of evaluations; untrained: the same network and recipe from random weights\n"
+    return heading + pd.DataFrame(lines).fillna("").to_string(index=False)
+
+
+def chance(evaluations):
+    """Percent that guessing gets right, None where the evaluations are of different numbers of classes."""
+    classes = {run["config"]["data"]["classes"] for run in evaluations}
+    return 100 / classes.pop() if len(classes) == 1 else None
+
+
+def unequal_settings(found):
+    """Sentences on settings, other than norm and seed, that are not the same in all runs."""
+    own = {"norm", "seed", *(flag for options in methods.OPTION_FLAGS.values() for flag in options.values())}
+    own |= {"init"} if all(map(is_evaluation, found)) else set()
+    for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
+        values = {str(run["config"]["identity"].get(name, identity.BEFORE.get(name))) for run in found}
+        if name not in own and len(values) > 1:
+            yield f"the runs differ in {name} ({', '.join(sorted(values))}), so they are no fair comparison."
+
+
+def unended(table):
+    """Sentences on runs that diverged or have not ended."""
+    for _, row in table[table["status"] != FINISHED].iterrows():
+        yield f"{row['path']}: {row['status']} after {row['total_epochs']:.0f} epochs."

@@ -1,0 +1,201 @@
+"""The page of a norm comparison: what report.write renders, from its runs, table and findings."""
+
+import time
+
+from ..runs.folder import RunFolder
+from ..runs.status import FINISHED
+from ..settings.methods import OPTIONS
+from . import findings, provenance, report
+
+CAPTIONS = {
+    "loss_comparison": "Loss on hidden patches after each epoch. Lines are means over seeds, bands the range of seeds; lower "
+    "is better. The validation masks are the same for all methods. A method near flat colour, which paints every "
+    "hidden patch in the mean colour of the visible ones, has learned little.",
+    "paired_differences": "What each method ends above (right of the line) or below (left) LayerNorm of the same seed, which "
+    "has the same initial weights, crops and masks. Where a bar does not touch the line, the interval excludes 0.",
+    "timing_comparison": "Mean time of a training epoch, without validation, and its ratio to LayerNorm. Dots are single "
+    "runs. Other work on the same machine is in it.",
+    "alpha_dynamics": "The factor α in front of x: every norm layer (encoder blue, decoder orange, deeper darker), their "
+    "mean (black) and range (grey). Below or beside it is the share of layers whose α sits at a bound of its range, where "
+    "it does not adapt.",
+    "evaluation_comparison": "Top-1 accuracy of the encoders. Filled: pre-trained; open: the same network from random weights "
+    "by the same recipe. What pre-training is worth is the distance between the two, not the height of one.",
+    "reconstruction_comparison": "Validation images, what the model saw of them, and what each method of the first seed "
+    "made of that. A composite is the reconstruction with the visible patches as they are.",
+}
+SHOWN = ("final_loss", "min_loss", *(name for name in findings.MEASURES if name != "final_loss"))
+LABELS = {**findings.MEASURES, "min_loss": "least training loss"}
+
+
+def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pictures, plot):
+    """The page as report.write takes it.
+
+    found, evaluations: runs of comparison.load; table: a row for each of found; known: findings.describe; notices:
+    sentences; unequal: whether the runs differ in more than their method; drawn: names of figures; pictures: {method:
+    arrays}; plot: plots.losses, or a sentence on why there is none.
+    """
+    everything = [*found, *evaluations]
+    shown = report.reconstructions(pictures)
+    if shown:
+        shown["caption"] = (
+            "Drag the slider from what the model saw, over what it made of that (visible patches as they are), to the "
+            "original. First seed of each method, same images and masks."
+        )
+    return {
+        "title": f"Norm comparison: {', '.join(dict.fromkeys(run['method'] for run in found))}",
+        "about": f"{len(found)} pre-training run{'s' * (len(found) != 1)} of a masked autoencoder"
+        + (f" and {len(evaluations)} evaluations" if evaluations else "")
+        + ("." if unequal else ". Pre-training runs of one seed differ in the normalisation layer alone."),
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "findings": known["sentences"],
+        "notes": notices,
+        "problems": [
+            {"run": name_of(folder, root), "link": report.link(folder, root), "status": status, "text": text}
+            for folder, status, text in provenance.problems(root, everything)
+        ],
+        "tables": [methods_table(table, known), *differences_table(known), *speed_table(known), *lens_table(known)],
+        "plot": None if isinstance(plot, str) else {
+            "title": "Losses, to be looked into", "data": plot,
+            "caption": "A line is a run. A click on a method hides it, a double click leaves it alone; dragging enlarges.",
+        },
+        "plot_missing": plot if isinstance(plot, str) else None,
+        "figures": report.figures(root, {name: text for name, text in CAPTIONS.items() if name in drawn}),
+        "pictures": shown,
+        "facts": provenance.facts(found),
+        "settings": provenance.settings(found, [run["method"] for run in found]),
+        "commands": provenance.typed(root),
+        "runs": [
+            {"title": title, "runs": [entry(run, root) for run in those]}
+            for title, those in (("pre-training", found), ("evaluations", evaluations)) if those
+        ],
+    }  # fmt: skip
+
+
+def name_of(folder, root):
+    """A run's folder as seen from the comparison's."""
+    try:
+        return folder.relative_to(root).as_posix()
+    except ValueError:
+        return str(folder)
+
+
+def entry(run, root):
+    """A run as the page lists it: links into its folder, and the command that repeats it."""
+    folder = RunFolder(run["path"])
+    files = (folder.loss_curve, folder.log, folder.summary, folder.config, folder.output)
+    return {
+        "name": name_of(run["path"], root),
+        "link": report.link(run["path"], root),
+        "status": provenance.status(run),
+        "command": provenance.command(run),
+        "more": [{"name": file.name, "link": report.link(file, root)} for file in files if file.exists()],
+    }
+
+
+def methods_table(table, known):
+    """A row a method: means of finished runs with their intervals, then the baselines."""
+    columns = [name for name in SHOWN if name in table and table[name].notna().any()]
+    rows = []
+    for method in dict.fromkeys(table["model"]):
+        means = known["means"].get(method, {})
+        cells = [spelled(means[name]) if name in means else least(table, method, name) for name in columns]
+        of = int((table["model"] == method).sum())
+        n = known["n"].get(method, 0)
+        rows.append([method, str(n) if n == of else f"{n} of {of}", *cells])
+    for name, label in (("flat_colour", "flat colour"), ("smooth_colour", "smoothed colour")):
+        if name in table and table[name].notna().any():
+            cells = [findings.number(table[name].mean(), 0.005) if c == "val_mse" else "" for c in columns]
+            rows.append([f"baseline: {label}", "", *cells])
+    some = any(d["low"] is not None for of in known["means"].values() for d in of.values())
+    caption = (
+        "Means over the n finished seeds at the last epoch; below them the 95 % interval of the mean (Student's t)."
+        if some else "Values at the last epoch of finished runs. No intervals: they need 3 seeds or more."
+    )  # fmt: skip
+    return {
+        "title": "Methods",
+        "columns": ["method", "n", *(LABELS[name] for name in columns)],
+        "rows": rows,
+        "caption": caption,
+    }
+
+
+def least(table, method, name):
+    """What the table says where there are no means over finished runs."""
+    from .. import stats
+
+    rows = table[(table["model"] == method) & (table["status"] == FINISHED)][name].dropna()
+    return spelled(stats.t_interval(rows)) if len(rows) else "–"
+
+
+def spelled(known):
+    """A mean, and its interval on a line below."""
+    if known["low"] is None:
+        return findings.number(known["mean"], abs(known["mean"]) / 200)
+    return findings.with_interval(known).replace(" (", "\n").replace(")", "")
+
+
+def differences_table(known):
+    """Paired differences to the reference, a row a method; no table without one."""
+    columns = {name: of for name, of in known["differences"].items() if any(d["n"] for d in of.values())}
+    if not columns:
+        return []
+    names = list(dict.fromkeys(method for of in columns.values() for method in of))
+    rows = [
+        [m, str(max(of[m]["n"] for of in columns.values())), *(signed(of[m]) for of in columns.values())] for m in names
+    ]
+    caption = (
+        f"Method minus {known['reference']} of the same seed, mean over the n seeds that both have finished; below it the "
+        "95 % interval (Student's t) where n is 3 or more."
+    )
+    labels = [findings.MEASURES[name] for name in columns]
+    return [{"title": f"Differences to {known['reference']}, paired by seed", "columns": ["method", "n", *labels],
+             "rows": rows, "caption": caption}]  # fmt: skip
+
+
+def signed(difference):
+    """A paired difference with its sign, its interval on a line below; "–" without seeds in common."""
+    d = difference
+    if not d["n"]:
+        return "–"
+    if d["low"] is None:
+        return f"{d['mean']:+.{decimals(abs(d['mean']) / 50)}f}"
+    places = decimals((d["high"] - d["low"]) / 2)
+    return f"{d['mean']:+.{places}f}\n{d['low']:+.{places}f} to {d['high']:+.{places}f}"
+
+
+def decimals(uncertainty):
+    """Decimals that findings.number keeps."""
+    return len(findings.number(0.0, uncertainty).partition(".")[2])
+
+
+def speed_table(known):
+    """Epochs and seconds to the reference's final validation loss; no table without a reference."""
+    rows = [
+        [method, f"{s['reached']} of {s['n']}", *(spelled(s[unit]) if s[unit] else "–" for unit in ("epochs", "seconds"))]
+        for method, s in known["convergence"].items() if s["n"]
+    ]  # fmt: skip
+    if not rows:
+        return []
+    caption = (
+        f"The first epoch with a validation loss no higher than {known['reference']} of the same seed ends with, and the "
+        "training time until then. Means over seeds, below them the 95 % interval; none where a seed never gets there."
+    )
+    columns = ["method", "seeds that get there", "epochs", "seconds"]
+    return [{"title": "Speed", "columns": columns, "rows": rows, "caption": caption}]
+
+
+def lens_table(known):
+    """The share of layers at a bound of α over time, for every AdaptiveDynamicTanh; no table without one."""
+    seen = {method: lens for method, lens in known["adaptive"].items() if lens}
+    if not seen:
+        return []
+    longest = max((lens["share_over_time"] for lens in seen.values()), key=len)
+    epochs = sorted({round(i * (len(longest) - 1) / 5) for i in range(6)})
+    rows = [
+        [m, *(f"{100 * lens['share_over_time'][e]:.0f} %" if e < len(lens["share_over_time"]) else "" for e in epochs)]
+        for m, lens in seen.items()
+    ]
+    options = ", ".join(OPTIONS[findings.ADAPTIVE])
+    caption = f"Share of norm layers whose α sits at a bound of its range, means over seeds. Names may carry {options}."
+    return [{"title": "Saturation over time", "columns": ["method", *(f"epoch {e}" for e in epochs)], "rows": rows,
+             "caption": caption}]  # fmt: skip

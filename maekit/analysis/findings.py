@@ -1,0 +1,251 @@
+"""What the runs of a comparison show, as numbers and as sentences that say no more than the numbers do."""
+
+import math
+
+from .. import stats
+from ..runs.status import FINISHED
+from ..settings.spelling import spell
+
+REFERENCE, ADAPTIVE, PLAIN = "LayerNorm", "AdaptiveDynamicTanh", "DynamicTanh"
+MEASURES = {  # column of the table: what it is called
+    "val_mse": "validation loss",
+    "final_loss": "training loss",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "accuracy": "joint probe (%)",
+    "frozen_accuracy": "frozen probe (%)",
+    "knn_accuracy": "k-NN (%)",
+    "finetune_accuracy": "fine-tuning (%)",
+    "linprobe_accuracy": "linear probing (%)",
+    "avg_epoch_time": "s per epoch",
+    "peak_memory_mb": "memory (MB)",
+}
+MOST = 0.5  # share of layers from which on it is said to be most of them
+
+
+def describe(found, table):
+    """Everything that comparison_statistics.json holds.
+
+    found: runs of comparison.load, with their "method"; table: DataFrame, a row for each of them. Only finished runs
+    count. Returns a dict:
+
+    n: {method: finished seeds}; means: {method: {column: stats.t_interval}}; differences: {column: {method:
+    stats.paired to the reference}}; convergence: {method: see `speed`}; adaptive: {method: see `lens`}; sentences: what
+    follows from these; notes: on what does not.
+    """
+    ended = [run for run in found if run["summary"] and run["summary"]["status"] == FINISHED]
+    table = table[table["status"] == FINISHED]
+    names = list(dict.fromkeys(run["method"] for run in ended))
+    values = {name: {m: _by_seed(table, name, m) for m in names} for name in MEASURES if name in table}
+    values = {name: of for name, of in values.items() if any(of.values())}
+    means = {m: {name: stats.t_interval(list(of[m].values())) for name, of in values.items() if of[m]} for m in names}
+    known = {
+        "reference": REFERENCE if REFERENCE in names else None,
+        "n": {m: int((table["model"] == m).sum()) for m in names},
+        "means": means,
+        "differences": {},
+        "convergence": {},
+        "adaptive": {m: lens(m, ended, values["val_mse"]) for m in names if m.partition("-")[0] == ADAPTIVE},
+    }
+    if REFERENCE in names:
+        known["differences"] = {
+            name: {m: stats.paired(of[m], of[REFERENCE]) for m in names if m != REFERENCE}
+            for name, of in values.items()
+        }
+        known["convergence"] = {m: speed(m, ended) for m in names}
+    return {**known, "sentences": sentences(known), "notes": notes(known)}
+
+
+def speed(method, ended):
+    """When the runs of a method first had the validation loss that LayerNorm of the same seed ends with.
+
+    Returns {"n": seeds in common, "reached": how many got there, "per_seed": {seed: {"epochs", "seconds"} or None},
+    "epochs" and "seconds": stats.t_interval, None unless all got there}. Seconds are of training, without validation.
+    """
+    targets = {_seed(run): run["log"][-1]["val_mse"] for run in ended if run["method"] == REFERENCE and run["log"]}
+    per_seed = {}
+    for run in ended:
+        if run["method"] == method and run["log"] and _seed(run) in targets:
+            losses, seconds = ([row[name] for row in run["log"]] for name in ("val_mse", "epoch_time_s"))
+            when = stats.reached(losses, seconds, targets[_seed(run)])
+            per_seed[_seed(run)] = when and {"epochs": when[0], "seconds": when[1]}
+    known = {"n": len(per_seed), "reached": sum(when is not None for when in per_seed.values()), "per_seed": per_seed}
+    whole = known["n"] and known["reached"] == known["n"]
+    for unit in ("epochs", "seconds"):
+        known[unit] = stats.t_interval([when[unit] for when in per_seed.values()]) if whole else None
+    return known
+
+
+def lens(method, ended, losses):
+    """Does a method of AdaptiveDynamicTanh adapt, or is it DynamicTanh with a larger alpha?
+
+    losses: {method: {seed: validation loss}}. Returns, for its finished runs: "n"; "layers"; "share_over_time": the
+    share of layers at a bound after each epoch, mean over seeds; "share": after the last; "upper": how many layers sit
+    at the upper bound then; "bound": that bound; "most_since": the epoch from which on half of the layers or more sit
+    at a bound, None if they do not at the end; "control": the method of DynamicTanh that started at that bound, None
+    if there is none; "control_alpha": its mean alpha at the end; "difference": stats.paired of the loss to the
+    control's. None without layers that have an alpha.
+    """
+    mine = [run for run in ended if run["method"] == method and run["norm_alpha"]]
+    if not mine:
+        return None
+    bound = mine[0]["config"]["identity"]["adyt_alpha_max"]
+    shares, upper = [], []
+    for run in mine:
+        by_epoch = {}
+        for row in run["norm_alpha"]:
+            by_epoch.setdefault(row["epoch"], []).append(row)
+        shares.append([sum(bool(row["saturated"]) for row in rows) / len(rows) for rows in by_epoch.values()])
+        last = by_epoch[max(by_epoch)]
+        upper.append(sum(bool(row["saturated"]) and row["alpha"] > bound / 2 for row in last))
+    over_time = [math.fsum(at) / len(at) for at in zip(*shares)]
+    since = next((e for e in range(len(over_time)) if all(share >= MOST for share in over_time[e:])), None)
+    control = next((run for run in ended if run["config"]["identity"].get("dyt_alpha_init") == bound), None)
+    known = {"n": len(mine), "layers": len(last), "share_over_time": over_time, "share": over_time[-1],
+             "upper": sum(upper) / len(upper), "bound": bound, "most_since": since}  # fmt: skip
+    if control is None:
+        return {**known, "control": None, "control_alpha": None, "difference": None}
+    name = control["method"]
+    alphas = [run["log"][-1]["norm_alpha_mean"] for run in ended if run["method"] == name and run["log"]]
+    return {
+        **known,
+        "control": name,
+        "control_alpha": math.fsum(alphas) / len(alphas) if alphas else None,
+        "difference": stats.paired(losses[method], losses[name]),
+    }
+
+
+def sentences(known):
+    """What the numbers of `describe` say, a sentence or two on each method: differences, then speed, then the lens."""
+    said = []
+    for method, difference in known["differences"].get("val_mse", {}).items():
+        said.append(on_difference(method, REFERENCE, difference))
+    for method, reached in known["convergence"].items():
+        if reached["n"] and method != REFERENCE:
+            said.append(on_speed(method, reached))
+    for method, seen in known["adaptive"].items():
+        if seen:
+            said += on_lens(method, seen)
+    return said
+
+
+def on_difference(method, reference, difference, what="validation loss"):
+    """A paired difference as a sentence."""
+    d = difference
+    if not d["n"]:
+        return f"{method} and {reference} have no finished seed in common: nothing to compare."
+    word = "higher" if d["mean"] >= 0 else "lower"
+    sign = 1 if d["mean"] >= 0 else -1
+    if d["low"] is None:
+        seeds = "in the one seed there is" if d["n"] == 1 else f"on average over {d['n']} seeds"
+        size = number(abs(d["mean"]), abs(d["mean"]) / 50)
+        return f"{method} ends {size} {word} than {reference} in {what} {seeds}; {d['note']}."
+    half = (d["high"] - d["low"]) / 2
+    low, high = sorted((sign * d["low"], sign * d["high"]))
+    size, low, high = (number(value, half) for value in (abs(d["mean"]), low, high))
+    text = f"{method} ends {size} {word} than {reference} in {what}, 95 % interval {low} to {high}, n = {d['n']}"
+    if d["low"] <= 0 <= d["high"]:
+        return f"{text}: the interval holds 0, so these runs do not tell which of them ends lower."
+    return f"{text}."
+
+
+def on_speed(method, reached):
+    """Convergence as a sentence."""
+    goal = f"the validation loss that {REFERENCE} of the same seed ends with"
+    if not reached["reached"]:
+        return f"{method} never reaches {goal}, n = {reached['n']}."
+    if reached["reached"] < reached["n"]:
+        return f"{method} reaches {goal} in {reached['reached']} of {reached['n']} seeds, so there is no mean time."
+    epochs, seconds = (with_interval(reached[unit]) for unit in ("epochs", "seconds"))
+    return f"{method} reaches {goal} after {epochs} epochs and {seconds} s of training, n = {reached['n']}."
+
+
+def on_lens(method, seen):
+    """Whether an AdaptiveDynamicTanh adapts, as sentences; the last one answers."""
+    over, tenth = (f"mean of n = {seen['n']} seeds", 0.5) if seen["n"] > 1 else ("n = 1", 5)
+    where = (
+        f"{method}: after the last epoch {number(seen['share'] * seen['layers'], tenth)} of {seen['layers']} layers "
+        f"({100 * seen['share']:.0f} %) sit at a bound of α, {number(seen['upper'], tenth)} of them at the upper one, "
+        f"{spell(seen['bound'])} ({over})."
+    )
+    most = seen["share"] >= MOST
+    if most:
+        where += (
+            f" Half of them or more do so from epoch {seen['most_since']} on. A layer at a bound does not adapt: it is "
+            "DynamicTanh with a constant α."
+        )
+    said = [where]
+    if seen["control"] is None:
+        said.append(f"Does {method} adapt, or is it DynamicTanh with a larger α? Open: there is no finished run of "
+                    f"DynamicTanh with --dyt_alpha_init {spell(seen['bound'])} to hold it against (--control).")  # fmt: skip
+        return said
+    d = seen["difference"]
+    said.append(on_difference(method, seen["control"], d))
+    if seen["control_alpha"] is not None:
+        said[-1] += f" The α of that control is learned: it ends at {seen['control_alpha']:.2f} in the mean."
+    layers = "most of its layers sit at a bound" if most else "most of its layers move freely"
+    if d["low"] is None:
+        answer = f"open: {layers}, but {d['note']}"
+    elif d["low"] <= 0 <= d["high"]:
+        answer = f"{layers}, and its loss cannot be told from the control's: " + (
+            "these runs give no sign that it does more than DynamicTanh with a larger α"
+            if most else "that it adapts makes no difference that these runs could show"
+        ) + f"; differences of up to {number(max(-d['low'], d['high']), (d['high'] - d['low']) / 2)} remain possible"  # fmt: skip
+    else:
+        answer = f"{layers}, and it ends {'lower' if d['mean'] < 0 else 'higher'} than the control: " + (
+            "a larger α at the start alone does not explain its loss"
+            if most
+            else "it adapts, and that shows in its loss"
+        )
+    said.append(f"Does {method} adapt, or is it DynamicTanh with a larger α? Here {answer}.")
+    return said
+
+
+def notes(known):
+    """Sentences on what the numbers cannot say."""
+    said = []
+    few = [method for method, n in known["n"].items() if n < stats.MIN_SEEDS]
+    if few:
+        least = min(known["n"][method] for method in few)
+        said.append(
+            f"There is no interval for {', '.join(few)}: it needs {stats.MIN_SEEDS} finished seeds or more, there "
+            f"{'is 1' if least == 1 else f'are {least}'}. Differences between single seeds may be chance. "
+            'Run with --seeds "0 1 2".'
+        )
+    if known["n"] and known["reference"] is None:
+        said.append(f"There is no finished {REFERENCE}, so there are no differences to it.")
+    intervals = sum(d["low"] is not None for of in known["differences"].values() for d in of.values())
+    if intervals > 1:
+        said.append(
+            f"Every interval is for itself: of {intervals} intervals of differences, about one in twenty would miss the "
+            "true difference by chance alone. They hold for other seeds of these settings, not for other data or models."
+        )
+    return said
+
+
+def with_interval(known):
+    """A stats.t_interval as text: 12.3 (11.1 to 13.5), or 12.3 where there is no interval."""
+    if known["low"] is None:
+        return number(known["mean"], abs(known["mean"]) / 200)
+    half = (known["high"] - known["low"]) / 2
+    mean, low, high = (number(known[name], half) for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def number(value, uncertainty):
+    """A number with as many decimals as its uncertainty leaves it; 3 without any, or none if it is whole."""
+    decimals = (
+        (0 if float(value).is_integer() else 3)
+        if not uncertainty
+        else min(6, max(0, -math.floor(math.log10(uncertainty / 5))))
+    )
+    return f"{value:.{decimals}f}"
+
+
+def _by_seed(table, column, method):
+    rows = table[table["model"] == method][["seed", column]].dropna()
+    return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column])}
+
+
+def _seed(run):
+    return run["config"]["identity"]["seed"]

@@ -1,0 +1,290 @@
+"""The reconstruction gap of a sweep: its statistics, its table and its figures, from the trajectories of its runs."""
+
+from functools import partial
+from pathlib import Path
+
+from .. import files, stats
+from ..errors import InputError
+from ..runs import measures
+from ..runs.status import DIVERGED, FINISHED
+from ..runs.trajectories import read_trajectories, tabulate_points
+from ..settings import methods
+from ..settings.spelling import spell
+
+WIDE_SPREAD = 5  # percentage points: bins with more are counted
+
+
+def write(log_dir, output_dir, *, n_bins, binning, accuracy):
+    """Analyse every trajectory below log_dir, write all into output_dir, and print the summary.
+
+    accuracy: a key of measures.ACCURACIES, or "all" for those that were measured. Raises InputError if there is nothing to analyse,
+    and, with everything else written, if the points have fewer than 2 distinct MSE values.
+    """
+    log_dir, output_dir = Path(log_dir), Path(output_dir)
+    if not log_dir.is_dir():
+        raise InputError(f"--log_dir {log_dir}: no such folder. Run a sweep first, or name the folder of one.")
+    found, problems = read_trajectories(log_dir)
+    for problem in problems:
+        print(f"note: {problem}")
+    if not found:
+        skipped = f" ({len(problems)} that cannot be used, see above)" if problems else ""
+        raise InputError(f"--log_dir {log_dir}: no trajectory.json in it{skipped}. Run a sweep first.")
+
+    from . import figures, gap_figures, gap_report, report
+
+    points = tabulate_points(found)
+    measured = [probe for probe, column in measures.ACCURACIES.items() if points[column].notna().any()]
+    chosen = [probe for probe in measured if accuracy in (probe, "all")]
+    if accuracy != "all" and not chosen and len(points):
+        raise InputError(f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have "
+                         f"{', '.join(measured) or 'none'}. Train with --probes {accuracy}, or choose another.")  # fmt: skip
+    _make(output_dir)
+    table = tabulate(found, points)
+    with files.atomic_write(output_dir / "gap_table.csv") as f:
+        f.write(table.to_csv(index=False, lineterminator="\n").encode())
+
+    notes = [*_unlike(found), *_unended(found)]
+    described, drawn = (
+        {},
+        {"mse_over_epochs": partial(gap_figures.over_epochs, points, found, "mse")} if len(points) else {},
+    )
+    for name in chosen:
+        column, suffix = measures.ACCURACIES[name], "" if name == "joint" else f"_{name}"
+        these = points[points[column].notna()]
+        statistics = describe(these, column, n_bins, binning)
+        statistics |= {"probe": name, "diverged": _named(found, DIVERGED), "skipped": problems, "notes": notes}
+        files.write_json(output_dir / f"gap_statistics{suffix}.json", statistics)
+        drawn |= drawings(these, statistics, found, column, suffix)
+        print(render(statistics))
+        described[column] = statistics
+    figures.save_all({output_dir / f"{name}.png": draw for name, draw in drawn.items()}, len(points))
+    for note in notes:
+        print(f"note: {note}")
+    measured = {column: gap_figures.LABELS[column] for column in described}
+    page = gap_report.page(
+        log_dir, output_dir, found, table, described, drawn=drawn, notes=[*notes, *problems],
+        plot=report.plot("tube", points if measured else (), measured),
+    )  # fmt: skip
+    report.write(output_dir / "report.html", page)
+    print(f"{len(found)} trajectories with {len(points)} points analysed, {len(problems)} left out; "
+          f"written to {output_dir}.")  # fmt: skip
+    if not chosen:
+        raise InputError(f"--log_dir {log_dir}: no trajectory has an accuracy, so there is no gap. {_cure(found)}")
+    refused = [f"{s['probe']}: {s['note']}" for s in described.values() if s["reconstruction_gap"] is None]
+    if refused:
+        raise InputError(f"{'; '.join(refused)} Tables and figures are written to {output_dir}. {_cure(found)}")
+
+
+def tabulate(found, points):
+    """DataFrame with a row per norm, learning rate and alpha: the last epoch's MSE and accuracies over seeds.
+
+    n_seeds counts finished runs; their mean and standard deviation (n - 1) are in <measure>_mean and _std, the latter
+    empty for one seed. n_diverged and n_unended count the others.
+    """
+    import pandas as pd
+
+    columns = ["mse", *measures.ACCURACY_COLUMNS]
+    groups = {}
+    for run in found:
+        groups.setdefault(tuple(run[k] for k in ("model", "decoder", "norm", "lr", "alpha")), []).append(run)
+    last = points.sort_values("epoch", kind="stable").groupby("run").tail(1).set_index("run")
+    rows = []
+    for (model, decoder, norm, lr, alpha), members in groups.items():
+        ended = [m["run"] for m in members if m["status"] == FINISHED]
+        diverged = sum(m["status"] == DIVERGED for m in members)
+        whole = last.loc[ended]
+        row = {"norm": norm, "lr": lr, "alpha": alpha, "model": model, "decoder": decoder, "n_seeds": len(whole),
+               "n_diverged": diverged, "n_unended": len(members) - len(ended) - diverged,
+               "epochs": whole["epoch"].max() + 1}  # fmt: skip
+        for name in columns:
+            row |= {f"{name}_mean": whole[name].mean(), f"{name}_std": whole[name].std()}
+        rows.append(row)
+    table = pd.DataFrame(rows).sort_values(["norm", "lr", "alpha"], kind="stable", ignore_index=True)
+    return table.astype({"epochs": "Int64"}).dropna(axis=1, how="all")
+
+
+def describe(points, column, n_bins=15, binning="equal"):
+    """Everything that gap_statistics.json holds on one accuracy: the original's keys, and the kit's beside them.
+
+    points: DataFrame of trajectories.tabulate_points, `column` not nan. Points of diverged runs do not count: one at a huge MSE
+    would leave all others in a single bin. Bins are those of all points that count; each norm and each sign of alpha
+    has its own Γ in the same bins. Without two distinct MSE reconstruction_gap is None and `note` says why.
+    """
+    untrained = _untrained(points, column)
+    points = points[points["status"] != DIVERGED]
+    if not len(points):
+        return {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": [], "note": "every run diverged.",
+                "untrained": untrained}  # fmt: skip
+    summary = {
+        "n_experiments": int(points["alpha"].nunique()),
+        "total_points": len(points),
+        "mse_range": _range(points["mse"]),
+        "acc_range": _range(points[column]),
+        "n_runs": int(points["run"].nunique()),
+    }
+    correlations = {
+        "alpha_correlations": {
+            spell(alpha): stats.spearman(rows["mse"], rows[column]) for alpha, rows in points.groupby("alpha")
+        },
+        "overall_correlation": stats.spearman(points["mse"], points[column]),
+    }
+    known = {"binning": binning, "bins_asked": n_bins, **correlations, "summary": summary, "untrained": untrained}
+    if points["mse"].nunique() < 2:
+        note = f"{points['mse'].nunique()} distinct MSE value in {len(points)} points, the gap needs 2 or more."
+        return {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": [], "note": note, **known}
+    edges = stats.bin_edges(points["mse"], n_bins, binning)
+    configuration = list(
+        points[["alpha", "lr", "norm", "model", "decoder"]].fillna("").itertuples(index=False, name=None)
+    )
+    every = (points["mse"].to_numpy(), points[column].to_numpy())
+    return {
+        **_gap(points, column, edges),
+        "note": None,
+        "bin_edges": edges.tolist(),
+        **known,
+        "over_seeds": stats.gap_over_seeds(*every, points["seed"], edges),
+        "noise_floor": stats.noise_floor(*every, configuration, points["seed"], edges),
+        "per_norm": {
+            norm: {
+                **_gap(rows, column, edges),
+                "over_seeds": stats.gap_over_seeds(rows["mse"], rows[column], rows["seed"], edges),
+                "signs": _signs(rows, column, edges),
+            }
+            for norm, rows in _by_norm(points)
+        },
+    }
+
+
+def _by_norm(points):
+    """(norm, its points), in the order of the registry."""
+    return [(norm, points[points["norm"] == norm]) for norm in methods.in_order(points["norm"].unique())]
+
+
+def _gap(points, column, edges):
+    gamma, bins = stats.gap(points["mse"], points[column], edges=edges)
+    return {
+        "reconstruction_gap": gamma,
+        "reconstruction_gap_5_95": stats.gap_percentile(bins),
+        "n_bins": len(bins),
+        "bin_statistics": bins,
+        "largest_bin_spread": max((b["acc_spread"] for b in bins), default=None),
+        "bins_over_5_points": sum(b["acc_spread"] > WIDE_SPREAD for b in bins),
+        "n_runs": int(points["run"].nunique()),
+        "n_points": len(points),
+    }
+
+
+def _signs(points, column, edges):
+    """Γ of the negative and of the positive alphas, alpha 0 in neither, in the same bins."""
+    sides = {"negative": points[points["alpha"] < 0], "positive": points[points["alpha"] > 0]}
+    return {name: _gap(rows, column, edges) for name, rows in sides.items() if len(rows)}
+
+
+def _untrained(points, column):
+    """The untrained encoder's accuracy at the end of the longest run of each norm and seed; None if not measured."""
+    name = measures.UNTRAINED[column]
+    rows = points[points[name].notna()].sort_values("epoch", kind="stable")
+    values = {norm: part.groupby("seed")[name].last() for norm, part in _by_norm(rows)}
+    per_norm = {norm: float(v.mean()) for norm, v in values.items() if len(v)}
+    if not per_norm:
+        return None
+    n = sum(len(v) for v in values.values())
+    mean = sum(float(v.sum()) for v in values.values()) / n
+    return {"accuracy": name, "mean": mean, "n": n, "per_norm": per_norm}
+
+
+def drawings(points, statistics, found, column, suffix):
+    """The figures of one accuracy, {name: function that draws it}."""
+    from . import gap_figures
+
+    return {
+        f"tube_scatter_signed_alpha{suffix}": partial(gap_figures.tube_scatter, points, statistics, column),
+        f"alpha_vs_final_metrics{suffix}": partial(gap_figures.alpha_vs_final, points, statistics, found, column),
+        f"negative_vs_positive_comparison{suffix}": partial(
+            gap_figures.negative_vs_positive, points, statistics, column
+        ),
+        f"accuracy_over_epochs{suffix}": partial(gap_figures.over_epochs, points, found, column),
+    }
+
+
+def render(statistics):
+    """The summary of one accuracy as text."""
+    s, lines = statistics, []
+    if s["reconstruction_gap"] is None:
+        lines.append(f"{s['probe']} accuracy: no gap: {s['note']}")
+    else:
+        lines.append(f"{s['probe']} accuracy: gap Γ = {s['reconstruction_gap']:.1f} points over {s['n_bins']} of "
+                     f"{len(s['bin_edges']) - 1} bins ({s['binning']}), {s['n_runs']} runs, {s['n_points']} points")  # fmt: skip
+        lines.append(f"  5 to 95 percentile: {s['reconstruction_gap_5_95']:.1f}; largest spread of a bin "
+                     f"{s['largest_bin_spread'] or 0:.1f}; {s['bins_over_5_points']} bins with more than 5 points")  # fmt: skip
+        lines.append(f"  one seed's sweep: {_interval(s['over_seeds'])}")
+        floor = s["noise_floor"]
+        lines.append("  " + (floor["note"] or f"noise floor (one configuration over its seeds): {floor['mean']:.1f} on "
+                             f"average over {floor['n']}, at most {floor['largest']:.1f}"))  # fmt: skip
+        if len(s["per_norm"]) > 1:
+            lines += [f"  {norm}: Γ = {part['reconstruction_gap']:.1f}, {part['n_runs']} runs; one seed's sweep: "
+                      f"{_interval(part['over_seeds'])}" for norm, part in s["per_norm"].items()]  # fmt: skip
+    rho = s.get("overall_correlation", {})
+    if rho.get("spearman_r") is not None:
+        lines.append(f"  Spearman of MSE and accuracy: {rho['spearman_r']:+.2f} (p {rho['p_value']:.2g}, "
+                     "which takes epochs for independent)")  # fmt: skip
+    if s["untrained"]:
+        each = ", ".join(f"{norm} {value:.1f} %" for norm, value in s["untrained"]["per_norm"].items())
+        lines.append(f"  untrained encoder: {each}")
+    return "\n".join(lines)
+
+
+def _interval(over_seeds):
+    o = over_seeds
+    values = f"mean Γ {o['mean']:.1f}"
+    if o["low"] is not None:
+        values += f", 95 % interval {o['low']:.1f} to {o['high']:.1f}, n = {o['n']} seeds"
+    return values + (f" ({o['note']})" if o["note"] else "")
+
+
+def _range(values):
+    return [float(values.min()), float(values.max())]
+
+
+def _named(found, status):
+    return [run["run"] for run in found if run["status"] == status]
+
+
+def _unended(found):
+    """Sentences on runs that diverged or have not ended."""
+    for run in found:
+        if run["status"] != FINISHED:
+            what = "diverged" if run["status"] == DIVERGED else "not ended"
+            n = len(run["trajectory"])
+            yield f"{run['run']}: {what}, {n} finite epoch{'s' * (n != 1)}."
+
+
+def _unlike(found):
+    """Sentences on what makes the pooled runs unlike each other, beyond alpha, lr, norm and seed."""
+    lengths = sorted({len(run["trajectory"]) for run in found if run["status"] == FINISHED})
+    if len(lengths) > 1:
+        yield f"runs of {', '.join(map(str, lengths))} epochs are pooled; --log_dir of one sweep keeps them apart."
+    for name in ("model", "decoder"):
+        values = sorted({str(run[name]) for run in found})
+        if len(values) > 1:
+            yield f"runs of different {name} are pooled ({', '.join(values)})."
+    seen = {}
+    for run in found:
+        key = tuple(run[name] for name in ("model", "decoder", "norm", "lr", "alpha", "seed"))
+        if seen.setdefault(key, run["run"]) != run["run"]:
+            yield f"{run['run']} and {seen[key]} are the same run, counted twice."
+
+
+def _cure(found):
+    if all(run["status"] == DIVERGED for run in found):
+        return "Every run diverged: lower the learning rate or alpha."
+    return "Train longer, or with more alphas or probes."
+
+
+def _make(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--output_dir {folder}: cannot be written ({error.strerror}). Choose another --output_dir."
+        ) from error

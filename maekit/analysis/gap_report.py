@@ -1,0 +1,202 @@
+"""The page of a sweep: what report.write renders, from its trajectories, table and gap statistics."""
+
+import math
+import time
+from pathlib import Path
+
+from ..runs.folder import RunFolder
+from ..runs.reading import is_evaluation, load_runs
+from ..runs.status import FINISHED
+from ..settings.spelling import spell
+from . import provenance, report
+from .comparison_report import entry, name_of
+
+CAPTIONS = {
+    "tube_scatter_signed_alpha": "Accuracy against validation MSE, a point an epoch of a run. Hue is α (red triangles "
+    "negative, white 0, blue positive), brightness the epoch and, where there are several, the learning rate. Grey boxes are the ranges of "
+    "accuracy in bins of equal MSE; Γ is the sum of their heights. Points above each other reconstruct equally well and "
+    "know unequally much.",
+    "negative_vs_positive_comparison": "The same points, negative α beside positive, in the same bins. α = 0 is in both "
+    "pictures and in neither Γ.",
+    "alpha_vs_final_metrics": "MSE and accuracy of the last epoch over α; bars are the standard deviation over seeds. "
+    "Diverged runs are crosses at the bottom.",
+    "mse_over_epochs": "Validation MSE over epochs, means over seeds; the line of α = 0 is plain MAE.",
+    "accuracy_over_epochs": "Accuracy over epochs, means over seeds. An accuracy below the untrained encoder's says that the "
+    "classes are harder to read than before any training.",
+}
+PROBES = {"": "joint probe", "_frozen": "frozen probe", "_knn": "k-NN"}
+PICTURES = 3  # as many alphas have their reconstructions shown
+
+
+def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
+    """The page as report.write takes it.
+
+    found: trajectories of trajectories.read_trajectories; table: gap.tabulate; described: {column: gap.describe with "probe"};
+    drawn: names of figures; notes: sentences; plot: plots.tube, or a sentence on why there is none.
+    """
+    everything = {str(run["path"]): run for run in load_runs(log_dir) if not is_evaluation(run)}
+    known = [everything[run["run"]] for run in found if run["run"] in everything]
+    names = [f"α {spell(run['config']['identity'].get('alpha', 0.0))}" for run in known]
+    ended = sorted({run["alpha"] for run in found})
+    shown = report.reconstructions(load_pictures(found))
+    if shown:
+        shown["caption"] = (
+            "Drag the slider from what the model saw, over what it made of that (visible patches as they are), to the "
+            "original. The most negative α, the one nearest 0 and the largest, of one norm, rate and seed."
+        )
+    return {
+        "title": f"Reconstruction gap: {Path(log_dir).name}",
+        "about": f"{len(found)} run{'s' * (len(found) != 1)} over {len(ended)} values of α from {spell(ended[0])} to "
+        f"{spell(ended[-1])}; loss = reconstruction + α × classification.",
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "findings": [finding(statistics) for statistics in described.values()],
+        "notes": notes,
+        "problems": problems(log_dir, output_dir, found, known),
+        "tables": [final_table(table)],
+        "plot": None if isinstance(plot, str) else {
+            "title": "The tube, to be looked into", "data": plot,
+            "caption": "A point is an epoch of a run; it says which where it is touched. A click on an α hides it, a double "
+            "click leaves it alone; dragging enlarges."
+            + "".join(f" A {symbol} is {norm}." for norm, symbol in plot["symbols"].items())
+            + (f" One of {plot['every']} epochs is drawn, and every run's last." if plot["every"] > 1 else ""),
+        },
+        "plot_missing": plot if isinstance(plot, str) else None,
+        "figures": report.figures(output_dir, {name: caption(name) for name in by_probe(drawn)}),
+        "pictures": shown,
+        "facts": provenance.facts(known),
+        "settings": provenance.settings(known, names),
+        "commands": provenance.typed(log_dir),
+        "runs": [{"title": "runs", "runs": [listed(run, everything, log_dir, output_dir) for run in found]}],
+    }  # fmt: skip
+
+
+def finding(s):
+    """What the statistics of one accuracy say, a paragraph. s: gap.describe with "probe"."""
+    name = PROBES["" if s["probe"] == "joint" else f"_{s['probe']}"]
+    if s["reconstruction_gap"] is None:
+        return f"{name}: there is no gap: {s['note']}"
+    whole = (
+        f"{name}: Γ = {s['reconstruction_gap']:.1f} percentage points over {s['n_bins']} of {len(s['bin_edges']) - 1} bins of "
+        f"MSE, from {s['n_runs']} runs and {s['n_points']} points; {s['reconstruction_gap_5_95']:.1f} between the 5th and "
+        "95th percentiles."
+    )
+    said = [whole]
+    if s["bin_statistics"]:
+        b = max(s["bin_statistics"], key=lambda b: b["acc_spread"])
+        said.append(
+            f"Among {b['n_points']} points of nearly equal reconstruction, MSE {b['mse_min']:.3f} to {b['mse_max']:.3f}, the "
+            f"accuracy goes from {b['acc_min']:.1f} to {b['acc_max']:.1f} %."
+        )
+    over, floor = s["over_seeds"], s["noise_floor"]
+    if over["low"] is not None:
+        said.append(
+            f"The sweep of one seed has Γ = {over['mean']:.1f}, 95 % interval {over['low']:.1f} to {over['high']:.1f}, "
+            f"n = {over['n']}."
+        )
+    if over["note"]:
+        said.append(_sentence(over["note"]))
+    if floor["n"]:
+        said.append(
+            f"Where only the seed changes, Γ comes to {floor['mean']:.1f} on average over {floor['n']} configurations, to "
+            f"{floor['largest']:.1f} at most."
+        )
+    else:
+        said.append(_sentence(floor["note"]))
+    if s["untrained"]:
+        each = ", ".join(f"{value:.1f} % ({norm})" for norm, value in s["untrained"]["per_norm"].items())
+        said.append(f"An untrained encoder: {each}.")
+    return " ".join(said)
+
+
+def _sentence(note):
+    return f"{note[0].upper()}{note[1:]}."
+
+
+def by_probe(drawn):
+    """Names of figures in the order of the captions."""
+    return [name for start in CAPTIONS for name in drawn if name.startswith(start)]
+
+
+def caption(name):
+    """The caption of a figure, with the accuracy that it shows."""
+    start = next(start for start in CAPTIONS if name.startswith(start))
+    probe = "" if start == "mse_over_epochs" else f" ({PROBES[name[len(start) :]]})"
+    return CAPTIONS[start] + probe
+
+
+def problems(log_dir, output_dir, found, known):
+    """Runs that diverged, failed or have not ended, also those that left no trajectory."""
+    listed = {Path(run["run"]).resolve(): (run["status"], len(run["trajectory"])) for run in found}
+    told = [(folder, status, text) for folder, status, text in provenance.problems(log_dir, known)
+            if folder.resolve() not in listed or status != FINISHED]  # fmt: skip
+    seen = {folder.resolve() for folder, _, _ in told}
+    told += [(Path(run["run"]), run["status"], f"{len(run['trajectory'])} finite epochs") for run in found
+             if run["status"] != FINISHED and Path(run["run"]).resolve() not in seen]  # fmt: skip
+    return [{"run": name_of(folder, log_dir), "link": report.link(folder, output_dir), "status": status, "text": text}
+            for folder, status, text in told]  # fmt: skip
+
+
+def listed(run, everything, log_dir, output_dir):
+    """A trajectory as the page lists it; of those of other scripts only the folder is known."""
+    path = Path(run["run"])
+    if run["run"] in everything:
+        known = entry(everything[run["run"]], output_dir)
+    else:
+        known = {"link": report.link(path, output_dir), "command": "", "more": []}
+    return {**known, "name": name_of(path, log_dir), "status": run["status"]}
+
+
+def final_table(table):
+    """A row per norm, learning rate and α: means at the last epoch and standard deviations over seeds."""
+    columns = {"mse": "validation MSE", "accuracy": "joint (%)", "frozen_accuracy": "frozen (%)", "knn_accuracy": "k-NN (%)",
+               "untrained_frozen_accuracy": "untrained, frozen (%)", "untrained_knn_accuracy": "untrained, k-NN (%)"}  # fmt: skip
+    columns = {name: label for name, label in columns.items() if f"{name}_mean" in table}
+    rows = []
+    for _, row in table.iterrows():
+        cells = [spell(row["alpha"]), row["norm"], spell(row["lr"]), ended(row)]
+        for name in columns:
+            mean, std = row[f"{name}_mean"], row.get(f"{name}_std")
+            digits = 4 if name == "mse" else 1
+            spread = "" if std is None or math.isnan(std) else f" ± {std:.{digits}f}"
+            cells.append("–" if math.isnan(mean) else f"{mean:.{digits}f}{spread}")
+        rows.append(cells)
+    several = (table["n_seeds"] > 1).any()
+    text = "Last epoch of finished runs" + (", mean ± standard deviation over seeds." if several else ". One seed each: there is "
+                                            "no spread, and no interval.")  # fmt: skip
+    return {
+        "title": "Last epochs",
+        "columns": ["α", "norm", "lr", "n", *columns.values()],
+        "rows": rows,
+        "caption": text,
+    }
+
+
+def ended(row):
+    """How many runs of a row of the table finished, and how many did not."""
+    others = [
+        f"{row[name]} {what}" for name, what in (("n_diverged", "diverged"), ("n_unended", "not ended")) if row[name]
+    ]
+    return ", ".join([str(row["n_seeds"]), *others])
+
+
+def load_pictures(found):
+    """{name: arrays of reconstructions.npz} of up to PICTURES alphas of one norm, learning rate and seed."""
+    import numpy as np
+
+    with_file = [run for run in found if RunFolder(run["run"]).reconstructions.exists()]
+    kinds = {}
+    for run in with_file:
+        kinds.setdefault((run["norm"], run["lr"], run["seed"]), {})[run["alpha"]] = run
+    if not kinds:
+        return {}
+    by_alpha = max(kinds.values(), key=len)
+    chosen = dict.fromkeys((min(by_alpha), min(by_alpha, key=abs), max(by_alpha)))
+    pictures = {}
+    for alpha in sorted(chosen)[:PICTURES]:
+        run = by_alpha[alpha]
+        with np.load(RunFolder(run["run"]).reconstructions) as arrays:
+            arrays = dict(arrays)
+        first = next(iter(pictures.values()), arrays)
+        if all(np.array_equal(first[name], arrays[name]) for name in ("image", "mask")):
+            pictures[f"α {spell(alpha)}, {run['norm']}"] = arrays
+    return pictures

@@ -1,0 +1,116 @@
+"""The plots of the report that answer to clicks, as plotly takes them. plotly is imported here and nowhere else."""
+
+import numpy as np
+
+from ..settings import methods
+from ..settings.spelling import spell
+from . import figures
+
+DASHES = {"LayerNorm": "solid", "RMSNorm": "dashdot", "DynamicTanh": "dash", "AdaptiveDynamicTanh": "longdashdot",
+          "DynamicErf": "dot"}  # fmt: skip
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
+MOST_POINTS = 8000  # in one plot; runs of more are thinned out
+
+
+def losses(logs, table):
+    """Loss over epochs, a line a run; views: validation, training.
+
+    logs: DataFrame, a row per run and epoch (model, seed, epoch, train_loss, val_mse); table: a row a run. Returns
+    {"data", "layout", "views": [{"label", "restyle", "relayout"}]}.
+    """
+    import plotly.graph_objects as go
+
+    look = figures.looks(table["model"].unique())
+    logs = logs.assign(train_loss=logs.apply(figures.reconstruction_loss, axis=1))
+    plot, values = go.Figure(), {"val_mse": [], "train_loss": []}
+    for method in methods.in_order(logs["model"].unique()):
+        seeds = logs[logs["model"] == method].groupby("seed")
+        for i, (seed, rows) in enumerate(seeds):
+            plot.add_scatter(
+                x=rows["epoch"].tolist(), y=_floats(rows["val_mse"]), mode="lines+markers", name=method,
+                legendgroup=method, showlegend=i == 0, marker={"size": 4},
+                line={"color": look[method][0], "dash": DASHES.get(method, "dash"), "width": 2},
+                hovertemplate=f"{_plain(method)}, seed {seed}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
+            )  # fmt: skip
+            for name, of in values.items():
+                of.append(_floats(rows[name]))
+    for column, label in figures.BASELINES.items():
+        value = table[column].mean() if column in table else np.nan
+        if np.isfinite(value):
+            plot.add_hline(y=value, line={"color": figures.GREY, "dash": "dot", "width": 1},
+                           annotation_text=label[0],
+                           annotation_position="top right" if column == "flat_colour" else "bottom right")  # fmt: skip
+    _lay_out(plot, "epoch", "loss (MSE, hidden patches)")
+    views = [{"label": label, "restyle": {"y": values[name]}, "relayout": {}}
+             for name, label in (("val_mse", "validation"), ("train_loss", "training"))]  # fmt: skip
+    return {**plot.to_plotly_json(), "views": views}
+
+
+def tube(points, columns):
+    """Accuracy over validation MSE, a point an epoch of a run, a trace per alpha and norm; a view per accuracy.
+
+    points: DataFrame of trajectories.tabulate_points; columns: {column: label of its accuracy}. Returns as `losses`, and
+    "every": of how many epochs one is drawn; "symbols": {norm: its symbol} where there are several.
+    """
+    import plotly.graph_objects as go
+
+    from .gap_figures import DARKEST, Hues
+
+    hues, every = Hues(points["alpha"]), -(-len(points) // MOST_POINTS)
+    last = points.groupby("run")["epoch"].transform("max")
+    points = points[(points["epoch"] % every == 0) | (points["epoch"] == last)]
+    norms = methods.in_order(points["norm"].unique())
+    plot, values = go.Figure(), {column: [] for column in columns}
+    for alpha in sorted(points["alpha"].unique()):
+        rgb, name = hues.rgb([alpha])[0], f"α {spell(alpha)}"
+        edge = {"line": {"color": "#606060", "width": 0.5}}
+        plot.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name,
+                         marker={"color": _rgb(rgb), "size": 9, **edge})  # fmt: skip
+        for of in values.values():
+            of.append([None])
+        for norm in norms:
+            rows = points[(points["norm"] == norm) & (points["alpha"] == alpha)]
+            said = [f"{_plain(row.norm)}, α {spell(row.alpha)}, lr {spell(row.lr)}, seed {row.seed}, "
+                    f"epoch {row.epoch}" for row in rows.itertuples()]  # fmt: skip
+            plot.add_scatter(
+                x=_floats(rows["mse"]), y=_floats(rows[next(iter(columns))]), mode="markers", text=said,
+                legendgroup=name, showlegend=False,
+                marker={
+                    "color": rows["epoch"].tolist(), "cmin": 0, "cmax": max(1, int(points["epoch"].max())), "size": 7,
+                    "colorscale": [[0, _rgb(rgb * DARKEST)], [1, _rgb(rgb)]],
+                    "symbol": SYMBOLS[norms.index(norm) % len(SYMBOLS)], **edge,
+                },
+                hovertemplate="%{text}<br>MSE %{x:.4f}, accuracy %{y:.1f} %<extra></extra>",
+            )  # fmt: skip
+            for column, of in values.items():
+                of.append(_floats(rows[column]))
+    _lay_out(plot, "validation MSE (hidden patches)", next(iter(columns.values())))
+    if points["mse"].max() > 20 * points["mse"].min() > 0:
+        plot.update_xaxes(type="log")
+    views = [{"label": label.partition(" (")[0], "restyle": {"y": values[column]},
+              "relayout": {"yaxis.title.text": label}} for column, label in columns.items()]  # fmt: skip
+    shapes = dict(zip(norms, SYMBOLS)) if len(norms) > 1 else {}
+    return {**plot.to_plotly_json(), "views": views, "every": every, "symbols": shapes}
+
+
+def _lay_out(plot, x, y):
+    axis = {"automargin": True, "zeroline": False}
+    plot.update_layout(
+        template=None, height=460, margin={"l": 10, "r": 10, "t": 20, "b": 10}, hovermode="closest",
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", xaxis={**axis, "title": {"text": x}},
+        yaxis={**axis, "title": {"text": y}}, legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+    )  # fmt: skip
+
+
+def _floats(values):
+    """A column as a list in which None is what is not known."""
+    return [None if np.isnan(value) else round(float(value), 6) for value in values]
+
+
+def _plain(text):
+    """Text for plotly, which takes some HTML."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace("%", "&#37;")
+
+
+def _rgb(colour):
+    return f"rgb({', '.join(str(round(255 * float(c))) for c in colour)})"

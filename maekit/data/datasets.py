@@ -1,0 +1,125 @@
+"""Samples: training crops, augmented images, validation middles, and what takes the place of an unreadable file."""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..errors import InputError
+from . import cache, decoding
+from .crops import random_resized_crop_box
+from .streams import AUGMENTATION, CROP, REPLACEMENT, VAL_MASK, generator, seeded
+
+
+class TrainImages(Dataset):
+    """Random crop, flip and mask noise of (epoch, index): the same ones in any process, at any time.
+
+    crop_box: random_resized_crop_box or another function of its kind. boxes_only: the samples have, instead of the image,
+    its `box` in stored pixels and `flip`, for resident.ResidentImages to crop.
+    """
+
+    def __init__(self, images, input_size, patches, seed, with_labels=False, crop_box=None, boxes_only=False):
+        self.images, self.input_size, self.patches, self.seed = images, input_size, patches, seed
+        self.labels = images.labels if with_labels else None
+        self.crop_box, self.boxes_only = crop_box or random_resized_crop_box, boxes_only
+
+    def __getitem__(self, key):
+        epoch, index = key
+        others = _others(self.images, self.seed, epoch, index)
+        picture, used, broken = _read(self.images, index, others, stored=self.boxes_only)
+        rng = generator(CROP, self.seed, epoch, index)
+        box = self.crop_box(rng, picture.height, picture.width)
+        flip = rng.random() < 0.5
+        image = None if self.boxes_only else picture.crop(*box, self.input_size, flip=flip)
+        noise = rng.random(self.patches, dtype=np.float32)
+        sample = _sample(image, self.labels, used, noise, broken)
+        if self.boxes_only:
+            del sample["images"]
+            sample |= {"box": torch.tensor(picture.stored_box(*box)), "flip": flip}
+        return sample
+
+
+class AugmentedImages(Dataset):
+    """Labelled images through a transform to float tensors that draws from the global random streams, as timm's do.
+
+    Here those are seeded by (epoch, index), so that an image is augmented alike in any process, at any time.
+    """
+
+    def __init__(self, images, transform, seed):
+        self.images, self.transform, self.seed, self.labels = images, transform, seed, images.labels
+
+    def __getitem__(self, key):
+        epoch, index = key
+        picture, used, broken = _read(self.images, index, _others(self.images, self.seed, epoch, index), whole=True)
+        with seeded(AUGMENTATION, self.seed, epoch, index):
+            image = self.transform(picture.image())
+        return {"images": image, "labels": int(self.labels[used]), "index": used, "broken": broken}
+
+
+class ValImages(Dataset):
+    """Center crop and the fixed mask noise of an image, the same for every run, epoch and seed."""
+
+    def __init__(self, images, input_size, patches, with_labels=False):
+        self.images, self.input_size, self.patches = images, input_size, patches
+        self.labels = images.labels if with_labels else None
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        n = len(self.images)
+        following = (other % n for other in range(index + 1, index + n))
+        picture, used, broken = _read(self.images, index, following)
+        image = picture.center_crop(self.short_side, self.input_size)
+        return _sample(image, self.labels, used, self.noise(index), broken)
+
+    def noise(self, index):
+        """What decides the mask of an image, float32 (L,)."""
+        return generator(VAL_MASK, index).random(self.patches, dtype=np.float32)
+
+    @property
+    def short_side(self):
+        """What an image's shorter side is resized to before its middle is taken."""
+        return round(self.input_size * 256 / 224)
+
+
+def _others(images, seed, epoch, index):
+    """Random images to try in place of a broken one."""
+    rng = generator(REPLACEMENT, seed, epoch, index)
+    while True:
+        yield int(rng.integers(len(images)))
+
+
+def _read(images, index, others, **how):
+    """Picture at `index`, else at the first readable one of `others`: (picture, index used, index if broken else -1).
+
+    how: as cache.read has it, which pictures will do.
+    """
+    broken, used = -1, index
+    for _ in range(32):
+        try:
+            return cache.read(images, used, **how), used, broken
+        except decoding.UNREADABLE:
+            broken = index
+        try:
+            used = next(others)
+        except StopIteration:
+            break
+    check_root(images)
+    raise InputError(f"{images.file(index)}: cannot be read, nor can the others tried in its place.")
+
+
+def check_root(images):
+    """Raise InputError if the folder of the images has gone."""
+    if not images.is_there():
+        raise InputError(f"{images.root}: is not there any more. Mount it again; the same command goes on from the last "
+                         "checkpoint.")  # fmt: skip
+
+
+def _sample(image, labels, index, noise, broken):
+    return {
+        "images": image,
+        "labels": -1 if labels is None else int(labels[index]),
+        "noise": torch.from_numpy(noise),
+        "index": index,
+        "broken": broken,
+    }

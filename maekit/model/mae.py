@@ -1,0 +1,238 @@
+"""The masked autoencoder of He et al. (arXiv 2111.06377) on timm's blocks, with upstream's parameter names.
+
+Images are (N, 3, H, W), square, normalised. L = (H / patch)^2 patches; a patch as a vector has patch^2 * 3 values,
+rows first, channels last. Masks are (N, L) with 1 where a patch is hidden.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from .patches import patch_statistics, patchify, random_masking, sincos_positions, unpatchify
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Width, number of blocks and of attention heads of an encoder or decoder."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+UPSTREAM_DECODER = Transformer(512, 8, 16)
+
+# name: (patch size, encoder, decoder)
+MODELS = {
+    "mae_vit_demo_patch8": (8, Transformer(96, 4, 3), Transformer(64, 2, 2)),
+    "mae_vit_tiny_patch16": (16, Transformer(192, 12, 3), UPSTREAM_DECODER),
+    "mae_vit_small_patch16": (16, Transformer(384, 12, 6), UPSTREAM_DECODER),
+    "mae_vit_base_patch16": (16, Transformer(768, 12, 12), UPSTREAM_DECODER),
+    "mae_vit_large_patch16": (16, Transformer(1024, 24, 16), UPSTREAM_DECODER),
+    "mae_vit_huge_patch14": (14, Transformer(1280, 32, 16), UPSTREAM_DECODER),
+}
+ALIASES = {
+    "vit_tiny": "mae_vit_tiny_patch16",
+    "vit_small": "mae_vit_small_patch16",
+    "vit_base": "mae_vit_base_patch16",
+    "vit_large": "mae_vit_large_patch16",
+    "vit_huge": "mae_vit_huge_patch14",
+}
+DECODER_WIDTHS = {"tiny": 192, "small": 384, "base": 512, "large": 768}
+
+
+def build_mae(name, *, img_size=224, decoder_type=None, norm_pix_loss=False, upstream=None):
+    """A MaskedAutoencoder by name (a key of MODELS or ALIASES), freshly initialised from torch's global generator.
+
+    decoder_type: None for the model's own, "linear", or "<size>-<blocks>b" such as "base-8b" (sizes: DECODER_WIDTHS).
+    upstream: the module models_mae of a clone of facebookresearch/mae; the model is then of its class, with the weights
+    that ours would have. Raises KeyError for an unknown name and ValueError for an unknown decoder or an img_size that
+    patches do not tile.
+    """
+    patch_size, encoder, decoder = MODELS[ALIASES.get(name, name)]
+    if decoder_type is not None:
+        decoder = parse_decoder(decoder_type)
+    ours = MaskedAutoencoder(img_size, patch_size, encoder, decoder, norm_pix_loss=norm_pix_loss)
+    if upstream is None:
+        return ours
+    theirs = upstream_mae(upstream, img_size, patch_size, encoder, decoder, norm_pix_loss=norm_pix_loss)
+    theirs.load_state_dict(ours.state_dict())
+    return theirs
+
+
+def parse_decoder(decoder_type):
+    """Transformer of a decoder name such as "base-8b"; None for "linear". Raises ValueError for another name."""
+    if decoder_type == "linear":
+        return None
+    size, _, depth = decoder_type.partition("-")
+    if size not in DECODER_WIDTHS or not depth.endswith("b") or not depth[:-1].isdigit() or int(depth[:-1]) < 1:
+        raise ValueError(f"unknown decoder {decoder_type!r}")
+    width = DECODER_WIDTHS[size]
+    return Transformer(width, int(depth[:-1]), width // 64)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder over the visible patches, decoder over all, mean squared error on the hidden ones.
+
+    Parameter names, forward signature and arithmetic are upstream's (facebookresearch/mae models_mae.py); `noise`
+    is in addition, so that a caller can decide the masks. decoder None is a single linear layer.
+    """
+
+    def __init__(self, img_size, patch_size, encoder, decoder, *, mlp_ratio=4.0, norm_pix_loss=False):
+        super().__init__()
+        if img_size % patch_size:
+            raise ValueError(f"img_size {img_size} is not a multiple of the patch size {patch_size}")
+        self.patch_size = patch_size
+        self.norm_pix_loss = norm_pix_loss
+        norm = partial(nn.LayerNorm, eps=1e-6)
+
+        # encoder
+        self.patch_embed = PatchEmbed(img_size, patch_size, 3, encoder.width)
+        positions = self.patch_embed.num_patches + 1
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, encoder.width), requires_grad=False)
+        self.blocks = nn.ModuleList(
+            Block(encoder.width, encoder.heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(encoder.depth)
+        )
+        self.norm = norm(encoder.width)
+
+        # decoder; the linear one works at the encoder's width and has neither embedding, blocks nor norm
+        width = decoder.width if decoder else encoder.width
+        self.decoder_embed = nn.Linear(encoder.width, width) if decoder else nn.Identity()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, positions, width), requires_grad=False)
+        self.decoder_blocks = nn.ModuleList(
+            Block(width, decoder.heads, mlp_ratio, qkv_bias=True, norm_layer=norm)
+            for _ in range(decoder.depth if decoder else 0)
+        )
+        self.decoder_norm = norm(width) if decoder else nn.Identity()
+        self.decoder_pred = nn.Linear(width, patch_size**2 * 3)
+
+        self.initialize_weights()
+
+    def initialize_weights(self):
+        """Sine-cosine position tables, Xavier-uniform linear layers, tokens N(0, 0.02), as upstream."""
+        grid = self.patch_embed.grid_size[0]
+        for table in (self.pos_embed, self.decoder_pos_embed):
+            table.data.copy_(sincos_positions(table.shape[-1], grid))
+        self.apply(_initialize_linear)
+        projection = self.patch_embed.proj.weight  # a convolution, initialised as the linear layer it is
+        nn.init.xavier_uniform_(projection.data.view(projection.shape[0], -1))
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def patchify(self, images):
+        """(N, 3, H, W) -> (N, L, patch^2 * 3)."""
+        return patchify(images, self.patch_size)
+
+    def unpatchify(self, patches):
+        """(N, L, patch^2 * 3) -> (N, 3, H, W)."""
+        return unpatchify(patches, self.patch_size)
+
+    def embed(self, images):
+        """(N, 3, H, W) -> (N, L, D), each patch by itself.
+
+        The convolution of patch_embed, on CUDA as the matrix product that it is: cuDNN takes ten times as long for it.
+        """
+        if not images.is_cuda:
+            return self.patch_embed(images)
+        projection = self.patch_embed.proj
+        weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # (D, patch^2 * 3), the order of patchify
+        return nn.functional.linear(self.patchify(images), weight, projection.bias)
+
+    def forward_encoder(self, images, mask_ratio, noise=None):
+        """(N, 3, H, W) -> latent (N, 1 + kept, D) with the CLS token first, mask (N, L), ids_restore (N, L)."""
+        x = self.embed(images) + self.pos_embed[:, 1:]
+        if noise is None:
+            noise = torch.rand(x.shape[:2], device=x.device)
+        x, mask, ids_restore = random_masking(x, mask_ratio, noise)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        x = torch.cat((cls_token.to(x.dtype), x), dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x), mask, ids_restore
+
+    def forward_decoder(self, latent, ids_restore):
+        """latent (N, 1 + kept, D), ids_restore (N, L) -> prediction of every patch (N, L, patch^2 * 3)."""
+        x = self.decoder_embed(latent)
+        n, length = ids_restore.shape
+        hidden = self.mask_token.to(x.dtype).expand(n, length + 1 - x.shape[1], -1)
+        patches = torch.cat((x[:, 1:], hidden), dim=1)  # visible ones first, still shuffled
+        patches = patches.gather(1, ids_restore[:, :, None].expand(-1, -1, x.shape[2]))
+        x = torch.cat((x[:, :1], patches), dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+    def forward_loss(self, images, pred, mask):
+        """Mean squared error over the hidden patches, in the space the decoder predicts in; a scalar."""
+        target = self.patchify(images)
+        if self.norm_pix_loss:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        loss = ((pred - target) ** 2).mean(dim=-1)
+        return (loss * mask).sum() / mask.sum()
+
+    def forward(self, images, mask_ratio=0.75, noise=None):
+        """loss (scalar), pred (N, L, patch^2 * 3), mask (N, L)."""
+        latent, mask, ids_restore = self.forward_encoder(images, mask_ratio, noise)
+        pred = self.forward_decoder(latent, ids_restore)
+        return self.forward_loss(images, pred, mask), pred, mask
+
+    def reconstruct(self, images, pred):
+        """Predictions as images (N, 3, H, W) in the space of `images`.
+
+        With norm_pix_loss the decoder predicts each patch normalised by its own mean and deviation, which the patch
+        itself must lend to draw it; drawn raw it looks like noise.
+        """
+        if self.norm_pix_loss:
+            mean, std = patch_statistics(self.patchify(images))
+            pred = pred * std + mean
+        return self.unpatchify(pred)
+
+
+def upstream_mae(module, img_size, patch_size, encoder, decoder, *, norm_pix_loss=False):
+    """A model of upstream's own class, for any Transformer sizes, that takes `noise` and draws pictures as ours does.
+
+    module: models_mae of a clone. Of upstream's arithmetic only the place where the mask's noise comes from is changed.
+    """
+
+    class UpstreamMAE(module.MaskedAutoencoderViT):
+        noise = None
+
+        def random_masking(self, x, mask_ratio):
+            noise = torch.rand(x.shape[:2], device=x.device) if self.noise is None else self.noise
+            return random_masking(x, mask_ratio, noise)
+
+        def forward_encoder(self, images, mask_ratio, noise=None):
+            self.noise = noise
+            try:
+                return super().forward_encoder(images, mask_ratio)
+            finally:
+                self.noise = None
+
+        def forward(self, images, mask_ratio=0.75, noise=None):
+            latent, mask, ids_restore = self.forward_encoder(images, mask_ratio, noise)
+            pred = self.forward_decoder(latent, ids_restore)
+            return self.forward_loss(images, pred, mask), pred, mask
+
+        reconstruct = MaskedAutoencoder.reconstruct
+
+    sizes = decoder or Transformer(encoder.width, 0, 1)
+    mae = UpstreamMAE(
+        img_size, patch_size, 3, encoder.width, encoder.depth, encoder.heads, sizes.width, sizes.depth, sizes.heads,
+        mlp_ratio=4, norm_layer=partial(nn.LayerNorm, eps=1e-6), norm_pix_loss=norm_pix_loss,
+    )  # fmt: skip
+    if decoder is None:  # upstream has no linear decoder
+        mae.decoder_embed, mae.decoder_norm = nn.Identity(), nn.Identity()
+    return mae
+
+
+def _initialize_linear(module):
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

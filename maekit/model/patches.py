@@ -1,0 +1,66 @@
+"""Patches and masking: what a masked autoencoder does to images before and after its transformers."""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def interpolate_positions(table, grid):
+    """A position table (1, 1 + g^2, D) for another grid (1, 1 + grid^2, D): bicubic, the CLS row as it is.
+
+    As upstream's util/pos_embed.py.
+    """
+    old = round((table.shape[1] - 1) ** 0.5)
+    patches = table[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    patches = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def random_masking(x, mask_ratio, noise):
+    """Keep the int(L (1 - mask_ratio)) patches of least noise.
+
+    x (N, L, D), noise (N, L) -> visible (N, kept, D), mask (N, L), ids_restore (N, L).
+    """
+    n, length, width = x.shape
+    kept = int(length * (1 - mask_ratio))
+    ids_shuffle = noise.argsort(dim=1)
+    ids_restore = ids_shuffle.argsort(dim=1)
+    ids_keep = ids_shuffle[:, :kept, None].expand(-1, -1, width)
+    visible = x.gather(1, ids_keep)
+    mask = x.new_ones(n, length, dtype=torch.float32)
+    mask[:, :kept] = 0
+    return visible, mask.gather(1, ids_restore), ids_restore
+
+
+def patchify(images, patch_size):
+    """(N, C, H, W) -> (N, L, patch^2 * C), patches row by row, values row by row with channels last."""
+    n, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = images.reshape(n, channels, rows, patch_size, columns, patch_size).permute(0, 2, 4, 3, 5, 1)
+    return x.reshape(n, rows * columns, patch_size**2 * channels)
+
+
+def unpatchify(patches, patch_size):
+    """(N, L, patch^2 * C) -> (N, C, H, W) for a square image; the inverse of patchify."""
+    n, length, values = patches.shape
+    side = round(length**0.5)
+    channels = values // patch_size**2
+    x = patches.reshape(n, side, side, patch_size, patch_size, channels).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(n, channels, side * patch_size, side * patch_size)
+
+
+def patch_statistics(patches):
+    """Mean and deviation of each patch, (N, L, 1) each: norm_pix_loss's, unbiased variance plus 1e-6."""
+    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+
+
+def sincos_positions(width, grid):
+    """Fixed 2-D sine-cosine table (1, 1 + grid^2, width) of MoCo v3 and MAE; the CLS row is zero.
+
+    The first half of a row encodes the column, the second the row, each as sines then cosines.
+    """
+    frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    angles = np.arange(grid)[:, None] * frequencies
+    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (grid, width / 2)
+    table = np.concatenate([np.tile(line, (grid, 1)), np.repeat(line, grid, axis=0)], axis=1)
+    return torch.from_numpy(np.concatenate([np.zeros((1, width)), table])).float()[None]

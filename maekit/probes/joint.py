@@ -1,0 +1,53 @@
+"""The joint probe: a classifier on the CLS token that is trained together with the autoencoder."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .linear import encoder_width, linear
+
+
+class JointOutput(NamedTuple):
+    """Losses are scalars; classification and logits (N, classes) are None where there is no classifier."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    classification: Tensor | None
+    cls_token: Tensor
+    logits: Tensor | None
+
+
+class JointMAE(nn.Module):
+    """A masked autoencoder with a linear classifier on the CLS token of its masked encoding, trained together.
+
+    loss = reconstruction + alpha x cross entropy: SupMAE (arXiv 2205.14540) with an alpha of any sign. At alpha 0 the
+    classifier is not trained and the loss is the reconstruction itself, to the last bit. classes None: no classifier.
+    The classifier's initial weights are drawn from `seed` alone.
+    """
+
+    def __init__(self, mae, alpha=0.0, classes=None, seed=0):
+        super().__init__()
+        self.mae, self.alpha = mae, alpha
+        self.head = None
+        if classes is not None:
+            self.head = linear(encoder_width(mae), classes, seed)
+            # Small, as in MAE's linear probing, so that no class is ahead at first: from larger weights a negative
+            # alpha ends in naming one and the same class for every image.
+            nn.init.normal_(self.head.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+            self.head.to(mae.cls_token.device)
+            self.head.requires_grad_(alpha != 0)
+
+    def forward(self, images, mask_ratio, noise, labels=None):
+        """images (N, 3, H, W) normalised, noise (N, L), labels (N,) or None -> JointOutput."""
+        latent, mask, ids_restore = self.mae.forward_encoder(images, mask_ratio, noise)
+        pred = self.mae.forward_decoder(latent, ids_restore)
+        reconstruction = self.mae.forward_loss(images, pred, mask)
+        cls_token = latent[:, 0]
+        if self.head is None:
+            return JointOutput(reconstruction, reconstruction, None, cls_token, None)
+        logits = self.head(cls_token if self.alpha else cls_token.detach())
+        classification = F.cross_entropy(logits.float(), labels)
+        loss = reconstruction + self.alpha * classification if self.alpha else reconstruction
+        return JointOutput(loss, reconstruction, classification, cls_token, logits)

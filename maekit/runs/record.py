@@ -1,0 +1,87 @@
+"""What a run has measured, epoch by epoch, and the files that hold it. No torch."""
+
+from ..files import write_csv, write_json
+from .measures import ACCURACY_COLUMNS, ALPHA_COLUMNS, MEASURED_LAST
+
+
+class Record:
+    """What a run has measured so far, epoch by epoch, and the files that hold it.
+
+    folder: RunFolder, or None to write nothing. columns: of log.csv, LOG_COLUMNS or EVALUATION_COLUMNS. head: the run's entry in trajectory.json
+    (alpha, lr, model, decoder, norm, seed), None for no such file. log, alphas: the rows of log.csv and norm_alpha.csv
+    so far; the checkpoint keeps them, so that files and weights always agree.
+    """
+
+    def __init__(self, folder, columns, head, log=(), alphas=()):
+        self.folder, self.columns, self.head = folder, columns, head
+        self.log, self.alphas = list(log), list(alphas)
+
+    def history(self):
+        """What another Record needs to go on from here."""
+        return {"log": self.log, "alphas": self.alphas}
+
+    def add(self, row, layers, status):
+        """Append an epoch and write.
+
+        row: values of the columns but the norms' alphas, others are left out; layers: (name, alpha, saturated or None)
+        of each norm layer.
+        """
+        row = {**row, **_alpha_columns(layers)}
+        self.log.append({name: row.get(name) for name in self.columns})
+        self.alphas += [dict(zip(ALPHA_COLUMNS, (row["epoch"], *layer))) for layer in layers]
+        self.write(status)
+
+    def write(self, status):
+        """Write log.csv, norm_alpha.csv and trajectory.json.
+
+        The latter has the format of the original gap scripts; null is what was not measured.
+        """
+        if self.folder is None:
+            return
+        write_csv(self.folder.log, self.columns, self.log)
+        write_csv(self.folder.norm_alpha, ALPHA_COLUMNS, self.alphas)
+        if self.head is None:
+            return
+        points = [
+            {
+                "epoch": row["epoch"],
+                "mse": row["val_mse"],
+                **{name: row.get(name) for name in ACCURACY_COLUMNS},
+                "alpha": self.head["alpha"],
+                "lr": self.head["lr"],
+            }
+            for row in self.log
+        ]
+        write_json(self.folder.trajectory, {**self.head, "status": status, "trajectory": points})
+
+
+def _alpha_columns(layers):
+    """The log's columns on the norms' alphas: over layers, mean, min, max and the share that sits at a bound."""
+    if not layers:
+        return {}
+    values = [alpha for _, alpha, _ in layers]
+    bounded = [saturated for _, _, saturated in layers if saturated is not None]
+    return {
+        "norm_alpha_mean": sum(values) / len(values),
+        "norm_alpha_min": min(values),
+        "norm_alpha_max": max(values),
+        "norm_alpha_saturated": sum(bounded) / len(bounded) if bounded else None,
+    }
+
+
+def summarize_log(log):
+    """What the rows of a log say of a run as a whole; losses are the training loss unless they say val."""
+    if not log:
+        return {"total_epochs": 0}
+    best = min(log, key=lambda row: row["train_loss"])
+    return {
+        "total_epochs": len(log),
+        "avg_epoch_time": sum(row["epoch_time_s"] for row in log) / len(log),
+        "final_loss": log[-1]["train_loss"],
+        "min_loss": best["train_loss"],
+        "min_loss_epoch": best["epoch"],
+        **{name: log[-1][name] for name in MEASURED_LAST if log[-1].get(name) is not None},
+        **({"max_acc1": max(row["acc1"] for row in log)} if "acc1" in best else {}),
+        "images_per_s": sum(row["images_per_s"] for row in log) / len(log),
+        "peak_memory_mb": max((row["peak_memory_mb"] for row in log if row["peak_memory_mb"]), default=None),
+    }

@@ -1,0 +1,58 @@
+"""What decides the numbers of a run, flat and by the names of the flags: whether two runs are the same one. No torch."""
+
+from ..errors import InputError
+from .recipes import DEFAULTS
+
+BEFORE = {**DEFAULTS, "processes": 1, "pixels": "whole"}  # what settings were before there was a flag for them
+
+
+def difference(stored, identity):
+    """The first setting that two runs do not share, with both values: (name, stored, own); None if they are the same run.
+
+    A setting that the stored run did not know yet had its default then.
+    """
+    for name, value in identity.items():
+        theirs = stored.get(name, BEFORE.get(name, value))
+        if theirs != value:
+            return name, theirs, value
+    return None
+
+
+def check(stored, identity, where):
+    """Raise InputError, which starts with `where`, naming the first setting that two runs do not share."""
+    if found := difference(stored, identity):
+        name, theirs, value = found
+        raise InputError(
+            f"{where} a run with {_spell(name, theirs)}, this one has {_spell(name, value)}. Choose another --output_dir "
+            "(or --checkpoint_dir), or --overwrite to delete that run."
+        )
+
+
+def unsettled(stored, found):
+    """What of `found`, which the machine decides, was otherwise so far in the run of identity `stored`, and the way out.
+
+    found: pixels, as cache.pixels has them, and precision. None if all agrees, or if there is no run yet.
+    """
+    for name, value in found.items() if stored else ():
+        before = stored.get(name, BEFORE[name] if name == "pixels" else value)
+        if before != value:
+            how = {"pixels": "from images", "precision": "in"}[name]
+            way = {
+                "pixels": "Add --cache off"
+                if before == "whole"
+                else "Let it have its cache again (--cache auto, or DIR)",
+                "precision": f"Add --precision {before}",
+            }[name]
+            return (
+                f"was computed {how} {before} so far, this would go on {how} {value}. {way} to go on, or choose another "
+                "--output_dir, or start anew: --resume never --overwrite."
+            )
+    return None
+
+
+def _spell(name, value):
+    if name == "data":
+        return f"data {value}"
+    if name == "mae_dir" and value is None:
+        return "--mae_dir builtin"
+    return f"no --{name}" if value is None or value is False else f"--{name}" if value is True else f"--{name} {value}"

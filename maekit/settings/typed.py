@@ -1,0 +1,156 @@
+"""What a run is told, resolved and checked, in typed objects that its parts take. No torch."""
+
+from dataclasses import asdict, dataclass
+
+from .architectures import MODELS
+from .methods import OPTION_FLAGS
+from .recipes import KNN, PRETRAIN
+
+
+@dataclass(frozen=True)
+class NormSettings:
+    """Registry name of the norm, and the constructor options of norms.py that the user may set for it."""
+
+    name: str
+    options: dict
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    name: str
+    input_size: int
+    mask_ratio: float
+    norm_pix_loss: bool
+    decoder_type: str | None
+
+    @property
+    def patch_size(self):
+        return MODELS[self.name]
+
+    @property
+    def patches(self):
+        """Number of patches of an image."""
+        return (self.input_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see data.cache.cached.
+
+    num_workers: None for as many as pay, see data.loader.workers.
+    """
+
+    imagenet_dir: str | None
+    max_images: int | None
+    num_workers: int | None
+    hf_dataset: str | None = None
+    hf_config: str | None = None
+    cache: str = "off"
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """lr is the actual peak rate; warmup_epochs may be a fraction."""
+
+    epochs: int
+    batch_size: int
+    accum_iter: int
+    lr: float
+    min_lr: float
+    warmup_epochs: float
+    weight_decay: float
+    processes: int = 1
+
+    @property
+    def effective_batch(self):
+        """Images of an optimizer step, over all processes."""
+        return self.batch_size * self.accum_iter * self.processes
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """Weight of the classification loss, which of PROBES are scored, and how often k-NN is, in epochs."""
+
+    alpha: float
+    names: tuple
+    eval_every: int
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """A checkpoint after every so many epochs, and within an epoch after so many minutes."""
+
+    epochs: int
+    minutes: float
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """The regularisation of fine-tuning: layer-wise rate decay, drop path, mixup, cutmix, label smoothing, random
+    erasing, and timm's name of the augmentation policy ("none" for none)."""
+
+    layer_decay: float
+    drop_path: float
+    mixup: float
+    cutmix: float
+    smoothing: float
+    reprob: float
+    aa: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, every value resolved and checked.
+
+    task: one of TASKS. wandb_project: of Weights & Biases; None: not asked for. init: path of the checkpoint whose weights it starts from; None: weights of its seed. mae_dir:
+    as typed. finetune: None for other tasks.
+    """
+
+    task: str
+    init: str | None
+    mae_dir: str | None
+    finetune: FinetuneSettings | None
+    norm: NormSettings
+    model: ModelSettings
+    data: DataSettings
+    optim: OptimSettings
+    probes: ProbeSettings
+    saving: SavingSettings
+    seed: int
+    precision: str
+    compile: str
+    grad_checkpointing: bool
+    wandb_project: str | None
+    output_dir: str
+    checkpoint_dir: str | None
+    device: str
+    resume: str
+    overwrite: bool
+    dry_run: bool
+
+    def identity(self):
+        """What decides the numbers of the run, flat and by the names of the flags.
+
+        Two commands with equal identities on equal data are the same run: the second goes on where the first stopped.
+        Which weights --init and which model --mae_dir stand for, and a precision left to the device, are not in it.
+        """
+        optim, norm = asdict(self.optim), asdict(self.norm)
+        flags = {"task": self.task, "norm": norm["name"]}
+        flags.update({OPTION_FLAGS[norm["name"]][option]: value for option, value in norm["options"].items()})
+        flags.update(model=self.model.name, input_size=self.model.input_size)
+        if self.task == PRETRAIN:
+            flags.update(
+                mask_ratio=self.model.mask_ratio,
+                norm_pix_loss=self.model.norm_pix_loss,
+                decoder_type=self.model.decoder_type,
+                alpha=self.probes.alpha,
+                probes=" ".join(self.probes.names) or "none",
+            )
+            if "knn" in self.probes.names:
+                flags["eval_every"] = self.probes.eval_every
+            flags["resume"] = None if self.resume in ("auto", "never") else self.resume
+        if self.task != KNN:
+            flags.update(optim)
+        flags.update(asdict(self.finetune) if self.finetune else {})
+        flags.update(max_images=self.data.max_images, seed=self.seed)
+        return flags if self.precision == "auto" else {**flags, "precision": self.precision}

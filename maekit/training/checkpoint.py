@@ -1,0 +1,270 @@
+"""Saving and loading training checkpoints in upstream's format: {model, optimizer, epoch, scaler, args}.
+
+Tensors and plain values only, so that torch.load(weights_only=True) reads them, upstream's scripts included.
+"""
+
+import argparse
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+import zlib
+
+import torch
+
+from .. import distributed
+from ..errors import InputError
+from ..files import atomic_write
+from ..model.formats import encoder_weights
+from ..model.patches import interpolate_positions
+
+# What torch.load raises for bytes that are no checkpoint, or none any more.
+UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
+
+
+def save(folder, *, model, optimizer, scaler, epoch, args, **extra):
+    """Write a RunFolder's checkpoint atomically; the one before stays as folder.previous_checkpoint.
+
+    epoch: the last finished one. args: flat dict of plain values; extra: tensors or plain values.
+    """
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": epoch,
+        "scaler": scaler.state_dict(),
+        "args": args,
+        **extra,
+    }
+    with atomic_write(folder.checkpoint, previous=folder.previous_checkpoint) as f:
+        try:
+            torch.save(state, f)
+        except RuntimeError as error:  # torch's writer hides the system's error, a full disk say, in its own
+            f.flush()
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
+
+
+# What upstream's scripts put into a checkpoint beside tensors and plain values: their arguments, in which may be paths,
+# of any system and by the names that any Python has for them.
+_UPSTREAMS = [argparse.Namespace] + [
+    (pathlib.PurePath, f"{module}.{name}")
+    for module in ("pathlib", "pathlib._local")
+    for name in ("PosixPath", "WindowsPath")
+]
+
+
+def read(path):
+    """A checkpoint's dict, on the CPU; at least `model` is in it. Raises InputError if the file is none.
+
+    Nothing in the file is executed: besides tensors and plain values, only upstream's argparse.Namespace is let in.
+    """
+    try:
+        with torch.serialization.safe_globals(_UPSTREAMS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file. Give the path of a checkpoint.") from error
+    except UNREADABLE as error:
+        wanted = _python_object(error)
+        if wanted:
+            raise InputError(
+                f"{path}: needs the Python object {wanted}, and unpickling objects can run any code, so it is refused. If "
+                "you trust the file, keep its weights: python -c \"import torch; torch.save({'model': torch.load("
+                f"'{path}', weights_only=False)['model']}}, 'weights.pth')\"."
+            ) from error
+        raise InputError(
+            f"{path}: truncated, damaged or no checkpoint; torch.load(weights_only=True) cannot read it "
+            f"({type(error).__name__})."
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise InputError(f"{path}: no checkpoint; expected a dict with the weights under 'model'.")
+    return state
+
+
+def read_newest(folder, identity, overwrite=False):
+    """(path, dict) of a RunFolder's newest checkpoint whose bytes are those that were written; (None, None) without one.
+
+    A damaged one is put aside as checkpoint.damaged.pth and the one before is taken, which is said. Raises InputError if
+    there is none left, or if it is not of the run of this identity; `overwrite` deletes the run in these cases. All
+    processes of a run call it, and the main one decides.
+    """
+    found = {}
+
+    def choose():
+        try:
+            path, found["state"] = _newest(folder)
+            if path is not None:
+                _check_own(path, found["state"], identity)
+        except InputError as error:
+            if not overwrite:
+                raise
+            distributed.say(f"{error} Deleted, as --overwrite asks.")
+            folder.clear()
+            return None
+        return path
+
+    path = distributed.on_main(choose)
+    return path, None if path is None else found.get("state") or read(path)
+
+
+def _newest(folder):
+    path, previous = folder.checkpoint, folder.previous_checkpoint
+    if not path.exists():
+        return (previous, read(previous)) if previous.exists() else (None, None)
+    try:
+        return path, verified(path)
+    except InputError as error:
+        if not previous.exists():
+            raise
+        state = verified(previous)
+        aside = folder.damaged_checkpoint
+        distributed.say(f"{error} It is {aside.name} now, and the checkpoint before it is taken.")
+        os.replace(path, aside)
+        return previous, state
+
+
+def _check_own(path, state, identity):
+    if not isinstance(state.get("args"), dict):
+        raise InputError(
+            f"{path}: is no checkpoint of a run. Move it away; --init {path.name} starts from its weights."
+        )
+    identity.check(state["args"], identity, f"{path}: is of")
+
+
+def verified(path):
+    """What `read` returns, of a file whose checksums hold; torch.load does not look at them. Raises InputError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError) and not path.exists():
+            raise
+        raise InputError(f"{path}: truncated, damaged or no checkpoint ({error}).") from error
+    if broken is not None:
+        raise InputError(f"{path}: damaged, the checksum of {broken} in it is wrong.")
+    return read(path)
+
+
+def _python_object(error):
+    """Name of the object that torch.load(weights_only=True) refused to make, or None if that was not the reason."""
+    found = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", str(error))
+    return found.group(1) if found else None
+
+
+def load_model(path, state, model):
+    """Load a checkpoint's weights strictly. Raises InputError naming the first parameter that does not fit."""
+    _load(path, state["model"], model, model.state_dict())
+
+
+def load_encoder(path, state, mae, *, needs_norm=True, say=print):
+    """Load the encoder of any MAE checkpoint, position tables interpolated for another input size, which is said.
+
+    Decoder and classifier of the file are left alone. needs_norm: whether the final norm has to be in it; a network that
+    upstream fine-tuned has none. Raises InputError naming the first parameter that does not fit.
+    """
+    theirs, ours = encoder_weights(state["model"]), encoder_weights(mae.state_dict())
+    if not needs_norm:
+        theirs, ours = ({k: v for k, v in w.items() if not k.startswith("norm.")} for w in (theirs, ours))
+    _load(path, _resized(path, theirs, ours, say), mae, ours)
+
+
+def load_weights(path, state, mae, say=print):
+    """Load encoder and, if it is there, decoder of any MAE checkpoint, for pre-training; what is special is said."""
+    theirs, ours = dict(state["model"]), mae.state_dict()
+    if not has_decoder(state):
+        load_encoder(path, state, mae, say=say)
+        say(
+            f"{path}: an encoder without decoder. The decoder starts from random weights: losses and reconstructions mean "
+            "nothing until it is trained."
+        )
+        return
+    theirs = {name: value for name, value in theirs.items() if not name.startswith(("head.", "fc_norm."))}
+    _load(path, _resized(path, theirs, ours, say), mae, ours)
+
+
+def has_decoder(state):
+    """Whether a checkpoint has a decoder; the official files for fine-tuning have none."""
+    return any(name.startswith("decoder_") for name in state["model"])
+
+
+def _resized(path, theirs, ours, say):
+    """Their weights with the position tables of our input size."""
+    theirs = dict(theirs)
+    for name in ("pos_embed", "decoder_pos_embed"):
+        if name not in theirs or name not in ours or theirs[name].shape[2:] != ours[name].shape[2:]:
+            continue
+        old, new = (round((table[name].shape[1] - 1) ** 0.5) for table in (theirs, ours))
+        if old != new:
+            say(f"{path}: {name} is interpolated from {old} x {old} patches to {new} x {new}.")
+            theirs[name] = interpolate_positions(theirs[name], new)
+    return theirs
+
+
+def _load(path, theirs, model, ours):
+    """Load the entries named in `ours`, part of the model's state dict, from `theirs`, which must have no others."""
+    for name in [*ours, *theirs]:
+        if name not in theirs or name not in ours:
+            what = f"has no {name}" if name in ours else f"has {name}"
+            raise InputError(f"{path}: belongs to another model, {what}{_other_norm(theirs, ours)}. "
+                             "See --model, --norm, --decoder_type.")  # fmt: skip
+        if theirs[name].shape != ours[name].shape and not theirs[name].numel() == ours[name].numel() == 1:
+            raise InputError(
+                f"{path}: belongs to another model, {name} is {tuple(theirs[name].shape)} there and "
+                f"{tuple(ours[name].shape)} here. See --model, --input_size, --decoder_type."
+            )
+    model.load_state_dict({name: theirs[name].reshape(ours[name].shape) for name in ours}, strict=False)
+
+
+def norm_of(weights):
+    """Registry name of the norm whose parameters a state dict has in its first block."""
+    parts = {name.rpartition(".")[2] for name in weights if name.startswith("blocks.0.norm1.")}
+    for part, norm in (("alpha_base", "AdaptiveDynamicTanh"), ("shift", "DynamicErf"), ("alpha", "DynamicTanh")):
+        if part in parts:
+            return norm
+    return "LayerNorm" if "bias" in parts else "RMSNorm"
+
+
+def _other_norm(theirs, ours):
+    there, here = norm_of(theirs), norm_of(ours)
+    return "" if there == here else f" (its norm layers are {there}, here they are {here})"
+
+
+def probe_states(head, frozen):
+    """What a checkpoint keeps of a run's joint classifier (a module or None) and FrozenProbes (or None)."""
+    return {name: part.state_dict() for name, part in (("joint", head), ("frozen", frozen)) if part is not None}
+
+
+def load_probes(path, state, head, frozen, seed):
+    """Load those probes that both the checkpoint and the run have.
+
+    The baseline probe belongs to the untrained encoder of its seed: one of another seed is left out.
+    """
+    stored = dict(state.get("probes", {}))
+    if "frozen" in stored and _seed(state) != seed:
+        stored["frozen"] = {name: part for name, part in stored["frozen"].items() if not name.startswith("untrained")}
+    for name, part in (("joint", head), ("frozen", frozen)):
+        if part is not None and name in stored:
+            try:
+                part.load_state_dict(stored[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise InputError(f"{path}: its {name} probe is of another encoder or other classes.") from error
+
+
+def _seed(state):
+    args = state.get("args", {})
+    return args.get("seed") if isinstance(args, dict) else None
+
+
+def load_training(path, state, optimizer, scaler):
+    """Load optimizer and scaler, if the checkpoint has them; returns the number of finished epochs."""
+    if "optimizer" not in state or "epoch" not in state:
+        return 0
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler") and scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: its optimizer has other parameters ({error}). Was it trained with another --alpha, where the "
+            "classifier is one more? A file with nothing but its 'model' starts a run from these weights."
+        ) from error
+    return state["epoch"] + 1

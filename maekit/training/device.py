@@ -1,0 +1,81 @@
+"""Where a run computes and in which precision."""
+
+import platform
+import sys
+from contextlib import nullcontext
+
+import torch
+
+from .. import distributed
+from ..errors import InputError
+
+
+class Device:
+    """A torch device with the run's precision: its autocast context, its GradScaler, its peak memory.
+
+    name: auto (CUDA, then MPS, then CPU), cpu, mps, cuda, cuda:N; of several processes each has a GPU of its own.
+    precision: auto is float32 on CPU and MPS, on CUDA bfloat16 where the hardware has it, else float16. Raises InputError
+    when the device is not there.
+    """
+
+    def __init__(self, name, precision):
+        self.torch = choose(name)
+        kind = self.torch.type
+        if kind == "cuda":
+            torch.cuda.set_device(self.torch)
+        if precision == "auto":
+            half = kind == "cuda" and (
+                "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+            )
+            precision = half or "float32"
+        self.precision = precision
+        if kind == "cuda" and precision == "float32":
+            torch.set_float32_matmul_precision("high")  # TF32: 10 bits of mantissa, ten times the speed
+        self.sum_dtype = torch.float32 if kind == "mps" else torch.float64  # of sums over thousands of losses
+        self.scaler = torch.amp.GradScaler(kind, enabled=precision == "float16")
+
+    def autocast(self):
+        """Context of forward passes."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.torch.type, dtype=getattr(torch, self.precision))
+
+    def describe(self):
+        """Name of the hardware, for config.json."""
+        if self.torch.type == "cuda":
+            return torch.cuda.get_device_name(self.torch)
+        return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+    def peak_memory_mb(self):
+        """Largest memory so far in MB: allocated on the GPU; elsewhere of the process, None where unknown."""
+        if self.torch.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.torch) / 2**20
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, kilobytes elsewhere
+
+
+def choose(name):
+    """The torch.device that a name stands for, a GPU with its number. Raises InputError when it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"--device {name}: torch {torch.__version__} sees no Metal device. Use --device auto or cpu.")
+    if kind != "cuda":
+        return torch.device(kind)
+    if not torch.cuda.is_available():
+        raise InputError(f"--device {name}: torch {torch.__version__} sees no CUDA device. Use --device auto or cpu.")
+    gpus, processes = torch.cuda.device_count(), distributed.local_size()
+    if number and processes > 1:
+        raise InputError(f"--device {name}: {processes} processes need a GPU each. Use --device cuda; "
+                         "CUDA_VISIBLE_DEVICES says which.")  # fmt: skip
+    if processes > gpus:
+        raise InputError(f"--device {name}: {processes} processes need a GPU each, there are {gpus}. Use fewer (--nproc), "
+                         "or --device cpu.")  # fmt: skip
+    if number and int(number) >= gpus:
+        raise InputError(f"--device {name}: there are {gpus} CUDA devices, counted from 0.")
+    return torch.device("cuda", int(number) if number else distributed.local_rank())

@@ -1,0 +1,52 @@
+"""What can go wrong around a training, told to its user: memory, worker processes, data that is gone."""
+
+import re
+
+from .. import distributed, files
+from ..errors import Busy, InputError, NothingToDo, Stopped
+from ..runs.status import FAILED
+
+
+def note(folder, error):
+    """Leave in the run folder's status.json that the run failed, and of what."""
+    if isinstance(error, (Stopped, Busy, NothingToDo)) or not distributed.is_main():
+        return
+    try:
+        known = files.read_json(folder.status) if folder.status.exists() else {}
+        files.write_json(folder.status, {**known, "status": FAILED, "error": f"{type(error).__name__}: {error}"[:500]})
+    except (OSError, InputError):
+        pass  # the disk, perhaps, is what went wrong
+
+
+def explained(error, run):
+    """The error, or in its place an InputError that says what to do. run: Settings."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return InputError(_out_of_memory(run, text))
+    if _DEAD_WORKER.search(text):
+        typed = f" {run.data.num_workers}" if run.data.num_workers else ""
+        return InputError(
+            f"--num_workers{typed}: a worker process that decodes images has died ({_first_line(text)}). The system kills "
+            "processes when memory runs out: lower --num_workers. The same command goes on from the last checkpoint."
+        )
+    return error
+
+
+_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory")
+_DEAD_WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.DOTALL)
+
+
+def _out_of_memory(run, text):
+    batch, accum = run.optim.batch_size, run.optim.accum_iter
+    way = (
+        f"--batch_size {batch // 2} --accum_iter {accum * 2}, which are the same steps"
+        if batch > 1
+        else "a smaller --model"
+    )
+    wanted = re.search(r"Tried to allocate ([\d.]+ \w+)|allocate (\d+) bytes", text)
+    size = wanted.group(1) or f"{int(wanted.group(2)) / 2**20:.0f} MiB" if wanted else "some memory"
+    return f"--batch_size {batch}: out of memory, {size} more were needed. Try {way}; what was saved before is kept."
+
+
+def _first_line(text):
+    return text.strip().splitlines()[0].rstrip(".")

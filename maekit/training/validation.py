@@ -1,0 +1,159 @@
+"""What the model makes of images it was not trained on: loss, trivial baselines of the loss, reconstructions."""
+
+import os
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from .. import distributed
+from ..model import compiling
+from ..model.patches import patch_statistics, unpatchify
+from ..probes.accuracy import percent
+
+N_DRAWN = 8  # validation images kept as pictures
+N_QUALITY = 64  # validation images that PSNR and SSIM are means over
+
+
+@torch.inference_mode()
+def validate(model, batches, device, measure, compiled=False, capture=None):
+    """What the epoch's row of the log says of the validation images, every image counted once.
+
+    model: JointMAE; measure: `measured` of it. Returns {val_mse} (the mean loss over all hidden patches, in the loss's own
+    space) and, where there are such probes, {accuracy, frozen_accuracy, untrained_frozen_accuracy} in percent, all of masked
+    images. compiled: whether the model is, for batches as large as the first; capture: function of `measure` and the inputs
+    of such a batch that returns what to call in its place, None for itself.
+    """
+    model.eval()
+    total, n, whole = 0.0, 0, None
+    correct, of_whole = {}, None
+    for batch in batches:
+        inputs = [batch[name].to(device.torch, non_blocking=True) for name in ("images", "noise", "labels")]
+        whole = whole or len(inputs[0])
+        if len(inputs[0]) == whole:
+            of_whole = of_whole or (capture(measure, inputs) if capture else measure)
+            loss, right = of_whole(*inputs)
+        else:
+            with compiling.eagerly(compiled):
+                loss, right = measure(*inputs)
+        for name, values in right.items():
+            correct.setdefault(name, []).append(values.clone())  # the next replay of a CUDA graph is over it
+        total += loss.to(device.sum_dtype) * len(inputs[0])
+        n += len(inputs[0])
+    total, n = distributed.add(torch.stack([total, total.new_tensor(n)])).tolist()
+    return {"val_mse": total / n, **{name: percent(torch.cat(parts)) for name, parts in correct.items()}}
+
+
+def measured(model, frozen, device, pixels, mask_ratio, images, noise, labels):
+    """Reconstruction loss, and whether each image's class was found, {accuracy: (N,)}, of uint8 images on the device.
+
+    model: JointMAE; frozen: FrozenProbes or None.
+    """
+    images = pixels.normalize(images)
+    with device.autocast():
+        out = model(images, mask_ratio, noise, labels)
+        features = frozen.features(out.cls_token, images, mask_ratio, noise) if frozen else None
+    predicted = {} if out.logits is None else {"accuracy": out.logits.argmax(dim=1)}
+    predicted |= frozen.predict(features) if frozen else {}
+    return out.reconstruction, {name: classes == labels for name, classes in predicted.items()}
+
+
+@torch.inference_mode()
+def baselines(batches, pixels, model, mask_ratio):
+    """Losses of two predictions that take no learning, over the same images and masks as `validate`.
+
+    flat_colour: the mean colour of an image's visible patches. smooth_colour: the visible pixels blurred, a Gaussian of
+    one patch as deviation. With norm_pix_loss a flat patch is 0 in the space of the loss, and smooth_colour is None.
+    """
+    sums, n = torch.zeros(2, device=pixels.device), 0
+    for batch in batches:
+        images = pixels.normalize(batch["images"])
+        mask = hidden_patches(batch["noise"].to(images.device), mask_ratio)
+        target = model.patchify(images)
+        if model.norm_pix_loss:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+            predictions = [torch.zeros_like(target)]
+        else:
+            predictions = [model.patchify(p) for p in (flat_colour(images, mask), smooth_colour(images, mask))]
+        for i, prediction in enumerate(predictions):
+            error = ((prediction - target) ** 2).mean(-1)
+            sums[i] += (error * mask).sum() / mask.sum() * len(images)
+        n += len(images)
+    n = distributed.add(sums.new_tensor(n))
+    flat, smooth = (distributed.add(sums) / n).tolist()
+    return {"flat_colour": flat, "smooth_colour": None if model.norm_pix_loss else smooth}
+
+
+def hidden_patches(noise, mask_ratio):
+    """Mask (N, L), 1 where hidden, of mask noise (N, L), by the rule of MaskedAutoencoder.random_masking."""
+    rank = noise.argsort(dim=1).argsort(dim=1)
+    return (rank >= int(noise.shape[1] * (1 - mask_ratio))).float()
+
+
+def flat_colour(images, mask):
+    """Every pixel the mean colour of the visible ones: (N, 3, H, W), (N, L) -> (N, 3, H, W)."""
+    visible = _visible_pixels(images, mask)
+    mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)
+    return mean.expand_as(images)
+
+
+def smooth_colour(images, mask):
+    """Every pixel the Gaussian-weighted mean of the visible ones around it, deviation one patch."""
+    visible = _visible_pixels(images, mask)
+    side = images.shape[-1]
+    patch = side / mask.shape[1] ** 0.5
+    place = torch.arange(side, device=images.device)
+    blur = torch.exp(-((place[:, None] - place) ** 2) / (2 * patch**2))
+    weight = blur @ visible @ blur + 1e-6 * patch**2
+    return (blur @ (images * visible) @ blur + 1e-6 * patch**2 * flat_colour(images, mask)) / weight
+
+
+def _visible_pixels(images, mask):
+    patch = images.shape[-1] // round(mask.shape[1] ** 0.5)
+    return 1 - unpatchify(mask[:, :, None].expand(-1, -1, patch**2), patch)  # (N, 1, H, W)
+
+
+@torch.inference_mode()
+def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=None, measured=True):
+    """Draw what the model makes of a fixed, even choice of validation images.
+
+    Returns (pictures, quality): pictures has uint8 arrays image, masked, reconstruction (n, H, W, 3), hidden pixels of
+    `masked` grey, mask bool (n, L), and names; quality has psnr (dB) and ssim, means over up to n (64) images of the
+    composite: visible patches as they are, hidden ones as predicted; {} if it is not `measured`, which takes the longer.
+    """
+    from skimage.metrics import structural_similarity
+
+    model.eval()
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(n or N_QUALITY, len(dataset))).round().astype(int))
+    drawn = set(np.linspace(0, len(chosen) - 1, min(N_DRAWN, len(chosen))).round().astype(int).tolist())
+    pictures = {"image": [], "masked": [], "reconstruction": [], "mask": [], "name": []}
+    psnr, ssim = [], []
+    for start in range(0, len(chosen), batch_size):
+        batch = default_collate([dataset[int(i)] for i in chosen[start : start + batch_size]])
+        images = pixels.normalize(batch["images"])
+        with device.autocast():
+            _, pred, mask = model(images, mask_ratio, batch["noise"].to(device.torch))
+        rebuilt = _channels_last(pixels.to_uint8(model.reconstruct(images, pred.float())))
+        visible = _visible_pixels(images, mask).cpu().numpy().transpose(0, 2, 3, 1).astype(bool)
+        originals = _channels_last(batch["images"])
+        composites = np.where(visible, originals, rebuilt)
+        for i, (original, composite) in enumerate(zip(originals, composites)):
+            if measured:
+                error = np.mean((original.astype(np.float64) - composite) ** 2)
+                psnr.append(10 * np.log10(255**2 / error))
+                ssim.append(structural_similarity(original, composite, channel_axis=2, data_range=255))
+            if start + i in drawn:
+                pictures["image"].append(original)
+                pictures["masked"].append(np.where(visible[i], original, 128).astype(np.uint8))
+                pictures["reconstruction"].append(rebuilt[i])
+                pictures["mask"].append(mask[i].bool().cpu().numpy())
+                pictures["name"].append(os.path.basename(dataset.images.file(int(batch["index"][i]))))
+    pictures = {name: np.stack(arrays) for name, arrays in pictures.items()}
+    if not measured:
+        return pictures, {}
+    return pictures, {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim)), "quality_images": len(chosen)}
+
+
+def _channels_last(images):
+    return images.numpy().transpose(0, 2, 3, 1)
