@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import maekit.analysis.comparison
-from maekit.runs.reading import is_evaluation
 from maekit import files
 from maekit.analysis import comparison_figures, figures
+from maekit.runs.reading import is_evaluation
 from tests.support import KIT, run, train_here
 from tests.test_findings import fabricated
 

@@ -376,7 +376,7 @@ def error_of_killing(workers):
         return "killed by signal" in str(error)
 
 workers = []
-batches = [iter(data.Batches(Zeros(), Whole(), 1, False)) for _ in range(2)]
+batches = [iter(loader.Batches(Zeros(), Whole(), 1, False)) for _ in range(2)]
 for each in batches:
     next(each)
     workers.append({child.pid for child in multiprocessing.active_children()}.difference(*workers))

@@ -89,7 +89,7 @@ def test_a_norm_is_added_as_it_says(tmp_path):
         ("norms.py", "NORMS = {\n", '    "Softsign": Softsign,\n'),
         ("norms.py", "ALIASES = {\n", '    "soft": "Softsign",\n'),
         ("norms.py", "NORMS = {\n", None),
-        ("maekit/settings.py", "NORMS = {  # name: alias\n", '    "Softsign": "soft",\n'),
+        ("maekit/settings/methods.py", "NORMS = {  # name: alias\n", '    "Softsign": "soft",\n'),
     ):
         text = (tmp_path / file).read_text(encoding="utf-8")
         at = text.index(f"\n{before}") + 1

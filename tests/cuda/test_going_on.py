@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
+from tests.cuda.conftest import DEMO, checkpoint_of, stop_request, train_on
 from tests.support import KIT
-from ..test_train import flat, losses
-from .conftest import DEMO, checkpoint_of, stop_request, train_on
+from tests.test_train import flat, losses
 
 RUN = ("--epochs", "3", "--max_images", "96", "--batch_size", "16", "--norm", "adyt", "--alpha", "0.1",
        "--probes", "joint frozen")  # fmt: skip
