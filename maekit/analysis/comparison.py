@@ -10,7 +10,7 @@ from ..runs.folder import RunFolder
 from ..runs.reading import evaluation_column, is_evaluation, load_runs
 from ..runs.record import summarize_log
 from ..runs.status import FINISHED
-from ..settings import identity, methods, recipes
+from ..settings import identities, methods, recipes
 from . import findings
 
 ACCURACIES = tuple(dict.fromkeys((*measures.ACCURACY_COLUMNS, *measures.EVALUATION_ACCURACIES)))  # k-NN is in both
@@ -120,7 +120,7 @@ def without_repeats(found):
     for run in sorted(found, key=lambda run: (run["path"].name != f"seed{_seed(run)}", not run["summary"])):
         mine = kept.setdefault((run["method"], _seed(run)), run)
         if mine is not run:
-            other = identity.difference(mine["config"]["identity"], run["config"]["identity"])
+            other = identities.difference(mine["config"]["identity"], run["config"]["identity"])
             unlike = f", with {other[0]} {other[2]} in place of {other[1]}" if other else ""
             repeated.append(
                 f"{run['path']}: {run['method']} with seed {_seed(run)} again, beside {mine['path']}{unlike}; left out."
@@ -273,7 +273,7 @@ def unequal_settings(found):
     own = {"norm", "seed", *(flag for options in methods.OPTION_FLAGS.values() for flag in options.values())}
     own |= {"init"} if all(map(is_evaluation, found)) else set()
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
-        values = {str(run["config"]["identity"].get(name, identity.BEFORE.get(name))) for run in found}
+        values = {str(run["config"]["identity"].get(name, identities.BEFORE.get(name))) for run in found}
         if name not in own and len(values) > 1:
             yield f"the runs differ in {name} ({', '.join(sorted(values))}), so they are no fair comparison."
 

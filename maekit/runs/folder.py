@@ -81,7 +81,7 @@ class RunFolder:
 
         Raises InputError if what the run has done so far was done otherwise.
         """
-        if wrong := identity.unsettled(self.identity(), found):
+        if wrong := identities.unsettled(self.identity(), found):
             raise InputError(f"{self.path}: {wrong}")
         return {**identity, **found}
 
@@ -110,13 +110,13 @@ class RunFolder:
                 read_json(self.summary)
         except Damaged:
             return True
-        return stored is not None and identity.difference(stored, identity) is not None
+        return stored is not None and identities.difference(stored, identity) is not None
 
     def _ended(self, identity):
         stored = self.identity()
         if stored is None:
             return None
-        identity.check(stored, identity, f"--output_dir {self.path}: holds")
+        identities.check(stored, identity, f"--output_dir {self.path}: holds")
         return read_json(self.summary) if self.summary.exists() else None
 
     def history(self, first_epoch):

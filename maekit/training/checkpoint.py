@@ -127,7 +127,7 @@ def _check_own(path, state, identity):
         raise InputError(
             f"{path}: is no checkpoint of a run. Move it away; --init {path.name} starts from its weights."
         )
-    identity.check(state["args"], identity, f"{path}: is of")
+    identities.check(state["args"], identity, f"{path}: is of")
 
 
 def verified(path):
