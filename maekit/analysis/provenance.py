@@ -7,6 +7,7 @@ from ..drivers import tasks
 from ..errors import InputError
 from ..runs.folder import RunFolder
 from ..runs.status import FAILED, FINISHED
+from ..settings import identities
 from ..settings.methods import OPTION_FLAGS
 
 _OF_NORMS = {flag for options in OPTION_FLAGS.values() for flag in options.values()}

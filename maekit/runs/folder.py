@@ -20,6 +20,7 @@ from pathlib import Path
 from ..errors import Busy, InputError
 from ..files import Damaged, draft_of, read_csv, read_json, remove_drafts
 from ..locks import Lock
+from ..settings import identities
 
 
 class RunFolder:

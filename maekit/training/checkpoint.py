@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from ..model.formats import encoder_weights
 from ..model.patches import interpolate_positions
+from ..settings import identities
 
 # What torch.load raises for bytes that are no checkpoint, or none any more.
 UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
