@@ -23,7 +23,8 @@ from pathlib import Path
 from maekit import errors
 from maekit.errors import InputError
 from maekit.runs import loggers
-from maekit.settings import flags, recipes
+from maekit.settings import recipes
+from maekit.settings.parser import Parser
 
 
 def main(argv=None):
@@ -50,7 +51,7 @@ def main(argv=None):
 
 def build_parser():
     """The parser of both commands."""
-    parser = flags.Parser(
+    parser = Parser(
         prog="analysis.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

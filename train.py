@@ -27,8 +27,9 @@ from maekit.runs import loggers, measures, versions
 from maekit.runs.folder import RunFolder
 from maekit.runs.record import Record, summarize_log
 from maekit.runs.status import DIVERGED, FINISHED, RUNNING
-from maekit.settings import flags, recipes
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
+from maekit.settings.tasks import FINETUNE, KNN, LINPROBE, PRETRAIN
 from maekit.training import failures
 
 # How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with 1,000
@@ -39,11 +40,11 @@ SPIN_COUNT = "10000"
 
 def main(argv=None):
     """Check everything that can be checked at once, then train. Returns the exit code."""
-    run = resolve(flags.build_parser("train.py", __doc__).parse_args(argv))
+    run = resolve(build_parser("train.py", __doc__).parse_args(argv))
     from maekit.data import sources  # numpy and PIL, which --help does not need
 
     folder = RunFolder(run.output_dir, run.checkpoint_dir)
-    clone = upstream.find(run.mae_dir) if run.task == recipes.PRETRAIN else None
+    clone = upstream.find(run.mae_dir) if run.task == PRETRAIN else None
     source = sources.open_source(run.data, run.seed)
     loggers.check_wandb(run.wandb_project)
     check_batches(run, source)
@@ -100,7 +101,7 @@ def main(argv=None):
 def check_batches(run, source):
     """Raise InputError unless the training images fill one optimizer step."""
     n, optim = len(source.train), run.optim
-    if run.task == recipes.KNN or optim.epochs == 0:
+    if run.task == KNN or optim.epochs == 0:
         return
     if optim.batch_size > n:
         raise InputError(f"--batch_size {optim.batch_size}: the data set has {n} training images. Use at most {n}.")
@@ -119,7 +120,7 @@ def check_processes(source):
 
 def check_labels(run, source):
     """Raise InputError unless the data set has the labels that alpha, the probes and the task need."""
-    probes, evaluates = run.probes, run.task != recipes.PRETRAIN
+    probes, evaluates = run.probes, run.task != PRETRAIN
     if not probes.names and not evaluates:
         return
     wanted = (
@@ -239,7 +240,7 @@ def open_job(run, source, clone=None):
     if clone is not None:
         clone = distributed.on_main(lambda: clone.ensure_patched(distributed.say))
     build = partial(build_model, run, clone)
-    if run.task == recipes.PRETRAIN:
+    if run.task == PRETRAIN:
         from maekit.training.pretraining import Pretraining
 
         return Pretraining(run, source, build, norms.update_adaptive)
@@ -247,7 +248,7 @@ def open_job(run, source, clone=None):
     from maekit.training.linear_probing import LinearProbing
     from maekit.training.nearest_neighbours import Knn  # timm's augmentations, which pre-training does not wait for
 
-    kinds = {recipes.FINETUNE: Finetuning, recipes.LINPROBE: LinearProbing, recipes.KNN: Knn}
+    kinds = {FINETUNE: Finetuning, LINPROBE: LinearProbing, KNN: Knn}
     return kinds[run.task](run, source, build(), norms.update_adaptive)
 
 

@@ -19,6 +19,8 @@ from types import SimpleNamespace
 from bench_train import flops_per_image, matrix_peak, ready_batches
 from common import parser, report, set_up
 
+from maekit.settings.parser import build_parser
+
 VARIANTS = {  # name: (blocks compiled, one CUDA graph)
     "eager": (False, False),
     "compiled": (True, False),
@@ -98,7 +100,6 @@ def open_job(norm, batch_size, args, device, folder, compiled, graph):
     import train
     from maekit.data import cache, sources
     from maekit.model import compiling
-    from maekit.settings import flags
     from maekit.settings.resolution import resolve
 
     words = ["--norm", norm, "--alpha", "0.1", "--probes", "joint,frozen", "--device", device, "--output_dir", folder,
@@ -107,7 +108,7 @@ def open_job(norm, batch_size, args, device, folder, compiled, graph):
     if not args.demo:
         words += ["--input_size", 224, "--model", args.model, "--decoder_type", args.decoder_type]
     words += ["--batch_size", batch_size]
-    run = resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in words]))
+    run = resolve(build_parser("train.py", "").parse_args([str(word) for word in words]))
     source = cache.cached(sources.open_source(run.data, run.seed), run.data.cache, run.model.input_size, print)
     train.fuse_norms(SimpleNamespace(torch=device))
     job = train.open_job(run, source)

@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 from common import in_turn, parser, report, set_up
 
+from maekit.settings.parser import build_parser
+
 ON_CPU = (
     {"model": "mae_vit_demo_patch8", "batch_size": 64, "steps": 8},
     {"model": "vit_tiny", "batch_size": 8, "steps": 1},
@@ -109,7 +111,6 @@ def compare(case, args, device, clone, peak):
 
 
 def settings_of(case, args, device, norm, folder):
-    from maekit.settings import flags
     from maekit.settings.resolution import resolve
 
     words = [
@@ -128,7 +129,7 @@ def settings_of(case, args, device, norm, folder):
     words += ["--input_size", 64 if "demo" in case["model"] else 224, "--epochs", 10_000]
     for name in ("model", "decoder_type", "batch_size"):
         words += [f"--{name}", case[name]] if case.get(name) is not None else []
-    return resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in words]))
+    return resolve(build_parser("train.py", "").parse_args([str(word) for word in words]))
 
 
 def open_job(run, train):

@@ -11,7 +11,7 @@ sys.path.insert(0, str(KIT))
 
 import analysis
 from maekit.drivers.windows import banner
-from maekit.settings import flags
+from maekit.settings.parser import build_parser
 
 DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh")
 
@@ -28,7 +28,7 @@ def page():
         "# Every flag",
         ABOUT,
         "## train.py",
-        tables(flags.build_parser("train.py", "")),
+        tables(build_parser("train.py", "")),
         "## analysis.py",
     ]
     for name, command in subcommands(analysis.build_parser()):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from .errors import InputError
 
+KIT = Path(__file__).resolve().parent.parent  # the folder with train.py
+
 
 def draft_of(path):
     """The temporary name, of this process, of a file that is being written."""
@@ -55,6 +57,9 @@ def write_json(path, value):
     """Write JSON that any parser reads: what is not finite becomes null."""
     with atomic_write(path) as f:
         f.write((json.dumps(_finite(value), indent=1, allow_nan=False) + "\n").encode())
+
+
+KIT = Path(__file__).resolve().parent.parent  # the folder with train.py
 
 
 class Damaged(InputError):

@@ -8,7 +8,7 @@ from torch import nn
 
 from maekit.model import compiling
 from maekit.model.mae import build_mae
-from maekit.settings.flags import build_parser
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training.device import Device
 from tests.support import train, train_here

@@ -387,4 +387,4 @@ def test_the_frozen_file_pins_every_package_of_the_ranges_for_all_systems():
 
 def test_the_lists_of_methods_in_the_banner_are_the_registry():
     banner = DRIVER.read_text().partition("set -euo")[0]
-    assert all(f"{name} ({alias})" in banner for name, alias in methods.NORMS.items())
+    assert all(f"{name} ({norm.alias})" in banner for name, norm in methods.NORMS.items())

@@ -28,7 +28,7 @@ from maekit.data.datasets import AugmentedImages
 from maekit.model.mae import MaskedAutoencoder, Transformer
 from maekit.probes.linear import GlobalBatchNorm1d, lars
 from maekit.settings import methods
-from maekit.settings.flags import build_parser
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training import checkpoint
 from maekit.training.finetuning import augmentation, posterize_increasing

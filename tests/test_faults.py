@@ -18,7 +18,7 @@ from maekit import files
 from maekit.data import loader
 from maekit.errors import InputError
 from maekit.runs.folder import RunFolder
-from maekit.settings.flags import build_parser
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training import checkpoint, failures, saving
 from maekit.training.saving import Keeper

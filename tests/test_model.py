@@ -123,7 +123,7 @@ def test_flags_know_the_models_norms_and_decoders_that_there_are():
     patch_sizes.update({alias: patch_sizes[name] for alias, name in ALIASES.items()})
     assert architectures.MODELS == patch_sizes
     assert list(methods.NORMS) == list(norms.NORMS)
-    assert {alias: name for name, alias in methods.NORMS.items()} == norms.ALIASES
+    assert {norm.alias: name for name, norm in methods.NORMS.items()} == norms.ALIASES
     assert list(architectures.DECODER_SIZES) == list(DECODER_WIDTHS)
 
 

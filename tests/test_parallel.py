@@ -105,8 +105,8 @@ def test_the_rate_follows_the_global_batch(tmp_path):
     torchrun("--demo", "--epochs", "1", "--max_images", "64", "--batch_size", "16", "--num_workers", "0", "--lr", "1e-3",
              "--output_dir", tmp_path, check=0)  # fmt: skip
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["optim"]["processes"] == 2
-    code = "import os; os.environ['WORLD_SIZE'] = '4'\nfrom maekit.settings import flags, resolution\n" \
-           "print(resolution.resolve(flags.build_parser('', '').parse_args([])).optim.lr)"  # fmt: skip
+    code = "import os; os.environ['WORLD_SIZE'] = '4'\nfrom maekit.settings import parser, resolution\n" \
+           "print(resolution.resolve(parser.build_parser('', '').parse_args([])).optim.lr)"  # fmt: skip
     assert float(run(sys.executable, "-c", code, check=0).stdout) == pytest.approx(1e-3 * 64 * 4 / 256)
 
 

@@ -9,7 +9,8 @@ import pytest
 from maekit import files
 from maekit.runs.folder import RunFolder
 from maekit.settings import recipes
-from maekit.settings.flags import build_parser
+from maekit.settings.flags import DEFAULTS
+from maekit.settings.parser import build_parser
 from tests.support import KIT, run
 
 README = (KIT / "README.md").read_text(encoding="utf-8")
@@ -34,8 +35,8 @@ def test_the_table_of_options_has_every_flag_and_no_other():
 @pytest.mark.parametrize("flag", ROWS)
 def test_the_defaults_in_the_table_are_the_codes(flag):
     default, demo = ROWS[flag]
-    if not any(recipes.DEFAULTS.get(flag) is nothing for nothing in (None, False)):
-        assert default == str(recipes.DEFAULTS[flag])
+    if not any(DEFAULTS.get(flag) is nothing for nothing in (None, False)):
+        assert default == str(DEFAULTS[flag])
     if flag in recipes.DEMO:
         assert demo == str(recipes.DEMO[flag])
     elif flag != "output_dir":
@@ -89,7 +90,7 @@ def test_a_norm_is_added_as_it_says(tmp_path):
         ("norms.py", "NORMS = {\n", '    "Softsign": Softsign,\n'),
         ("norms.py", "ALIASES = {\n", '    "soft": "Softsign",\n'),
         ("norms.py", "NORMS = {\n", None),
-        ("maekit/settings/methods.py", "NORMS = {  # name: alias\n", '    "Softsign": "soft",\n'),
+        ("maekit/settings/methods.py", "NORMS = {\n", '    "Softsign": Norm("soft", "#56B4E9", "-"),\n'),
     ):
         text = (tmp_path / file).read_text(encoding="utf-8")
         at = text.index(f"\n{before}") + 1

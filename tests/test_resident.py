@@ -13,7 +13,7 @@ from PIL import Image
 
 from maekit.data import cache, decoding, loader, resident, sources
 from maekit.data.datasets import TrainImages, ValImages
-from maekit.settings.flags import build_parser
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import DataSettings, ModelSettings
 from tests import support

@@ -6,8 +6,10 @@ import pytest
 
 from maekit.errors import InputError
 from maekit.settings import probes, recipes
-from maekit.settings.flags import build_parser
+from maekit.settings.flags import DEFAULTS
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
+from maekit.settings.tasks import EVALUATIONS
 from tests.support import run, train
 
 
@@ -151,7 +153,7 @@ def test_where_and_how_a_run_is_computed_does_not_make_another_of_it(flag):
 
 
 def test_it_is_known_of_every_flag_whether_it_makes_another_run():
-    assert sorted([*ANOTHER, *NOT_ITS_OWN]) == sorted(recipes.DEFAULTS)
+    assert sorted([*ANOTHER, *NOT_ITS_OWN, "demo"]) == sorted(DEFAULTS)  # the demo is a recipe of its own
 
 
 def test_runs_that_differ_in_norm_seed_or_task_have_default_folders_of_their_own():
@@ -159,7 +161,7 @@ def test_runs_that_differ_in_norm_seed_or_task_have_default_folders_of_their_own
         (*norm, *seed, *task)
         for norm in ((), ("--norm", "dyt"))
         for seed in ((), ("--seed", "1"))
-        for task in ((), *(("--task", name, "--init", "untrained") for name in recipes.EVALUATIONS))
+        for task in ((), *(("--task", name, "--init", "untrained") for name in EVALUATIONS))
     ]
     assert len({resolved(*flags).output_dir for flags in kinds}) == len(kinds) == 16
     assert resolved("--output_dir", "mine", "--seed", "1").output_dir == "mine"
@@ -257,8 +259,8 @@ def test_alpha_and_probes_make_another_run():
         (["--min_lr", "-0.1"], "--min_lr -0.1: must not be negative"),
         (["--epochs", "10", "--warmup_epochs", "10"], "--warmup_epochs 10: as long as the run"),
         (["--adyt_alpha_min", "2", "--adyt_alpha_max", "1"], "need 0 <= min < max"),
-        (["--adyt_lambda", "-0.1"], "--adyt_lambda -0.1: must not be negative"),
-        (["--adyt_lambda", "nan"], "--adyt_lambda nan: must not be negative"),
+        (["--adyt_lambda", "-0.1"], "--adyt_lambda -0.1: must be finite and not negative"),
+        (["--adyt_lambda", "nan"], "--adyt_lambda nan: must be finite and not negative"),
         (["--adyt_smooth", "1"], "--adyt_smooth 1.0: must be in [0, 1)"),
         (["--adyt_smooth", "-0.1"], "--adyt_smooth -0.1: must be in [0, 1)"),
         (["--dyt_alpha_init", "0"], "--dyt_alpha_init 0.0: must be positive"),

@@ -18,7 +18,7 @@ import train as train_module
 from maekit import files
 from maekit.data import loader
 from maekit.settings import methods
-from maekit.settings.flags import build_parser
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import OptimSettings
 from maekit.training.trainer import learning_rate

@@ -35,7 +35,7 @@ from maekit.model import upstream
 from maekit.model.formats import encoder_weights, to_timm
 from maekit.model.mae import MODELS, MaskedAutoencoder, build_mae
 from maekit.probes.linear import lars
-from maekit.settings import architectures, flags
+from maekit.settings import architectures, parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import OptimSettings
 from maekit.training import checkpoint, trainer
@@ -674,7 +674,7 @@ def test_upstreams_evaluation_of_our_classifier_measures_what_we_measure(
 
 
 def settings_of(*typed):
-    return resolve(flags.build_parser("train.py", "").parse_args([str(word) for word in typed]))
+    return resolve(parser.build_parser("train.py", "").parse_args([str(word) for word in typed]))
 
 
 def test_epochs_of_our_loop_are_epochs_of_upstreams_with_accumulated_batches(theirs, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from maekit.data import loader, sources
 from maekit.data.pixels import Pixels
 from maekit.model.mae import build_mae
 from maekit.probes.joint import JointMAE
-from maekit.settings.flags import build_parser
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import DataSettings, ModelSettings
 from maekit.training import validation

@@ -26,7 +26,7 @@ from maekit.model.formats import to_timm
 from maekit.model.mae import build_mae
 from maekit.model.patches import interpolate_positions
 from maekit.settings import methods
-from maekit.settings.flags import build_parser
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training import checkpoint
 from tests.support import run, train_here

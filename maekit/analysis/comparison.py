@@ -10,7 +10,8 @@ from ..runs.folder import RunFolder
 from ..runs.reading import evaluation_column, is_evaluation, load_runs
 from ..runs.record import summarize_log
 from ..runs.status import FINISHED
-from ..settings import identities, methods, recipes
+from ..settings import identities, methods
+from ..settings.tasks import EVALUATIONS
 from . import findings
 
 ACCURACIES = tuple(dict.fromkeys((*measures.ACCURACY_COLUMNS, *measures.EVALUATION_ACCURACIES)))  # k-NN is in both
@@ -243,7 +244,7 @@ def render_evaluations(table):
 
     lines = []
     for method, rows in table[table["status"] == FINISHED].groupby("model", sort=False):
-        for task in recipes.EVALUATIONS:
+        for task in EVALUATIONS:
             pair = rows.filter([f"{task}_accuracy", f"untrained_{task}_accuracy"])
             cells = {"method": method, "task": task}
             for name in pair:
@@ -270,7 +271,7 @@ def chance(evaluations):
 
 def unequal_settings(found):
     """Sentences on settings, other than norm and seed, that are not the same in all runs."""
-    own = {"norm", "seed", *(flag for options in methods.OPTION_FLAGS.values() for flag in options.values())}
+    own = {"norm", "seed", *methods.OPTIONS}
     own |= {"init"} if all(map(is_evaluation, found)) else set()
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
         values = {str(run["config"]["identity"].get(name, identities.BEFORE.get(name))) for run in found}

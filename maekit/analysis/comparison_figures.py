@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..runs.status import DIVERGED, FINISHED
 from ..settings.methods import in_order
-from ..settings.recipes import EVALUATIONS
+from ..settings.tasks import EVALUATIONS
 from .figures import (  # fmt: skip
     BASELINES,
     COLUMN,

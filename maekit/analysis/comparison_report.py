@@ -4,7 +4,7 @@ import time
 
 from ..runs.folder import RunFolder
 from ..runs.status import FINISHED
-from ..settings.methods import OPTIONS
+from ..settings.methods import options_of
 from . import findings, provenance, report
 
 CAPTIONS = {
@@ -195,7 +195,7 @@ def lens_table(known):
         [m, *(f"{100 * lens['share_over_time'][e]:.0f} %" if e < len(lens["share_over_time"]) else "" for e in epochs)]
         for m, lens in seen.items()
     ]
-    options = ", ".join(OPTIONS[findings.ADAPTIVE])
+    options = ", ".join(option.name for option in options_of(findings.ADAPTIVE))
     caption = f"Share of norm layers whose α sits at a bound of its range, means over seeds. Names may carry {options}."
     return [{"title": "Saturation over time", "columns": ["method", *(f"epoch {e}" for e in epochs)], "rows": rows,
              "caption": caption}]  # fmt: skip

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from ..files import atomic_write
 from ..machine import each
 from ..runs.status import DIVERGED
-from ..settings.methods import in_order
+from ..settings.methods import NORMS, in_order
 
 COLUMN, PAGE = 85 / 25.4, 174 / 25.4  # widths in inches
 
@@ -43,13 +43,7 @@ STYLE = {
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # text stays text
 }
-LOOK = {  # norm: (colour, line style)
-    "LayerNorm": ("#000000", "-"),
-    "RMSNorm": ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
-    "DynamicTanh": ("#0072B2", (0, (5, 1.5))),
-    "AdaptiveDynamicTanh": ("#D55E00", (0, (5, 1, 1, 1))),
-    "DynamicErf": ("#009E73", (0, (1, 1))),
-}
+LOOK = {name: (norm.colour, norm.line) for name, norm in NORMS.items()}  # colour, line style
 VARIANT_STYLES = ((0, (3, 1)), (0, (7, 1.5)), (0, (1.5, 1)), (0, (6, 1, 2, 1)), (0, (6, 1, 1, 1, 1, 1)), "-")
 BASELINES = {  # column of a summary: (label, line style)
     "flat_colour": ("flat colour", (0, (4, 2))),

@@ -8,9 +8,8 @@ from ..errors import InputError
 from ..runs.folder import RunFolder
 from ..runs.status import FAILED, FINISHED
 from ..settings import identities
-from ..settings.methods import OPTION_FLAGS
+from ..settings.methods import OPTIONS
 
-_OF_NORMS = {flag for options in OPTION_FLAGS.values() for flag in options.values()}
 UNFINISHED, NEVER = "unfinished", "never started"
 
 
@@ -49,7 +48,7 @@ def settings(everything, names):
     for name in dict.fromkeys(name for identity in theirs for name in identity):
         by_value = {}
         for called, identity in zip(names, theirs):
-            if name in identity or name not in _OF_NORMS:  # else it is nothing to that run
+            if name in identity or name not in OPTIONS:  # else it is nothing to that run
                 by_value.setdefault(_spelled(identity.get(name, identities.BEFORE.get(name))), []).append(called)
         if sum(map(len, by_value.values())) == len(names) and len(by_value) == 1:
             common.append({"name": f"--{name}" if name != "data" else name, "lines": list(by_value)})

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from ..files import KIT
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -43,7 +44,7 @@ RECIPE = {
 
 def ensure():
     """Path of the demo's ILSVRC folder, written on first use beside the scripts (or in $MAEKIT_DATA)."""
-    home = Path(os.environ.get("MAEKIT_DATA") or Path(__file__).resolve().parent.parent / "data")
+    home = Path(os.environ.get("MAEKIT_DATA") or KIT / "data")
     key = sha256(json.dumps([PHOTOGRAPHS, RECIPE]).encode()).hexdigest()[:8]
     folder = home / f"demo-{key}"
     if not folder.is_dir():

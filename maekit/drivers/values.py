@@ -18,6 +18,7 @@ from maekit.errors import InputError
 from maekit.machine import available_cores
 from maekit.settings import methods, recipes
 from maekit.settings.spelling import spell
+from maekit.settings.tasks import EVALUATIONS
 
 
 def main(argv):
@@ -58,8 +59,8 @@ def spelled(flag, text):
     if flag in ("--adyt_lambda", "--adyt_smooth", "--adyt_alpha_max"):
         return spell(methods.option_value(f"{flag} {text}", flag[2:], text))
     if flag == "--eval":
-        if text not in recipes.EVALUATIONS:
-            raise InputError(f"{flag} {text}: unknown. Choose from {', '.join(recipes.EVALUATIONS)}.")
+        if text not in EVALUATIONS:
+            raise InputError(f"{flag} {text}: unknown. Choose from {', '.join(EVALUATIONS)}.")
         return text
     if flag == "--seeds":
         if not text.isdecimal():

@@ -21,9 +21,8 @@ from pathlib import Path
 
 from .. import errors
 from ..errors import InputError
-from ..files import atomic_write
+from ..files import KIT, atomic_write
 
-KIT = Path(__file__).resolve().parent.parent
 URL = "https://github.com/facebookresearch/mae"
 COMMIT = "efb2a8062c206524e35e47d04501ed4f544c0ae8"
 PATCH = KIT / "compatibility-fix.patch"

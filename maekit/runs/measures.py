@@ -1,6 +1,6 @@
 """The columns of a run's files. No torch."""
 
-from ..settings.recipes import EVALUATIONS
+from ..settings.tasks import EVALUATIONS
 
 ACCURACIES = {"joint": "accuracy", "frozen": "frozen_accuracy", "knn": "knn_accuracy"}  # probe: column, percent
 UNTRAINED = {  # what an accuracy is to be compared with: the encoder of the same seed before any training

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..files import read_csv, read_json
-from ..settings.recipes import PRETRAIN
+from ..settings.tasks import PRETRAIN
 from .folder import RunFolder
 
 

@@ -1,129 +1,395 @@
-"""The flags of train.py and the parser that all scripts share. Defaults are in recipes.py. No torch."""
+"""The table of flags of train.py: type, defaults, what is legal, what decides a run's numbers, help. No torch.
 
-import argparse
+Parser, defaults, checks, a run's identity, docs/flags.md and what the drivers pass on to evaluations come from it.
+"""
+
+import math
 import re
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from .architectures import MODELS
-from .methods import NORMS
+from .architectures import DECODER_SIZES, MODELS
+from .methods import NORMS, OPTIONS
 from .probes import PROBES
-from .recipes import DEFAULTS, DEMO, OF_TASK, TASKS
-from .start import UNTRAINED
+from .tasks import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
+
+UNTRAINED = "untrained"  # --init: random weights
+TRAININGS = tuple(task for task in TASKS if task != KNN)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and which takes -1e-05 for the number it is."""
+@dataclass(frozen=True)
+class Flag:
+    """A flag of train.py.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+|inf)(e[+-]?\d+)?$", re.IGNORECASE)
+    default: None where it is worked out, see resolution.resolve; demo: what --demo changes it to, None for the same; tasks,
+    demo_tasks: likewise of some evaluations. legal: function of a value that says what is wrong with it, None if nothing is.
+    decides: the tasks whose numbers it decides, so that another value is another run. shared: whether the comparison's
+    drivers pass it on to the evaluations of its encoders.
+    """
 
-    def error(self, message):
-        self.exit(2, f"error: {message}. See {self.prog} --help.\n")
-
-
-def build_parser(prog, description):
-    """The parser of train.py. Nothing has an argparse default: what was not typed is None until resolve()."""
-    parser = Parser(
-        prog=prog,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    group = parser.add_argument_group("task")
-    _flag(group, "task", str, f"{', '.join(TASKS)}: what to do; all but the first evaluate an encoder", "NAME")
-    _flag(group, "init", str, f"weights to start from: a run's folder, a checkpoint, or {UNTRAINED}", "WHERE")
-
-    group = parser.add_argument_group("data")
-    _flag(group, "imagenet_dir", str, "ILSVRC folder (Data/CLS-LOC/{train,val}), or one with train/ and val/", "DIR")
-    group.add_argument("--demo", action="store_true", help="train on crops of ten photographs, with a small model")
-    _flag(group, "hf_dataset", str, "data set of the Hugging Face hub, or a folder of save_to_disk", "NAME")
-    _flag(group, "hf_config", str, "configuration of that data set, such as 320px", "NAME")
-    _flag(group, "max_images", int, "train on an even, seeded share of N images; default: all", "N")
-    _flag(group, "num_workers", int, "processes that decode images; default: 4, at most the cores there are; "
-          "0 on a CPU whose images are in the cache", "N")  # fmt: skip
-
-    _flag(group, "cache", str, "decoded images on disk for all runs: auto (where they fit, up to 200,000), off, or a folder",
-          "WHERE")  # fmt: skip
-
-    group = parser.add_argument_group("norm")
-    _flag(group, "norm", str, f"{', '.join(NORMS)}, or {', '.join(NORMS.values())}", "NAME")
-    _flag(group, "dyt_alpha_init", float, "DynamicTanh: initial alpha")
-    _flag(group, "adyt_lambda", float, "AdaptiveDynamicTanh: strength of the adaptation")
-    _flag(group, "adyt_smooth", float, "AdaptiveDynamicTanh: smoothing factor of the gradient norm")
-    _flag(group, "adyt_alpha_min", float, "AdaptiveDynamicTanh: least alpha")
-    _flag(group, "adyt_alpha_max", float, "AdaptiveDynamicTanh: largest alpha")
-
-    group = parser.add_argument_group("model")
-    _flag(group, "model", str, f"{', '.join(MODELS)}", "NAME")
-    _flag(group, "decoder_type", str, "linear, or {tiny,small,base,large}-<blocks>b; default: the model's", "NAME")
-    _flag(group, "input_size", int, "side of the square images in pixels")
-    _flag(group, "mask_ratio", float, "share of patches that are hidden")
-    group.add_argument("--norm_pix_loss", action="store_true", default=None, help="targets normalised patch by patch")
-
-    _flag(group, "mae_dir", str, "clone of upstream's MAE to train; default: ./mae, else one on PYTHONPATH, else ours; "
-          "builtin: ours", "DIR")  # fmt: skip
-
-    group = parser.add_argument_group("probes")
-    _flag(group, "alpha", float, "loss = reconstruction + alpha x classification; any sign")
-    _flag(group, "probes", str, f'accuracies to score: all, none, or some of "{" ".join(PROBES)}"', "NAMES")
-    _flag(group, "eval_every", int, "epochs between two k-NN scores; the last epoch always has one", "N")
-
-    group = parser.add_argument_group("optimisation")
-    _flag(group, "epochs", int, "length of the run")
-    _flag(group, "batch_size", int, "images per forward pass")
-    _flag(group, "accum_iter", int, "forward passes per optimizer step")
-    _flag(group, "lr", float, "peak learning rate; default: blr x batch_size x accum_iter / 256")
-    _flag(group, "blr", float, "base learning rate")
-    _flag(group, "min_lr", float, "learning rate at the end")
-    _flag(group, "warmup_epochs", float, "linear warm-up; default: the recipe's, less in a shorter run")
-    _flag(group, "weight_decay", float, "AdamW's, on parameters of two dimensions and more")
-
-    group = parser.add_argument_group("fine-tuning")
-    _flag(group, "layer_decay", float, "each layer's rate over that of the layer above")
-    _flag(group, "drop_path", float, "stochastic depth of the last block; less below, linearly")
-    _flag(group, "mixup", float, "mixup's alpha; 0: off")
-    _flag(group, "cutmix", float, "cutmix's alpha; 0: off")
-    _flag(group, "smoothing", float, "label smoothing")
-    _flag(group, "reprob", float, "probability of random erasing")
-    _flag(group, "aa", str, "timm's name of the augmentation policy; none: crop and flip only", "NAME")
-
-    group = parser.add_argument_group("run")
-    _flag(group, "output_dir", str, "the run's folder; default: ./output_train/<norm>/seed<seed>", "DIR")
-    _flag(group, "checkpoint_dir", str, "where checkpoint.pth goes; default: the run's folder", "DIR")
-    _flag(
-        group,
-        "checkpoint_every",
-        int,
-        "epochs between two checkpoints, or more where they are short; the last one always has one",
-        "N",
-    )
-    _flag(group, "checkpoint_minutes", float, "minutes after which one is written within an epoch", "X")
-    _flag(group, "seed", int, "decides initial weights, order, crops and masks")
-    _flag(group, "device", str, "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N, mps")
-    _flag(group, "precision", str, "auto (float32 on CPU, else bfloat16 or float16), float32, bfloat16, float16")
-    _flag(
-        group, "compile", str, "auto (on CUDA, if the run is long enough for it to pay), on, off: torch.compile", "WHEN"
-    )
-    group.add_argument("--grad_checkpointing", action="store_true", default=None, help="compute activations of blocks "
-                       "again instead of keeping them: less memory, more time")  # fmt: skip
-    _flag(group, "resume", str, "auto (go on where the run stopped), never, or a checkpoint to start from", "WHERE")
-    group.add_argument("--wandb", action="store_true", default=None, help="log to Weights & Biases as well; the project "
-                       "is $WANDB_PROJECT, else the script's own")  # fmt: skip
-    _flag(group, "wandb_project", str, "log to this project of Weights & Biases", "NAME")
-    group.add_argument(
-        "--overwrite",
-        action="store_true",
-        default=None,
-        help="delete another run in --output_dir; the same one goes on, with --resume never it starts anew",
-    )
-    group.add_argument("--dry_run", action="store_true", default=None, help="check flags and data, train nothing")
-    return parser
+    name: str
+    kind: type
+    default: object
+    help: str
+    metavar: str = "X"
+    demo: object = None
+    tasks: dict = field(default_factory=dict)
+    demo_tasks: dict = field(default_factory=dict)
+    legal: object = None
+    decides: tuple = ()
+    shared: bool = False
 
 
-def _flag(group, name, kind, text, metavar="X"):
-    named = {"default": DEFAULTS[name], "demo": DEMO.get(name)}
-    named |= {task: recipe[name] for task, recipe in OF_TASK.items() if name in recipe}
-    named = [f"{of}: {value}" for of, value in named.items() if value is not None]
-    if named:
-        text += f" ({'; '.join(named)})"
-    group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text.replace("%", "%%"))
+def one_of(*values):
+    """Legal are these values alone."""
+    return lambda value: None if value in values else f"unknown. Choose from {', '.join(values)}."
+
+
+def _positive(value):
+    return None if 0 < value < math.inf else "must be positive."
+
+
+def _not_negative(value):
+    return None if 0 <= value < math.inf else "must not be negative."
+
+
+def _share(value):
+    return None if 0 <= value < 1 else "must be in [0, 1)."
+
+
+def _inside(value):
+    return None if 0 < value < 1 else "must be between 0 and 1, both excluded."
+
+
+def _finite(value):
+    return None if math.isfinite(value) else "must be finite."
+
+
+def _seed(value):
+    return _not_negative(value) or (None if value < 2**63 else "must be below 2**63.")
+
+
+def _device(value):
+    known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)
+    return None if known else "unknown. Choose from auto, cpu, cuda, cuda:N, mps."
+
+
+def _cache(value):
+    return "is a file. Use auto, off, or a folder." if Path(value).is_file() else None
+
+
+def _decoder(value):
+    if value == "linear" or re.fullmatch(rf"({'|'.join(DECODER_SIZES)})-[1-9]\d?b", value):
+        return None
+    return f"unknown. Use linear, or <size>-<blocks>b with size one of {', '.join(DECODER_SIZES)}, such as base-8b."
+
+
+GROUPS = {
+    "task": (
+        Flag(
+            "task",
+            str,
+            PRETRAIN,
+            f"{', '.join(TASKS)}: what to do; all but the first evaluate an encoder",
+            metavar="NAME",
+            legal=one_of(*TASKS),
+            decides=TASKS,
+        ),
+        Flag(
+            "init", str, None, f"weights to start from: a run's folder, a checkpoint, or {UNTRAINED}", metavar="WHERE"
+        ),
+    ),
+    "data": (
+        Flag(
+            "imagenet_dir",
+            str,
+            "ILSVRC",
+            "ILSVRC folder (Data/CLS-LOC/{train,val}), or one with train/ and val/",
+            metavar="DIR",
+            shared=True,
+        ),
+        Flag("demo", bool, False, "train on crops of ten photographs, with a small model", shared=True),
+        Flag(
+            "hf_dataset",
+            str,
+            None,
+            "data set of the Hugging Face hub, or a folder of save_to_disk",
+            metavar="NAME",
+            shared=True,
+        ),
+        Flag("hf_config", str, None, "configuration of that data set, such as 320px", metavar="NAME", shared=True),
+        Flag(
+            "max_images",
+            int,
+            None,
+            "train on an even, seeded share of N images; default: all",
+            metavar="N",
+            legal=_positive,
+            decides=TASKS,
+            shared=True,
+        ),
+        Flag(
+            "num_workers",
+            int,
+            None,
+            "processes that decode images; default: 4, at most the cores there are; 0 on a CPU whose images are in the cache",
+            metavar="N",
+            legal=_not_negative,
+            shared=True,
+        ),
+        Flag(
+            "cache",
+            str,
+            "auto",
+            "decoded images on disk for all runs: auto (where they fit, up to 200,000), off, or a folder",
+            metavar="WHERE",
+            legal=_cache,
+            shared=True,
+        ),
+    ),
+    "norm": (
+        Flag(
+            "norm",
+            str,
+            "LayerNorm",
+            f"{', '.join(NORMS)}, or {', '.join(norm.alias for norm in NORMS.values())}",
+            metavar="NAME",
+            decides=TASKS,
+        ),
+        *(Flag(o.flag, float, o.default, o.help, legal=o.wrong, decides=TASKS, shared=True) for o in OPTIONS.values()),
+    ),
+    "model": (
+        Flag(
+            "model",
+            str,
+            "mae_vit_base_patch16",
+            ", ".join(MODELS),
+            metavar="NAME",
+            demo="mae_vit_demo_patch8",
+            legal=one_of(*MODELS),
+            decides=TASKS,
+            shared=True,
+        ),
+        Flag(
+            "decoder_type",
+            str,
+            None,
+            "linear, or {tiny,small,base,large}-<blocks>b; default: the model's",
+            metavar="NAME",
+            legal=_decoder,
+            decides=(PRETRAIN,),
+        ),
+        Flag(
+            "input_size",
+            int,
+            224,
+            "side of the square images in pixels",
+            demo=64,
+            legal=_positive,
+            decides=TASKS,
+            shared=True,
+        ),
+        Flag("mask_ratio", float, 0.75, "share of patches that are hidden", legal=_inside, decides=(PRETRAIN,)),
+        Flag("norm_pix_loss", bool, False, "targets normalised patch by patch", decides=(PRETRAIN,)),
+        Flag(
+            "mae_dir",
+            str,
+            None,
+            "clone of upstream's MAE to train; default: ./mae, else one on PYTHONPATH, else ours; builtin: ours",
+            metavar="DIR",
+        ),
+    ),
+    "probes": (
+        Flag(
+            "alpha",
+            float,
+            0.0,
+            "loss = reconstruction + alpha x classification; any sign",
+            legal=_finite,
+            decides=(PRETRAIN,),
+        ),
+        Flag(
+            "probes",
+            str,
+            "none",
+            f'accuracies to score: all, none, or some of "{" ".join(PROBES)}"',
+            metavar="NAMES",
+            decides=(PRETRAIN,),
+        ),
+        Flag(
+            "eval_every",
+            int,
+            5,
+            "epochs between two k-NN scores; the last epoch always has one",
+            metavar="N",
+            legal=_positive,
+            decides=(PRETRAIN,),
+        ),
+    ),
+    "optimisation": (
+        Flag(
+            "epochs",
+            int,
+            100,
+            "length of the run",
+            demo=20,
+            tasks={FINETUNE: 100, LINPROBE: 90},
+            demo_tasks={FINETUNE: 5, LINPROBE: 20},
+            legal=_positive,
+            decides=TRAININGS,
+        ),
+        Flag(
+            "batch_size",
+            int,
+            64,
+            "images per forward pass",
+            tasks={FINETUNE: 128, LINPROBE: 512},
+            demo_tasks={FINETUNE: 32, LINPROBE: 64},
+            legal=_positive,
+            decides=TRAININGS,
+        ),
+        Flag(
+            "accum_iter",
+            int,
+            1,
+            "forward passes per optimizer step",
+            tasks={FINETUNE: 8, LINPROBE: 32},
+            demo_tasks={FINETUNE: 1, LINPROBE: 1},
+            legal=_positive,
+            decides=TRAININGS,
+        ),
+        Flag(
+            "lr",
+            float,
+            None,
+            "peak learning rate; default: blr x batch_size x accum_iter / 256",
+            demo=4e-3,
+            demo_tasks={FINETUNE: 1e-3, LINPROBE: 4.0},
+            legal=_positive,
+            decides=TRAININGS,
+        ),
+        Flag("blr", float, 1e-3, "base learning rate", tasks={FINETUNE: 5e-4, LINPROBE: 0.1}, legal=_positive),
+        Flag(
+            "min_lr",
+            float,
+            0.0,
+            "learning rate at the end",
+            tasks={FINETUNE: 1e-6},
+            legal=_not_negative,
+            decides=TRAININGS,
+        ),
+        Flag(
+            "warmup_epochs",
+            float,
+            None,
+            "linear warm-up; default: the recipe's, less in a shorter run",
+            legal=_not_negative,
+            decides=TRAININGS,
+        ),
+        Flag(
+            "weight_decay",
+            float,
+            0.05,
+            "AdamW's, on parameters of two dimensions and more",
+            tasks={LINPROBE: 0.0},
+            legal=_not_negative,
+            decides=TRAININGS,
+        ),
+    ),
+    "fine-tuning": (
+        Flag(
+            "layer_decay",
+            float,
+            0.65,
+            "each layer's rate over that of the layer above",
+            legal=_positive,
+            decides=(FINETUNE,),
+        ),
+        Flag(
+            "drop_path",
+            float,
+            0.1,
+            "stochastic depth of the last block; less below, linearly",
+            legal=_share,
+            decides=(FINETUNE,),
+        ),
+        Flag("mixup", float, 0.8, "mixup's alpha; 0: off", legal=_not_negative, decides=(FINETUNE,)),
+        Flag("cutmix", float, 1.0, "cutmix's alpha; 0: off", legal=_not_negative, decides=(FINETUNE,)),
+        Flag("smoothing", float, 0.1, "label smoothing", legal=_share, decides=(FINETUNE,)),
+        Flag("reprob", float, 0.25, "probability of random erasing", legal=_share, decides=(FINETUNE,)),
+        Flag(
+            "aa",
+            str,
+            "rand-m9-mstd0.5-inc1",
+            "timm's name of the augmentation policy; none: crop and flip only",
+            metavar="NAME",
+            decides=(FINETUNE,),
+        ),
+    ),
+    "run": (
+        Flag("output_dir", str, None, "the run's folder; default: ./output_train/<norm>/seed<seed>", metavar="DIR"),
+        Flag("checkpoint_dir", str, None, "where checkpoint.pth goes; default: the run's folder", metavar="DIR"),
+        Flag(
+            "checkpoint_every",
+            int,
+            1,
+            "epochs between two checkpoints, or more where they are short; the last one always has one",
+            metavar="N",
+            legal=_positive,
+        ),
+        Flag("checkpoint_minutes", float, 30.0, "minutes after which one is written within an epoch", legal=_positive),
+        Flag("seed", int, 0, "decides initial weights, order, crops and masks", legal=_seed, decides=TASKS),
+        Flag(
+            "device", str, "auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N, mps", legal=_device, shared=True
+        ),
+        Flag(
+            "precision",
+            str,
+            "auto",
+            "auto (float32 on CPU, else bfloat16 or float16), float32, bfloat16, float16",
+            legal=one_of("auto", "float32", "bfloat16", "float16"),
+            decides=TASKS,
+            shared=True,
+        ),
+        Flag(
+            "compile",
+            str,
+            "auto",
+            "auto (on CUDA, if the run is long enough for it to pay), on, off: torch.compile",
+            metavar="WHEN",
+            legal=one_of("auto", "on", "off"),
+            shared=True,
+        ),
+        Flag(
+            "grad_checkpointing",
+            bool,
+            False,
+            "compute activations of blocks again instead of keeping them: less memory, more time",
+        ),
+        Flag(
+            "resume",
+            str,
+            "auto",
+            "auto (go on where the run stopped), never, or a checkpoint to start from",
+            metavar="WHERE",
+            decides=(PRETRAIN,),
+        ),
+        Flag(
+            "wandb",
+            bool,
+            False,
+            "log to Weights & Biases as well; the project is $WANDB_PROJECT, else the script's own",
+        ),
+        Flag("wandb_project", str, None, "log to this project of Weights & Biases", metavar="NAME", shared=True),
+        Flag(
+            "overwrite",
+            bool,
+            False,
+            "delete another run in --output_dir; the same one goes on, with --resume never it starts anew",
+            shared=True,
+        ),
+        Flag("dry_run", bool, False, "check flags and data, train nothing"),
+    ),
+}
+FLAGS = {flag.name: flag for flags in GROUPS.values() for flag in flags}
+DEFAULTS = {name: flag.default for name, flag in FLAGS.items()}

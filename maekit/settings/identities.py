@@ -1,7 +1,7 @@
 """What decides the numbers of a run, flat and by the names of the flags: whether two runs are the same one. No torch."""
 
 from ..errors import InputError
-from .recipes import DEFAULTS
+from .flags import DEFAULTS
 
 BEFORE = {**DEFAULTS, "processes": 1, "pixels": "whole"}  # what settings were before there was a flag for them
 

@@ -1,53 +1,104 @@
-"""Norms and the methods of a comparison: a norm, or one with options in its name, such as DynamicTanh-alpha2.0. No torch."""
+"""The table of methods: norms, the options that a name can have, such as DynamicTanh-alpha2.0, and their look. No torch."""
 
 import math
 import re
+from dataclasses import dataclass
 
 from ..errors import InputError
-from .recipes import DEFAULTS
 from .spelling import spell
 
-# Plain lists, so that flags are checked before torch is imported; the tests hold them equal to the registries.
-NORMS = {  # name: alias
-    "LayerNorm": "ln",
-    "RMSNorm": "rms",
-    "DynamicTanh": "dyt",
-    "AdaptiveDynamicTanh": "adyt",
-    "DynamicErf": "derf",
-}
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a norm, which is a flag of train.py.
+
+    name: in a method's name, before the value; argument: of the norm's constructor in norms.py. Legal values are finite,
+    not below `least`, nor (where `positive`) 0, and below `below`.
+    """
+
+    name: str
+    flag: str
+    argument: str
+    default: float
+    help: str
+    least: float = 0.0
+    below: float = math.inf
+    positive: bool = False
+
+    def wrong(self, value):
+        """What is wrong with a value, None if nothing is."""
+        if self.positive and not 0 < value < math.inf:
+            return "must be positive."
+        if self.below < math.inf and not self.least <= value < self.below:
+            return f"must be in [{self.least:g}, {self.below:g}); {self.below:g} would never adapt."
+        if not self.least <= value < math.inf:
+            return "must be finite and not negative."
+        return None
 
 
-# norm: {constructor option of norms.py: flag}; a flag that is not here for a norm is nothing to it
-OPTION_FLAGS = {
-    "DynamicTanh": {"alpha_init": "dyt_alpha_init"},
-    "AdaptiveDynamicTanh": {
-        "lam": "adyt_lambda",
-        "smooth": "adyt_smooth",
-        "alpha_min": "adyt_alpha_min",
-        "alpha_max": "adyt_alpha_max",
-    },
+@dataclass(frozen=True)
+class Norm:
+    """A norm of norms.py: its alias, and how figures show it, in a colour that colour-blind readers can tell from the others
+    and in a line style, as matplotlib has them."""
+
+    alias: str
+    colour: str
+    line: object
+    options: tuple = ()
+
+
+NORMS = {
+    "LayerNorm": Norm("ln", "#000000", "-"),
+    "RMSNorm": Norm("rms", "#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
+    "DynamicTanh": Norm(
+        "dyt",
+        "#0072B2",
+        (0, (5, 1.5)),
+        (Option("alpha", "dyt_alpha_init", "alpha_init", 0.5, "DynamicTanh: initial alpha", positive=True),),
+    ),
+    "AdaptiveDynamicTanh": Norm(
+        "adyt",
+        "#D55E00",
+        (0, (5, 1, 1, 1)),
+        (
+            Option("lambda", "adyt_lambda", "lam", 0.1, "AdaptiveDynamicTanh: strength of the adaptation"),
+            Option(
+                "smooth",
+                "adyt_smooth",
+                "smooth",
+                0.9,
+                "AdaptiveDynamicTanh: smoothing factor of the gradient norm",
+                below=1.0,
+            ),
+            Option("min", "adyt_alpha_min", "alpha_min", 0.1, "AdaptiveDynamicTanh: least alpha"),
+            Option("max", "adyt_alpha_max", "alpha_max", 2.0, "AdaptiveDynamicTanh: largest alpha"),
+        ),
+    ),
+    "DynamicErf": Norm("derf", "#009E73", (0, (1, 1))),
 }
-OPTIONS = {  # norm: {how an option is called in a method's name: flag of train.py}
-    "DynamicTanh": {"alpha": "dyt_alpha_init"},
-    "AdaptiveDynamicTanh": {
-        "lambda": "adyt_lambda",
-        "smooth": "adyt_smooth",
-        "min": "adyt_alpha_min",
-        "max": "adyt_alpha_max",
-    },
-}
+OPTIONS = {option.flag: option for norm in NORMS.values() for option in norm.options}  # by the names of the flags
+ADAPTIVE, CONTROL = (
+    "AdaptiveDynamicTanh",
+    "DynamicTanh",
+)  # does the first adapt, or is it the second with a larger alpha?
+
+
+def options_of(norm):
+    """The Options of a norm by name; none of a norm that is not ours."""
+    return NORMS[norm].options if norm in NORMS else ()
 
 
 def norm_name(name):
     """Registry name of a norm or alias. Raises InputError."""
-    for full, alias in NORMS.items():
-        if name in (full, alias):
+    for full, norm in NORMS.items():
+        if name in (full, norm.alias):
             return full
-    raise InputError(f"--norm {name}: unknown. Choose from {', '.join(NORMS)} (or {', '.join(NORMS.values())}).")
+    aliases = ", ".join(norm.alias for norm in NORMS.values())
+    raise InputError(f"--norm {name}: unknown. Choose from {', '.join(NORMS)} (or {aliases}).")
 
 
 def in_order(names):
-    """Names of norms, or of methods (methods.py), in the order of the registry, unknown ones last."""
+    """Names of norms, or of methods, in the order of the table, unknown ones last."""
     known = list(NORMS)
 
     def place(name):
@@ -69,12 +120,12 @@ def parsed(text):
     first, *pieces = text.replace("e-", "e~").split("-")  # a minus sign in an exponent is none between pieces
     norm, options = norm_name(first), {}
     for piece in pieces:
-        known = OPTIONS.get(norm, {})
-        option = next((o for o in known if piece.startswith(o)), None)
+        known = options_of(norm)
+        option = next((option for option in known if piece.startswith(option.name)), None)
         if option is None:
-            way_out = f"{norm}-{next(iter(known))}<value>" if known else f"{norm} without options"
+            way_out = f"{norm}-{known[0].name}<value>" if known else f"{norm} without options"
             raise InputError(f"--methods {text}: {piece or 'its end'} is no option of {norm}. Use {way_out}.")
-        options[known[option]] = option_value(f"--methods {text}", known[option], piece[len(option) :])
+        options[option.flag] = option_value(f"--methods {text}", option.flag, piece[len(option.name) :])
     return norm, options
 
 
@@ -84,28 +135,36 @@ def option_value(where, flag, text):
         value = float(text.replace("e~", "e-"))
     except ValueError:
         raise InputError(f"{where}: {text or 'nothing'} is not a number.") from None
-    if not 0 <= value < math.inf:
-        raise InputError(f"{where}: must be finite and not negative.")
-    if flag == "adyt_smooth" and value >= 1:
-        raise InputError(f"{where}: must be in [0, 1); 1 would never adapt.")
+    if wrong := OPTIONS[flag].wrong(value):
+        raise InputError(f"{where}: {wrong}")
     return value
 
 
 def named(norm, options):
     """Name of a norm with options {flag: value}; flags that no name has are left out."""
-    pieces = [f"-{o}{spell(options[flag])}" for o, flag in OPTIONS.get(norm, {}).items() if flag in options]
+    pieces = [f"-{o.name}{spell(options[o.flag])}" for o in options_of(norm) if o.flag in options]
     return norm + "".join(pieces)
 
 
+def flags_of(method):
+    """The words of train.py's command line that a method stands for: --norm DynamicTanh --dyt_alpha_init 2.0."""
+    norm, options = parsed(method)
+    return ["--norm", norm, *(word for flag, value in options.items() for word in (f"--{flag}", spell(value)))]
+
+
 def vary(methods, flag, values):
-    """The methods with every AdaptiveDynamicTanh that has no such option yet once per value. Raises InputError."""
+    """The methods with every one whose norm has the option `flag`, and does not set it yet, once per value.
+
+    Raises InputError if there is none.
+    """
     made = []
     for method in methods:
         norm, options = parsed(method)
-        free = flag in OPTIONS.get(norm, {}).values() and flag not in options
+        free = flag in {option.flag for option in options_of(norm)} and flag not in options
         made += [named(norm, {**options, flag: float(value)}) for value in values] if free else [method]
     if made == methods:
-        raise InputError(f"--{flag} {' '.join(values)}: no AdaptiveDynamicTanh to vary among the --methods. Add it.")
+        of = next(name for name, norm in NORMS.items() if OPTIONS[flag] in norm.options)
+        raise InputError(f"--{flag} {' '.join(values)}: no {of} to vary among the --methods. Add it.")
     return made
 
 
@@ -137,11 +196,11 @@ def _folder_name(run):
 
 
 def _own_name(run):
-    return named(run["config"]["identity"]["norm"], {f: v for f, v in _options(run).items() if v != DEFAULTS[f]})
+    norm = run["config"]["identity"]["norm"]
+    return named(norm, {flag: v for flag, v in _options(run).items() if v != OPTIONS[flag].default})
 
 
 def _options(run):
-    """{flag: value} of the options of a run's norm that a name can have."""
+    """{flag: value} of the options of a run's norm."""
     identity = run["config"]["identity"]
-    flags = OPTIONS.get(identity["norm"], {}).values()
-    return {flag: identity.get(flag, DEFAULTS[flag]) for flag in flags}
+    return {o.flag: identity.get(o.flag, o.default) for o in options_of(identity["norm"])}

@@ -1,8 +1,28 @@
-"""The probes that can watch a pre-training, by name. No torch."""
+"""The table of probes: what can watch a pre-training, and the column that its accuracy is in. No torch."""
+
+from dataclasses import dataclass
 
 from ..errors import InputError
 
-PROBES = ("joint", "frozen", "knn")
+
+@dataclass(frozen=True)
+class Probe:
+    """home: module and class, see maekit.probes.open_probes. column: of its accuracy in percent; baseline: of the accuracy of
+    the encoder of the same seed before any training. label: on axes and in tables."""
+
+    home: str
+    column: str
+    baseline: str
+    label: str
+
+
+PROBES = {
+    "joint": Probe("maekit.probes.joint:JointProbe", "accuracy", "untrained_frozen_accuracy", "joint probe"),
+    "frozen": Probe(
+        "maekit.probes.frozen:FrozenProbes", "frozen_accuracy", "untrained_frozen_accuracy", "frozen probe"
+    ),
+    "knn": Probe("maekit.probes.knn:NearestNeighbours", "knn_accuracy", "untrained_knn_accuracy", "k-NN"),
+}
 
 
 def probe_names(text, alpha):

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from .. import files
 from ..errors import InputError, NothingToDo
-from .recipes import PRETRAIN
-
-UNTRAINED = "untrained"  # random weights
+from .flags import UNTRAINED
+from .tasks import PRETRAIN
 
 
 def opened(typed, task, names):

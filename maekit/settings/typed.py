@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 
 from .architectures import MODELS
-from .methods import OPTION_FLAGS
-from .recipes import KNN, PRETRAIN
+from .flags import FLAGS
+from .methods import options_of
 
 
 @dataclass(frozen=True)
@@ -134,23 +134,20 @@ class Settings:
         Two commands with equal identities on equal data are the same run: the second goes on where the first stopped.
         Which weights --init and which model --mae_dir stand for, and a precision left to the device, are not in it.
         """
-        optim, norm = asdict(self.optim), asdict(self.norm)
-        flags = {"task": self.task, "norm": norm["name"]}
-        flags.update({OPTION_FLAGS[norm["name"]][option]: value for option, value in norm["options"].items()})
-        flags.update(model=self.model.name, input_size=self.model.input_size)
-        if self.task == PRETRAIN:
-            flags.update(
-                mask_ratio=self.model.mask_ratio,
-                norm_pix_loss=self.model.norm_pix_loss,
-                decoder_type=self.model.decoder_type,
-                alpha=self.probes.alpha,
-                probes=" ".join(self.probes.names) or "none",
-            )
-            if "knn" in self.probes.names:
-                flags["eval_every"] = self.probes.eval_every
-            flags["resume"] = None if self.resume in ("auto", "never") else self.resume
-        if self.task != KNN:
-            flags.update(optim)
-        flags.update(asdict(self.finetune) if self.finetune else {})
-        flags.update(max_images=self.data.max_images, seed=self.seed)
-        return flags if self.precision == "auto" else {**flags, "precision": self.precision}
+        values = self._by_flag()
+        kept = {name: values[name] for name, flag in FLAGS.items() if self.task in flag.decides and name in values}
+        if "epochs" in kept:
+            kept["processes"] = self.optim.processes
+        return kept
+
+    def _by_flag(self):
+        """Values by the names of the flags that decide a run, without those that are nothing to this one."""
+        parts = (self.model, self.optim, self.probes, self.data, *([self.finetune] if self.finetune else []))
+        values = {name: value for part in parts for name, value in asdict(part).items()}
+        values |= {"task": self.task, "norm": self.norm.name, "model": self.model.name, "seed": self.seed}
+        values |= {option.flag: self.norm.options[option.argument] for option in options_of(self.norm.name)}
+        values["probes"] = " ".join(self.probes.names) or "none"
+        if "knn" not in self.probes.names:
+            del values["eval_every"]
+        values["resume"] = None if self.resume in ("auto", "never") else self.resume
+        return values if self.precision == "auto" else {**values, "precision": self.precision}

@@ -12,7 +12,7 @@ from ..data import loader, streams
 from ..data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import InputError
 from ..model.formats import to_timm
-from ..settings import recipes
+from ..settings.flags import DEFAULTS
 from . import checkpoint
 from .classification import Classification
 
@@ -110,7 +110,7 @@ def augmentation(run):
         )
     except (AssertionError, ValueError, IndexError, KeyError) as error:
         raise InputError(f"--aa {policy}: timm makes no augmentation of it ({error}). Use none, or such as "
-                         f"{recipes.DEFAULTS['aa']}, augmix-m5-w4, original.") from error  # fmt: skip
+                         f"{DEFAULTS['aa']}, augmix-m5-w4, original.") from error  # fmt: skip
 
 
 def posterize_increasing(image, bits, **_):

@@ -13,7 +13,7 @@ import torch
 
 from maekit import files
 from maekit.data import cache, sources
-from maekit.settings.flags import build_parser
+from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training.saving import Keeper
 from tests.support import train_here, train_module
