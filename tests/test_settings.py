@@ -213,7 +213,7 @@ def test_an_alpha_brings_the_joint_probe_along():
     assert resolved().probes.names == () and resolved("--alpha", "0", "--probes", "none").probes.names == ()
     assert resolved("--alpha", "-0.1").probes.names == ("joint",)
     assert resolved("--alpha", "0.1", "--probes", "knn, frozen").probes.names == ("joint", "frozen", "knn")
-    assert resolved("--probes", "all").probes.names == probes.PROBES
+    assert resolved("--probes", "all").probes.names == tuple(probes.PROBES)
 
 
 def test_alpha_and_probes_make_another_run():
