@@ -1,0 +1,93 @@
+"""Imports go one way: what each room of the kit may use, held against what its files import."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import KIT
+
+GROUND = {"distributed", "errors", "files", "locks", "machine", "stats"}
+MAY_USE = {  # room: rooms; the ground is open to all
+    "settings": set(),
+    "data": {"settings"},
+    "model": {"settings"},
+    "runs": {"settings"},
+    "probes": {"model", "data", "runs", "settings"},
+    "training": {"probes", "model", "data", "runs", "settings"},
+    "analysis": {"runs", "settings"},
+    "drivers": {"runs", "settings"},
+}
+WITHOUT_TORCH = ("settings", "runs", "analysis", "drivers")
+
+
+def imports(file):
+    """(line, dotted name below maekit or another top-level name) of every import of a file."""
+    package = file.relative_to(KIT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            home = [*package[: len(package) - node.level + 1]] if node.level else []
+            home += (node.module or "").split(".") if node.module else []
+            for alias in node.names:
+                yield node.lineno, ".".join([*home, alias.name])
+
+
+def room_of(name):
+    """The room of maekit, or the file on its ground floor, that a dotted name is in; None of another package's."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "maekit" and len(parts) > 1 else None
+
+
+def wrong_way(file):
+    """What a file imports that it may not: ["maekit/settings/x.py:3 imports maekit.training"]."""
+    parts = file.relative_to(KIT).parts
+    room = parts[1] if len(parts) > 2 else None
+    may = GROUND | (MAY_USE[room] | {room} if room else set())
+    return [
+        f"{'/'.join(parts)}:{line} imports {name}"
+        for line, name in imports(file)
+        if (room_of(name) not in may | {None}) or name.partition(".")[0] in ("norms", "train", "analysis", "tests")
+    ]
+
+
+def files():
+    return sorted((KIT / "maekit").rglob("*.py"))
+
+
+def test_every_file_is_in_a_room_or_on_the_ground():
+    on_the_ground = {file.stem for file in (KIT / "maekit").glob("*.py")} - {"__init__"}
+    assert on_the_ground == GROUND
+    rooms = {file.relative_to(KIT / "maekit").parts[0] for file in files() if file.parent != KIT / "maekit"}
+    assert rooms == set(MAY_USE)
+
+
+def test_imports_go_one_way():
+    assert [line for file in files() for line in wrong_way(file)] == []
+
+
+def test_an_import_turned_around_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "KIT", tmp_path)
+    file = tmp_path / "maekit/settings/x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("def f():\n    from ..training import trainer\n\n\nimport norms\nfrom ..files import KIT\n")
+    assert [line.partition(" ")[2] for line in wrong_way(file)] == [
+        "imports norms",
+        "imports maekit.training.trainer",
+    ] or [line.partition(" ")[2] for line in wrong_way(file)] == ["imports maekit.training.trainer", "imports norms"]
+
+
+def test_norms_needs_torch_alone():
+    found = {name.partition(".")[0] for _, name in imports(KIT / "norms.py")}
+    assert found == {"math", "functools", "torch"}
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_help_and_errors_do_not_wait_for_torch(room):
+    modules = [".".join(file.relative_to(KIT).with_suffix("").parts) for file in (KIT / "maekit" / room).glob("*.py")]
+    modules = [name.removesuffix(".__init__") for name in modules]
+    code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=KIT, check=False).returncode == 0
