@@ -14,6 +14,7 @@ from skimage.metrics import structural_similarity
 from maekit.data import loader, sources
 from maekit.data.pixels import Pixels
 from maekit.model.mae import build_mae
+from maekit.model.patches import hidden_patches
 from maekit.probes.joint import JointMAE
 from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
@@ -175,7 +176,7 @@ def test_with_norm_pix_loss_the_flat_baseline_is_zero_in_the_space_of_the_loss(i
 
 def test_a_uniform_image_is_predicted_exactly_by_both_baselines():
     colour = torch.tensor([0.5, -1.0, 2.0]).view(1, 3, 1, 1).expand(2, 3, SIDE, SIDE)
-    mask = validation.hidden_patches(torch.rand(2, GRID * GRID), RATIO)
+    mask = hidden_patches(torch.rand(2, GRID * GRID), RATIO)
     torch.testing.assert_close(validation.flat_colour(colour, mask), colour)
     torch.testing.assert_close(validation.smooth_colour(colour, mask), colour)
 
@@ -185,7 +186,7 @@ def test_baselines_hide_the_patches_that_the_model_hides(mae, ratio):
     noise = torch.rand(5, GRID * GRID)
     with torch.no_grad():
         _, mask, _ = mae.forward_encoder(torch.zeros(5, 3, SIDE, SIDE), ratio, noise)
-    assert torch.equal(validation.hidden_patches(noise, ratio), mask)
+    assert torch.equal(hidden_patches(noise, ratio), mask)
 
 
 # Reconstructions
@@ -260,7 +261,7 @@ class PerfectOnHidden(torch.nn.Module):
         self.mae, self.reconstruct = mae, mae.reconstruct
 
     def forward(self, images, mask_ratio, noise):
-        mask = validation.hidden_patches(noise, mask_ratio)
+        mask = hidden_patches(noise, mask_ratio)
         off = images + 1 / 255 / PIXELS.std
         target = self.mae.patchify(off)
         if self.mae.norm_pix_loss:

@@ -40,7 +40,7 @@ _IN_PROCESS = 4  # parts, up to which starting other processes takes longer than
 
 
 class CachedImages:
-    """An image set, the pixels of its images from a cache; takes the place of a sources.ImageSet."""
+    """An image set, the pixels of its images from a cache; a protocol.ImageSet."""
 
     def __init__(self, images, store):
         self.images, self.store, self.root = images, store, images.root

@@ -1,13 +1,12 @@
 """Samples: training crops, augmented images, validation middles, and what takes the place of an unreadable file."""
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from . import cache, decoding
+from . import cache, decoding, masks
 from .crops import random_resized_crop_box
-from .streams import AUGMENTATION, CROP, REPLACEMENT, VAL_MASK, generator, seeded
+from .streams import AUGMENTATION, CROP, REPLACEMENT, generator, seeded
 
 
 class TrainImages(Dataset):
@@ -30,7 +29,7 @@ class TrainImages(Dataset):
         box = self.crop_box(rng, picture.height, picture.width)
         flip = rng.random() < 0.5
         image = None if self.boxes_only else picture.crop(*box, self.input_size, flip=flip)
-        noise = rng.random(self.patches, dtype=np.float32)
+        noise = masks.training_noise(rng, self.patches)
         sample = _sample(image, self.labels, used, noise, broken)
         if self.boxes_only:
             del sample["images"]
@@ -74,7 +73,7 @@ class ValImages(Dataset):
 
     def noise(self, index):
         """What decides the mask of an image, float32 (L,)."""
-        return generator(VAL_MASK, index).random(self.patches, dtype=np.float32)
+        return masks.validation_noise(index, self.patches)
 
     @property
     def short_side(self):

@@ -20,7 +20,7 @@ _ELSEWHERE = "or download Imagenette's folder and use --imagenet_dir, or try --d
 
 
 class HubImages:
-    """The images of one split, read from its Arrow file one by one; takes the place of a sources.ImageSet.
+    """The images of one split, read from its Arrow file one by one; a protocol.SourceImages.
 
     images: a datasets.Dataset of one column, its images not decoded. labels: int64 (n,) or None. root names the data
     set and the split. rows: which rows of `images` these are, int64 (n,), or None for all.

@@ -1,79 +1,22 @@
-"""Finding images and their labels on disk: ILSVRC, plain class folders, the demo. No torch, so errors come at once."""
+"""Where images come from: the registry of sources, and the one that a run's settings ask for. No torch."""
 
-import csv
-import hashlib
-import os
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
-from ..errors import InputError
-from . import demo, hub
+from . import demo, folders, hub
+from .protocol import SourceImages
 
 _SUBSET = 0xDA7A  # tag of the random stream of --max_images
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-
-
-class ImageSet:
-    """The images of one split: a folder, paths below it, and a class index per image, where there are labels.
-
-    paths: bytes array (n,), so that a million names cost little and worker processes share them. `read_labels` is
-    called when labels are first asked for: for a flat validation folder that means reading 50,000 annotations.
-    """
-
-    def __init__(self, root, paths, read_labels):
-        self.root = str(root)
-        self.paths = paths
-        self._read_labels = read_labels
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getstate__(self):
-        """For worker processes that are not forked: all but the function that reads labels, which belongs to this one."""
-        return {**self.__dict__, "_read_labels": None}
-
-    @cached_property
-    def labels(self):
-        """Class index per image, int64 (n,), or None where the images have no labels."""
-        return self._read_labels()
-
-    def file(self, index):
-        """Path of an image."""
-        return os.path.join(self.root, os.fsdecode(self.paths[index]))
-
-    def open(self, index):
-        """The image as PIL opens it, not decoded yet. Raises what PIL raises for a file it cannot read."""
-        return Image.open(self.file(index))
-
-    def is_there(self):
-        """Whether the folder still is."""
-        return os.path.isdir(self.root)
-
-    def signature(self):
-        """Hash, in hexadecimal, of the folder and of path, size and time of every file."""
-        digest = hashlib.sha256(
-            os.fsencode(os.path.realpath(self.root)) + b"\0" + b"\n".join(self.paths.tolist()) + b"\0"
-        )
-        digest.update(np.array([_size_and_time(self.file(i)) for i in range(len(self))], "<i8").tobytes())
-        return digest.hexdigest()
-
-    def subset(self, indices):
-        """The images at `indices`, in that order."""
-        return ImageSet(self.root, self.paths[indices], lambda: self.labels[indices])
 
 
 @dataclass
 class Source:
-    """Training and validation images of one data set; classes are the sorted names of the training folders."""
+    """Training and validation images of one data set; classes are the sorted names of its classes."""
 
     name: str
-    train: ImageSet
-    val: ImageSet
+    train: SourceImages
+    val: SourceImages
     classes: list
     fingerprint: str
 
@@ -90,15 +33,30 @@ class Source:
         }
 
 
+def _hub(data):
+    if data.hf_dataset is None:
+        return None
+    return Source(data.hf_dataset, *hub.open_splits(data.hf_dataset, data.hf_config))
+
+
+def _folder(data):
+    return None if data.imagenet_dir is None else Source(*folders.open_splits(data.imagenet_dir))
+
+
+def _demo(data):
+    return Source("demo", *folders.open_splits(demo.ensure())[1:])
+
+
+SOURCES = (
+    _hub,
+    _folder,
+    _demo,
+)  # each makes a Source of DataSettings, None if they do not ask for it; the first one counts
+
+
 def open_source(data, seed):
     """The Source that DataSettings ask for, training images reduced to max_images. Raises InputError."""
-    if data.hf_dataset is not None:
-        source = Source(data.hf_dataset, *hub.open_splits(data.hf_dataset, data.hf_config))
-    elif data.imagenet_dir is not None:
-        source = _open_folder(Path(data.imagenet_dir))
-    else:
-        source = _open_folder(demo.ensure())
-        source.name = "demo"
+    source = next(source for opened in SOURCES if (source := opened(data)) is not None)
     if data.max_images is not None and data.max_images < len(source.train):
         chosen = even_subset(source.train.labels, len(source.classes), data.max_images, seed)
         source.train = source.train.subset(chosen)
@@ -125,130 +83,3 @@ def even_subset(labels, n_classes, n_images, seed):
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(room)[:-1])
     chosen = [rng.permutation(members)[:count] for members, count in zip(by_class, share)]
     return np.sort(np.concatenate(chosen))
-
-
-def _open_folder(root):
-    if not root.is_dir():
-        raise InputError(
-            f"--imagenet_dir {root}: no such folder. Point it at ILSVRC (with Data/CLS-LOC/train in it), or try --demo."
-        )
-    ilsvrc = root / "Data" / "CLS-LOC"
-    base, name = (ilsvrc, "ILSVRC") if (ilsvrc / "train").is_dir() else (root, "folders")
-    if not (base / "train").is_dir():
-        raise InputError(
-            f"--imagenet_dir {root}: no Data/CLS-LOC/train and no train/ in it. Try --demo, or see README 'Data'."
-        )
-    val_folder = next((base / n for n in ("val", "validation", "test") if (base / n).is_dir()), None)
-    if val_folder is None:
-        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has no val/ beside it. See README 'Data'.")
-
-    train_paths = _list_images(base / "train")
-    train_classes = _class_names(train_paths)
-    classes = sorted(set(train_classes) - {""})
-    if not classes:
-        what = "images directly in it but no class folders" if len(train_paths) else "no images in it"
-        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has {what}. See README 'Data'.")
-    if "" in train_classes:
-        stray = train_paths[train_classes.index("")]
-        raise InputError(f"{base / 'train' / os.fsdecode(stray)}: an image outside the class folders. Move it away.")
-    index = {name: i for i, name in enumerate(classes)}
-    labels = np.array([index[c] for c in train_classes])
-    train = ImageSet(base / "train", train_paths, lambda: labels)
-
-    val_paths = _list_images(val_folder)
-    if not len(val_paths):
-        raise InputError(f"--imagenet_dir {root}: {val_folder} has no images in it. See README 'Data'.")
-    val_classes = _class_names(val_paths)
-    unknown = sorted(set(val_classes) - {""} - set(classes))
-    if unknown:
-        raise InputError(
-            f"{val_folder / unknown[0]}: {train.root} has no class of that name (it has {_some(classes)}). "
-            "Rename the folders so that train and val agree."
-        )
-    if "" in val_classes and set(val_classes) != {""}:
-        stray = val_paths[val_classes.index("")]
-        raise InputError(f"{val_folder / os.fsdecode(stray)}: an image outside the class folders. Move it away.")
-    if "" not in val_classes:
-        val = ImageSet(val_folder, val_paths, lambda: np.array([index[c] for c in val_classes]))
-    else:
-        homes = (root, root.parent.parent) if base == root else (root,)
-        val = ImageSet(val_folder, val_paths, lambda: _flat_val_labels(homes, val_paths, index))
-    return Source(name, train, val, classes, _fingerprint(train_paths, val_paths))
-
-
-def _list_images(folder):
-    """Relative paths of all images below a folder, sorted, as a bytes array."""
-    paths = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        below = os.path.relpath(parent, folder).replace(os.sep, "/")
-        prefix = "" if below == "." else below + "/"
-        paths += [prefix + f for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
-    return np.array(sorted(os.fsencode(p) for p in paths), dtype=bytes)
-
-
-def _class_names(paths):
-    """First folder of every path; "" for an image that is in none."""
-    return [os.fsdecode(p.split(b"/")[0]) if b"/" in p else "" for p in paths]
-
-
-def _flat_val_labels(homes, paths, index):
-    """Labels of flat validation images by LOC_val_solution.csv, else by the XML annotations, else None."""
-    stems = [os.path.splitext(os.path.basename(os.fsdecode(p)))[0] for p in paths]
-    for home in homes:
-        table, folder = home / "LOC_val_solution.csv", home / "Annotations" / "CLS-LOC" / "val"
-        if table.is_file():
-            return _lookup(stems, _solution(table), index, table)
-        if folder.is_dir():
-            return _lookup(stems, {stem: _annotated_class(folder / f"{stem}.xml") for stem in stems}, index, folder)
-    return None
-
-
-def _solution(table):
-    """{image: wnid} of a LOC_val_solution.csv: lines of ImageId,PredictionString, where the first word is the wnid."""
-    with open(table, newline="", encoding="utf-8") as f:
-        rows = csv.DictReader(f)
-        if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
-            raise InputError(f"{table}: has no columns ImageId and PredictionString. Take Kaggle's file, or remove it.")
-        return {row["ImageId"]: (row["PredictionString"] or "").partition(" ")[0] or None for row in rows}
-
-
-def _annotated_class(file):
-    """wnid of the first object in an annotation; None if there is no file."""
-    if not file.is_file():
-        return None
-    try:
-        return ElementTree.parse(file).findtext("object/name")
-    except ElementTree.ParseError as error:
-        raise InputError(f"{file}: is damaged ({error}). Restore it, or remove Annotations to go without.") from error
-
-
-def _lookup(stems, wnids, index, where):
-    labels = []
-    for stem in stems:
-        wnid = wnids.get(stem)
-        if wnid not in index:
-            what = f"has class {wnid}, which is no training folder ({_some(list(index))})" if wnid else "has no class"
-            raise InputError(f"{where}: {stem} {what}.")
-        labels.append(index[wnid])
-    return np.array(labels)
-
-
-def _size_and_time(file):
-    """Bytes and nanoseconds, -1 of a file that is not there."""
-    try:
-        stat = os.stat(file)
-    except OSError:
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _some(names):
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _fingerprint(*lists):
-    digest = hashlib.sha256()
-    for paths in lists:
-        digest.update(b"\n".join(paths.tolist()) + b"\0")
-    return digest.hexdigest()[:16]

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..settings.architectures import visible_patches
+
 
 def interpolate_positions(table, grid):
     """A position table (1, 1 + g^2, D) for another grid (1, 1 + grid^2, D): bicubic, the CLS row as it is.
@@ -17,19 +19,32 @@ def interpolate_positions(table, grid):
 
 
 def random_masking(x, mask_ratio, noise):
-    """Keep the int(L (1 - mask_ratio)) patches of least noise.
+    """Keep the patches of least noise, as many as architectures.visible_patches says; upstream's rule.
 
     x (N, L, D), noise (N, L) -> visible (N, kept, D), mask (N, L), ids_restore (N, L).
     """
-    n, length, width = x.shape
-    kept = int(length * (1 - mask_ratio))
+    ids_keep, ids_restore = _kept(noise, mask_ratio)
+    visible = x.gather(1, ids_keep[:, :, None].expand(-1, -1, x.shape[2]))
+    return visible, _mask(ids_restore, ids_keep.shape[1]), ids_restore
+
+
+def hidden_patches(noise, mask_ratio):
+    """Mask (N, L), 1 where hidden, of mask noise (N, L)."""
+    ids_keep, ids_restore = _kept(noise, mask_ratio)
+    return _mask(ids_restore, ids_keep.shape[1])
+
+
+def _kept(noise, mask_ratio):
+    """ids_keep (N, kept), the patches of least noise, and ids_restore (N, L), the rank of each patch's noise."""
     ids_shuffle = noise.argsort(dim=1)
-    ids_restore = ids_shuffle.argsort(dim=1)
-    ids_keep = ids_shuffle[:, :kept, None].expand(-1, -1, width)
-    visible = x.gather(1, ids_keep)
-    mask = x.new_ones(n, length, dtype=torch.float32)
+    return ids_shuffle[:, : visible_patches(noise.shape[1], mask_ratio)], ids_shuffle.argsort(dim=1)
+
+
+def _mask(ids_restore, kept):
+    """float32 (N, L), 1 where a patch's rank is `kept` or more."""
+    mask = torch.ones_like(ids_restore, dtype=torch.float32)
     mask[:, :kept] = 0
-    return visible, mask.gather(1, ids_restore), ids_restore
+    return mask.gather(1, ids_restore)
 
 
 def patchify(images, patch_size):

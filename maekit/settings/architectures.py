@@ -14,3 +14,8 @@ MODELS = {  # name: patch size
     "vit_huge": 14,
 }
 DECODER_SIZES = ("tiny", "small", "base", "large")
+
+
+def visible_patches(patches, mask_ratio):
+    """How many of an image's patches stay visible; upstream's models_mae.py, random_masking."""
+    return int(patches * (1 - mask_ratio))

@@ -6,7 +6,7 @@ import os
 from .. import distributed
 from ..errors import InputError
 from . import recipes, start
-from .architectures import MODELS
+from .architectures import MODELS, visible_patches
 from .flags import FLAGS
 from .methods import OPTIONS, norm_name, options_of
 from .probes import probe_names
@@ -140,7 +140,7 @@ def _check_together(v):
         raise InputError(f"--input_size {v['input_size']}: not a multiple of the {patch}-pixel patches of "
                          f"{v['model']}. Try {lower} or {lower + patch}.")  # fmt: skip
     patches = (v["input_size"] // patch) ** 2
-    kept = int(patches * (1 - v["mask_ratio"]))
+    kept = visible_patches(patches, v["mask_ratio"])
     if kept in (0, patches):
         raise InputError(f"--mask_ratio {v['mask_ratio']}: of {patches} patches {kept} would be visible; "
                          "at least one must be, and at least one hidden.")  # fmt: skip

@@ -8,7 +8,7 @@ from torch.utils.data import default_collate
 
 from .. import distributed
 from ..model import compiling
-from ..model.patches import patch_statistics, unpatchify
+from ..model.patches import hidden_patches, patch_statistics, unpatchify
 from ..probes.accuracy import percent
 
 N_DRAWN = 8  # validation images kept as pictures
@@ -83,12 +83,6 @@ def baselines(batches, pixels, model, mask_ratio):
     n = distributed.add(sums.new_tensor(n))
     flat, smooth = (distributed.add(sums) / n).tolist()
     return {"flat_colour": flat, "smooth_colour": None if model.norm_pix_loss else smooth}
-
-
-def hidden_patches(noise, mask_ratio):
-    """Mask (N, L), 1 where hidden, of mask noise (N, L), by the rule of MaskedAutoencoder.random_masking."""
-    rank = noise.argsort(dim=1).argsort(dim=1)
-    return (rank >= int(noise.shape[1] * (1 - mask_ratio))).float()
 
 
 def flat_colour(images, mask):
