@@ -30,18 +30,19 @@ def main():
     import train
     from maekit.analysis import figures
     from maekit.data import cache
-    from maekit.training import checkpoint, classification, pretraining, validation  # noqa: F401
+    from maekit.probes import knn
+    from maekit.training import checkpoint, finetuning, pretraining, trainer, validation  # noqa: F401
 
     spent, calls = defaultdict(float), defaultdict(int)
     for owner, name, phase in (
         (train, "main", "whole run"),
         (cache, "cached", "cache: found or made"),
-        (train, "open_job", "model, images to the device"),
+        (train, "open_task", "model, images to the device"),
         (pretraining.Pretraining, "baselines", "baselines"),
-        (pretraining.Pretraining, "train_one_epoch", "training epochs"),
+        (trainer.Trainer, "train_epoch", "training epochs"),
         (pretraining.Pretraining, "capture", "CUDA graph of a step"),
         (pretraining.Pretraining, "validate", "validation with k-NN"),
-        (pretraining.Pretraining, "knn_accuracy", "k-NN"),
+        (knn.NearestNeighbours, "accuracy", "k-NN"),
         (pretraining.Pretraining, "pictures", "pictures"),
         (pretraining.Pretraining, "ending", "reconstructions at the end"),
         (checkpoint, "save", "checkpoints"),

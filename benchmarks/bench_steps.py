@@ -14,7 +14,6 @@ import tempfile
 import time
 import warnings
 from itertools import product
-from types import SimpleNamespace
 
 from bench_train import flops_per_image, matrix_peak, ready_batches
 from common import parser, report, set_up
@@ -66,7 +65,6 @@ def measure(variant, norm, batch_size, args, device, peak):
     with tempfile.TemporaryDirectory() as folder:
         job = open_job(norm, batch_size, args, device, folder, compiled, graph)
         crops = crop_ms(job, sync)
-        job.resident = None
         batch = ready_batches(job, 1)[0]
         started = time.perf_counter()
         step = stepper(job, batch)
@@ -110,8 +108,7 @@ def open_job(norm, batch_size, args, device, folder, compiled, graph):
     words += ["--batch_size", batch_size]
     run = resolve(build_parser("train.py", "").parse_args([str(word) for word in words]))
     source = cache.cached(sources.open_source(run.data, run.seed), run.data.cache, run.model.input_size, print)
-    train.fuse_norms(SimpleNamespace(torch=device))
-    job = train.open_job(run, source)
+    job = train.open_task(run, source)
     before, compiling.captures = compiling.captures, lambda *_: graph
     job.prepare()
     compiling.captures = before
@@ -120,25 +117,25 @@ def open_job(norm, batch_size, args, device, folder, compiled, graph):
 
 def crop_ms(job, sync):
     """Of the crops of a batch on the device, None where they are made by workers."""
-    if job.resident is None:
+    if job.loaders.images is None:
         return None
     job.batches.order.set_epoch(0)
-    batches = iter(job.batches)
+    batches = iter(job.batches.batches)
     batch = next(batches)
     del batches
-    job.crops(batch)
+    job.batches.move(batch)
     sync()
-    return milliseconds(lambda: job.crops(batch), 5, sync)
+    return milliseconds(lambda: job.batches.move(batch), 5, sync)
 
 
 def stepper(job, batch):
-    """A function that does what train_one_epoch does with a batch."""
+    """A function that does what Trainer.train_epoch does with a batch."""
     job.model.train()
 
     def step():
         job.gradients(batch, 0, 0)
         job.device.scaler.unscale_(job.optimizer)
-        job.adapt(job.network)
+        job.adapt()
         job.device.scaler.step(job.optimizer)
         job.device.scaler.update()
         job.optimizer.zero_grad(set_to_none=True)

@@ -85,7 +85,6 @@ def compare(case, args, device, clone, peak):
             if args.with_data:
                 epochs[norm] = partial(our_epoch, job, None)
             else:
-                job.resident = None  # crops are ready as well
                 epochs[norm] = partial(our_epoch, job, ready_batches(job, case["steps"]))
             memory[norm] = peak_memory(epochs[norm], device, before)
         run = settings_of(case, args, device, "LayerNorm", folder)
@@ -136,8 +135,7 @@ def open_job(run, train):
     from maekit.data import cache, sources
 
     source = cache.cached(sources.open_source(run.data, run.seed), run.data.cache, run.model.input_size, lambda _: None)
-    job = train.open_job(run, source)
-    train.fuse_norms(job.device)
+    job = train.open_task(run, source)
     job.prepare()
     return job
 
@@ -164,10 +162,12 @@ class Ready(list):
 
 
 def our_epoch(job, batches):
+    from maekit.training.trainer import Trainer
+
     if batches is not None:
         job.batches = batches
     bar = SimpleNamespace(mininterval=60, update=lambda images: None)
-    row = job.train_one_epoch(0, bar)
+    row = Trainer(job, bar=bar).train_epoch(0)
     assert row["train_loss"] == row["train_loss"], "the loss is not finite"
 
 

@@ -84,10 +84,10 @@ def stop():
         torch.distributed.destroy_process_group()
 
 
-def say(text):
+def say(text, file=None):
     """Print, in the main process."""
     if is_main():
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 def on_main(function):

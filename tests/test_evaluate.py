@@ -1,7 +1,6 @@
 """Fine-tuning, linear probing and k-NN: upstream's recipes, on the weights they were given, and nothing lost on the way."""
 
 import datetime
-import io
 import json
 import math
 import multiprocessing
@@ -17,7 +16,6 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment
 from torch import nn
-from tqdm import tqdm
 
 import norms
 import train as train_module
@@ -32,6 +30,7 @@ from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training import checkpoint
 from maekit.training.finetuning import augmentation, posterize_increasing
+from maekit.training.trainer import Trainer
 from tests.support import train_here, write_ilsvrc
 
 QUICK = ("--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
@@ -49,12 +48,12 @@ def resolved(*flags):
 def open_job(*flags):
     """The job of a command, before its first step."""
     run = resolved(*flags)
-    return train_module.open_job(run, sources.open_source(run.data, run.seed))
+    return train_module.open_task(run, sources.open_source(run.data, run.seed))
 
 
 def train_epoch(job, epoch=0):
     """One epoch of a job: its log row without the clock; the weights are in job.network."""
-    return job.train_one_epoch(epoch, tqdm(file=io.StringIO()))
+    return Trainer(job).train_epoch(epoch)
 
 
 def first_batch(job):
@@ -776,7 +775,7 @@ def test_every_validation_image_counts_once(task, batch_size, classes, plain, il
     )
     head = job.network.head if task == FINETUNE else job.network.head[1]
     nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
-    dataset = job.val_batches.dataset
+    dataset = job.loaders.validation.dataset
     assert len(dataset) % batch_size and job.classes == classes
     ranks, losses = [], []
     job.network.eval()

@@ -21,7 +21,7 @@ from maekit.runs.folder import RunFolder
 from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training import checkpoint, failures, saving
-from maekit.training.saving import Keeper
+from maekit.training.saving import Saver
 from maekit.training.signals import StopRequest
 from tests.support import KIT, train, train_here, write_ilsvrc
 from tests.test_train import flat, losses
@@ -183,17 +183,17 @@ def test_evaluations_stop_and_go_on_within_an_epoch_as_well(task, tmp_path, monk
     flags = (*QUICK, "--task", task, "--init", "untrained", "--epochs", "2", "--batch_size", "8", "--output_dir")
     train_here(*flags, tmp_path / "whole", check=0)
     stopped = 0
-    after_step = Keeper.after_step
+    after_step = Saver.after_step
 
     def stop_after_three_steps(self, position, epoch, share):
         if share > 0.45:
             self.stop.name = "SIGTERM"
         after_step(self, position, epoch, share)
 
-    monkeypatch.setattr(Keeper, "after_step", stop_after_three_steps)
+    monkeypatch.setattr(Saver, "after_step", stop_after_three_steps)
     for _ in range(2):
         stopped += train_here(*flags, tmp_path / "stopped").returncode == 143
-    monkeypatch.setattr(Keeper, "after_step", after_step)
+    monkeypatch.setattr(Saver, "after_step", after_step)
     assert stopped == 2
     train_here(*flags, tmp_path / "stopped", check=0)
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
@@ -224,9 +224,9 @@ def test_handlers_of_others_are_back_afterwards():
 @pytest.fixture
 def saved(monkeypatch):
     """The last finished epochs of the checkpoints that are saved."""
-    epochs, save = [], Keeper.save
+    epochs, save = [], Saver.save
     monkeypatch.setattr(
-        Keeper, "save", lambda self, epoch, position=None: (epochs.append(epoch), save(self, epoch, position))
+        Saver, "save", lambda self, epoch, position=None: (epochs.append(epoch), save(self, epoch, position))
     )
     return epochs
 

@@ -497,11 +497,11 @@ def arithmetic():
 
 def record_stopped(patterns, tmp_path, monkeypatch):
     """Begin a run, stop it in the middle of its second epoch, and write down its folder and what an unbroken one ends with."""
-    from maekit.training.saving import Keeper
+    from maekit.training.saving import Saver
 
     flags = (*BEGUN, "--imagenet_dir", patterns, "--output_dir")
     train_here(*flags, tmp_path / "unbroken", check=0)
-    after_step = Keeper.after_step
+    after_step = Saver.after_step
 
     def stop(self, position, epoch, share):
         if epoch == 1 and share >= 0.5:
@@ -509,7 +509,7 @@ def record_stopped(patterns, tmp_path, monkeypatch):
         after_step(self, position, epoch, share)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "after_step", stop)
+        patch.setattr(Saver, "after_step", stop)
         train_here(*flags, tmp_path / "begun", check=143)
     shutil.rmtree(STOPPED, ignore_errors=True)
     STOPPED.mkdir(parents=True)

@@ -18,7 +18,7 @@ from maekit.data.pixels import Pixels
 from maekit.model.mae import build_mae
 from maekit.probes import knn
 from maekit.probes.frozen import FrozenProbes, OnlineProbe
-from maekit.probes.joint import JointMAE
+from maekit.probes.joint import JointMAE, JointProbe
 from maekit.probes.linear import GlobalBatchNorm1d
 from maekit.runs import measures
 from maekit.settings.typed import DataSettings, ModelSettings
@@ -175,7 +175,7 @@ def test_encoder_gradients_with_and_without_the_frozen_probe_are_bitwise_equal(p
             with device.autocast():
                 out = model(x, 0.75, n, y)
                 if frozen:
-                    frozen.observe(frozen.features(out.cls_token, x, 0.75, n), y)
+                    frozen.observe(frozen.features(out, x, 0.75, n), y)
             device.scaler.scale(out.loss).backward()
             if frozen:
                 frozen.step(0.1)
@@ -286,7 +286,7 @@ def test_its_baseline_is_the_encoder_as_it_was_and_stays(mae, batch):
         for parameter in mae.parameters():
             parameter += 0.01
     cls_token = mae.forward_encoder(images, 0.75, noise)[0][:, 0]
-    features = frozen.features(cls_token, images, 0.75, noise)
+    features = frozen.features(SimpleNamespace(cls_token=cls_token), images, 0.75, noise)
     assert torch.equal(features["frozen_accuracy"], cls_token)
     assert torch.equal(features["untrained_frozen_accuracy"], at_first) and not torch.allclose(at_first, cls_token)
     assert cls_token.requires_grad and not any(values.requires_grad for values in features.values())
@@ -472,15 +472,13 @@ def test_accuracies_count_every_validation_image_once(mae, source):
             weight = frozen.probes[name].layers[1].weight
             right[name] += (weight @ token).argmax().item() == sample["labels"]
     found = validation.validate(
-        model, val_batches(images, 7), CPU, partial(validation.measured, model, frozen, CPU, PIXELS, 0.75)
+        val_batches(images, 7),
+        partial(validation.measured, model, {"joint": JointProbe(model.head), "frozen": frozen}, CPU, PIXELS, 0.75),
+        CPU,
     )
     assert {k: v for k, v in found.items() if k != "val_mse"} == {k: 100 * right[k] / 25 for k in right}
-    assert (
-        validation.validate(
-            model, val_batches(images, 25), CPU, partial(validation.measured, model, None, CPU, PIXELS, 0.75)
-        )["accuracy"]
-        == found["accuracy"]
-    )
+    joint = partial(validation.measured, model, {"joint": JointProbe(model.head)}, CPU, PIXELS, 0.75)
+    assert validation.validate(val_batches(images, 25), joint, CPU)["accuracy"] == found["accuracy"]
 
 
 def test_k_nn_is_scored_every_few_epochs_and_in_the_last(tmp_path):

@@ -16,6 +16,7 @@ from maekit.data.datasets import TrainImages, ValImages
 from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import DataSettings, ModelSettings
+from maekit.training.trainer import Trainer
 from tests import support
 
 
@@ -147,18 +148,18 @@ def test_a_run_with_resident_images_is_nearly_the_run_without(tmp_path, monkeypa
             ["--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "0", "--output_dir", str(tmp_path), *flags]
         ))  # fmt: skip
         source = cache.cached(sources.open_source(run.data, run.seed), str(tmp_path / "cache"), 64, lambda _: None)
-        job = support.train_module.open_job(run, source)
+        job = support.train_module.open_task(run, source)
         job.prepare()
         bar = type("Bar", (), {"mininterval": 60, "update": lambda self, n: None})()
-        return job, [job.train_one_epoch(epoch, bar)["train_loss"] for epoch in range(2)]
+        return job, [Trainer(job, bar=bar).train_epoch(epoch)["train_loss"] for epoch in range(2)]
 
     for flags in (("--norm", "dyt", "--probes", "frozen"), ("--task", "linprobe", "--init", "untrained")):
         with monkeypatch.context() as patch:
             patch.setattr(resident, "place", lambda images, device: resident.ResidentImages(images.store, device))
             job, on_device = losses(*flags)
-            assert job.resident is not None and job.batches.dataset.boxes_only
+            assert job.loaders.images is not None and job.batches.dataset.boxes_only
         job, plain = losses(*flags)
-        assert job.resident is None
+        assert job.loaders.images is None
         assert on_device == pytest.approx(plain, rel=2e-3) and on_device != plain
 
 

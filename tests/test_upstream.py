@@ -39,6 +39,7 @@ from maekit.settings import architectures, parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import OptimSettings
 from maekit.training import checkpoint, trainer
+from maekit.training.trainer import Trainer
 from tests.support import KIT, run, train_here
 
 TOLERANCE = 1e-5  # float32 on the CPU
@@ -683,7 +684,7 @@ def test_epochs_of_our_loop_are_epochs_of_upstreams_with_accumulated_batches(the
         "--demo", "--max_images", "64", "--batch_size", "8", "--accum_iter", "2", "--epochs", "3", "--num_workers", "0",
         "--warmup_epochs", "0.7", "--min_lr", "1e-5", "--device", "cpu", "--output_dir", tmp_path,
     )  # fmt: skip
-    job = train_module.open_job(run, sources.open_source(run.data, run.seed))
+    job = train_module.open_task(run, sources.open_source(run.data, run.seed))
     patch, encoder, decoder = MODELS[run.model.name]
     mae = theirs("models_mae").MaskedAutoencoderViT(
         run.model.input_size, patch, 3, encoder.width, encoder.depth, encoder.heads,
@@ -713,7 +714,7 @@ def test_epochs_of_our_loop_are_epochs_of_upstreams_with_accumulated_batches(the
                 mae, batches, optimizer, device, epoch, scaler, args=args
             )
             assert given.asked == len(batches) == 8
-        row = job.train_one_epoch(epoch, bar)
+        row = Trainer(job, bar=bar).train_epoch(epoch)
         assert row["train_loss"] == pytest.approx(expected["loss"], rel=TOLERANCE)
         assert row["lr"] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
     value, where = difference(job.network.state_dict(), mae.state_dict())
@@ -729,7 +730,7 @@ def test_layer_wise_rates_are_upstreams(decay, norm, class_folders, theirs, tmp_
         "--weight_decay", "0.07", "--batch_size", "4", "--accum_iter", "1", "--imagenet_dir", class_folders,
         "--device", "cpu", "--output_dir", tmp_path,
     )  # fmt: skip
-    job = train_module.open_job(run, sources.open_source(run.data, run.seed))
+    job = train_module.open_task(run, sources.open_source(run.data, run.seed))
     vit = theirs("models_vit").VisionTransformer(
         global_pool=True, patch_size=16, embed_dim=192, depth=12, num_heads=3, num_classes=2, norm_layer=nn.LayerNorm
     )

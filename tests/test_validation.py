@@ -15,13 +15,13 @@ from maekit.data import loader, sources
 from maekit.data.pixels import Pixels
 from maekit.model.mae import build_mae
 from maekit.model.patches import hidden_patches
-from maekit.probes.joint import JointMAE
+from maekit.probes.joint import JointMAE, JointProbe
 from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import DataSettings, ModelSettings
 from maekit.training import validation
 from maekit.training.device import Device
-from train import open_job
+from train import open_task
 
 SIDE, PATCH, RATIO = 64, 8, 0.75
 GRID = SIDE // PATCH
@@ -65,8 +65,8 @@ def samples(images):
 
 def val_mse(mae, batches, device=CPU):
     model = JointMAE(mae)
-    measure = partial(validation.measured, model, None, device, PIXELS, RATIO)
-    (item,) = validation.validate(model, batches, device, measure).items()
+    measure = partial(validation.measured, model, {}, device, PIXELS, RATIO)
+    (item,) = validation.validate(batches, measure, device).items()
     assert item[0] == "val_mse"  # and no accuracy where there is no probe
     return item[1]
 
@@ -89,8 +89,8 @@ def test_the_validation_loss_is_of_reconstruction_alone_whatever_alpha(alpha, ma
     broken = loader.BrokenImages(print)
     labelled = loader.val_batches(images, MODEL, batch_size=4, broken=broken, workers=0, with_labels=True)
     model = JointMAE(mae, alpha, classes=10)
-    measure = partial(validation.measured, model, None, CPU, PIXELS, RATIO)
-    row = validation.validate(model, labelled, CPU, measure)
+    measure = partial(validation.measured, model, {"joint": JointProbe(model.head)}, CPU, PIXELS, RATIO)
+    row = validation.validate(labelled, measure, CPU)
     assert row["val_mse"] == val_mse(mae, batches(images)) and 0 <= row["accuracy"] <= 100
 
 
@@ -98,13 +98,11 @@ def test_small_losses_count_after_a_large_one():
     """In float32 2^24 + 1 is 2^24."""
     losses = iter([2.0**24, 1.0, 1.0, 1.0])
     batch = {name: torch.zeros(1) for name in ("images", "noise", "labels")}
-    model = torch.nn.Dropout()
 
     def measure(*_):
-        assert not model.training
         return torch.tensor(next(losses)), {}
 
-    assert validation.validate(model, [batch] * 4, CPU, measure) == {"val_mse": (2**24 + 3) / 4}
+    assert validation.validate([batch] * 4, measure, CPU) == {"val_mse": (2**24 + 3) / 4}
 
 
 def test_validation_is_repeatable_whatever_the_global_seed(mae, images):
@@ -302,12 +300,15 @@ def test_reconstructions_hide_the_share_of_patches_that_the_run_hides(ratio, mae
 def test_a_run_is_validated_and_drawn_with_its_own_mask_ratio():
     typed = ("--demo", "--max_images", "64", "--num_workers", "0", "--mask_ratio", "0.5")
     settled = resolve(build_parser("", "").parse_args(typed))
-    job = open_job(settled, sources.open_source(settled.data, 0))
+    job = open_task(settled, sources.open_source(settled.data, 0))
     assert job.reconstruct(n=4, measured=False)[0]["mask"].mean() == 0.5
-    measure = partial(validation.measured, job.model, None, CPU, PIXELS, 0.5)
-    assert job.validate(0) == validation.validate(job.model, job.val_batches, CPU, measure)
-    assert job.baselines() == validation.baselines(job.val_batches, PIXELS, job.mae, 0.5)
-    assert job.baselines() != validation.baselines(job.val_batches, PIXELS, job.mae, RATIO)
+    measure = partial(validation.measured, job.model, {}, CPU, PIXELS, 0.5)
+    job.model.train()
+    row = job.validate(0)
+    assert not job.model.training
+    assert row == validation.validate(job.loaders.validation, measure, CPU)
+    assert job.baselines() == validation.baselines(job.loaders.validation, PIXELS, job.mae, 0.5)
+    assert job.baselines() != validation.baselines(job.loaders.validation, PIXELS, job.mae, RATIO)
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])

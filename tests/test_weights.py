@@ -69,7 +69,7 @@ def encoder(weights, tmp_path_factory):
 def open_job(*flags):
     """The job of a command, before its first step."""
     settled = resolve(build_parser("", "").parse_args([str(flag) for flag in (*QUICK, *flags)]))
-    return train_module.open_job(settled, sources.open_source(settled.data, settled.seed))
+    return train_module.open_task(settled, sources.open_source(settled.data, settled.seed))
 
 
 def complaint(*flags):
@@ -216,7 +216,7 @@ def test_pre_training_starts_from_the_weights_of_the_file(finished, weights, cap
     job = open_job("--init", finished, "--probes", "all", "--seed", "1")
     assert same(job.network.state_dict(), weights)
     fresh = train_module.build_model(job.run).state_dict()
-    assert same(job.frozen.untrained.state_dict(), fresh) and not same(fresh, weights)
+    assert same(job.probes["frozen"].untrained.state_dict(), fresh) and not same(fresh, weights)
     assert capsys.readouterr().out == "", "nothing is special about it"
 
 

@@ -1,4 +1,4 @@
-"""From image files to batches: crops, masks and order are decided by (seed, epoch, image), by nothing else.
+"""From image files to batches on the device: crops, masks and order are decided by (seed, epoch, image), by nothing else.
 
 A batch is a dict of CPU tensors: images uint8 (N, 3, S, S), labels int64 (N,) with -1 for none, noise float32 (N, L)
 that decides the masks, index int64 (N,), broken int64 (N,) with the index of a file that could not be read, else -1.
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from .. import distributed
 from ..errors import InputError
 from ..machine import available_cores
-from . import cache
+from . import cache, resident
 from .datasets import AugmentedImages, TrainImages, ValImages, check_root
 from .streams import ORDER, generator
 from .workers import leave_to_the_run, tell_of_no_dead_worker, tell_of_one_dead_worker
@@ -145,6 +145,74 @@ def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_l
     return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size, sampler=own)
 
 
-def whole_batches(images, run, loading):
-    """Training images as validation has them: whole, once, in order; for one pass."""
-    return val_batches(images, run.model, batch_size=run.optim.batch_size, keep_workers=False, **loading)
+class OnDevice:
+    """Batches whose images, labels and noise are on a device: crops are made there where `images`, ResidentImages, are."""
+
+    def __init__(self, batches, device, images=None):
+        self.batches, self.device, self.images = batches, device, images
+        self.dataset, self.order = batches.dataset, batches.order
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        for batch in self.batches:
+            yield self.move(batch)
+
+    def move(self, batch):
+        """A batch with "images" uint8 (N, 3, S, S), or what a transform made, "labels" and, if there is any, "noise" there."""
+        if self.images is not None:
+            crops = self.images.crop(batch["index"], batch["box"], batch["flip"], self.dataset.input_size)
+            batch = {**batch, "images": crops}
+        there = {name: batch[name] for name in ("images", "labels", "noise") if name in batch}
+        return {**batch, **{name: tensor.to(self.device, non_blocking=True) for name, tensor in there.items()}}
+
+
+class Loaders:
+    """The batches of a run's images, ready on its device; how they get there is nobody else's business.
+
+    source: Source; run: Settings; device: torch.device. `validation` are batches of the validation images, each once and in
+    order; `broken` counts files that could not be read, of which `say` tells.
+    """
+
+    def __init__(self, source, run, device, with_labels, say):
+        self.source, self.run, self.device = source, run, device
+        self.broken = BrokenImages(say)
+        self.how = {
+            "broken": self.broken,
+            "workers": workers(run.data.num_workers, source.train, device),
+            "pin": device.type == "cuda",
+            "with_labels": with_labels,
+        }
+        self.images = None  # training images that live on the device
+        self.validation = self._kept(val_batches(source.val, run.model, batch_size=run.optim.batch_size, **self.how))
+
+    def training(self, crop_box=None, transform=None):
+        """Training batches of random crops, in the order that `order` has, an epoch at a time: OnDevice.
+
+        crop_box: see TrainImages; transform: instead of crops, of PIL images, see AugmentedImages.
+        """
+        if transform is None:
+            self.images = resident.place(self.source.train, self.device)
+        batches = train_batches(
+            self.source.train,
+            self.run.model,
+            self.run.optim,
+            seed=self.run.seed,
+            crop_box=crop_box,
+            transform=transform,
+            boxes_only=self.images is not None,
+            **self.how,
+        )
+        return OnDevice(batches, self.device, self.images)
+
+    def whole(self):
+        """Training images as validation has them: whole, once, in order."""
+        images, model = self.source.train, self.run.model
+        batch_size = self.run.optim.batch_size
+        batches = val_batches(images, model, batch_size=batch_size, keep_workers=False, **self.how)
+        return self._kept(batches, self.images)
+
+    def _kept(self, batches, images=None):
+        kept = resident.keep(batches, self.device, images)
+        return OnDevice(batches, self.device) if kept is batches else kept

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .. import distributed
 from ..errors import InputError
 
 WORTH_FLOPS = 3e15  # a run of less is over before compiling has paid: some seconds, of which it saves a quarter
@@ -122,3 +123,18 @@ def recompute_activations(model):
 
 def _recomputed(forward, x):
     return checkpoint(forward, x, use_reentrant=False) if torch.is_grad_enabled() else forward(x)
+
+
+def fuse_norms(norms, device):
+    """Norm layers of the module norms in one pass each way on CUDA as on a CPU; with torch's own kernels where Triton does
+    not work, which is said."""
+    if device.type != "cuda":
+        return
+    try:
+        from . import kernels
+
+        kernels.try_out(device)
+    except Exception as error:  # noqa: BLE001 - no Triton, no C compiler for it, a GPU that it does not know: its errors have no class
+        distributed.say(f"norm layers: torch's own kernels, as Triton does not work here ({error}).")
+    else:
+        norms.FUSED["cuda"] = kernels.FUSED

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from .. import distributed
 from .linear import NORM_MOMENTUM, encoder_width, lars, probe_layers
+from .probe import Probe
 
 # Of a layer-wise rate: a step moves the weight by lr / 1000 of its norm. On the demo at alpha 0, 1 reaches 51 % and 10 reaches 71 %.
 PROBE_LR = 10.0
@@ -60,12 +61,16 @@ class OnlineProbe:
         self.steps = state["steps"]
 
 
-class FrozenProbes:
+class FrozenProbes(Probe):
     """The online probe of a run's encoder and, as its baseline, one on the same encoder as it was before training.
 
     Both see the same images, crops and masks at every step. `observe` each forward pass of the training, `step` with
     each optimizer step, so that gradient accumulation equals a larger batch. `untrained` is the encoder, frozen.
     """
+
+    @classmethod
+    def of(cls, task):
+        return cls(task.mae, task.classes, task.run.seed)
 
     def __init__(self, mae, classes, seed):
         self.untrained = copy.deepcopy(mae).requires_grad_(False).eval()
@@ -73,18 +78,21 @@ class FrozenProbes:
             name: OnlineProbe(encoder_width(mae), classes, mae.cls_token.device, seed)
             for name in ("frozen_accuracy", "untrained_frozen_accuracy")
         }
+        self.networks = (self.untrained,)
         self.observed = defaultdict(list)
 
     @torch.no_grad()
-    def features(self, cls_token, images, mask_ratio, noise):
-        """Features by the name of the accuracy; cls_token is the trained encoder's for these images and masks."""
+    def features(self, out, images, mask_ratio, noise):
+        """Features by the name of the accuracy."""
         untrained = self.untrained.forward_encoder(images, mask_ratio, noise)[0][:, 0]
-        return {"frozen_accuracy": cls_token.detach(), "untrained_frozen_accuracy": untrained}
+        return {"frozen_accuracy": out.cls_token.detach(), "untrained_frozen_accuracy": untrained}
 
     def observe(self, features, labels):
         """Keep the features of a forward pass, of all processes, for the next step."""
-        for name, values in features.items():
-            self.observed[name].append(distributed.gather(values.clone()))  # the next pass of a CUDA graph is over it
+        for name in self.probes:
+            self.observed[name].append(
+                distributed.gather(features[name].clone())
+            )  # the next pass of a CUDA graph is over it
         self.observed["labels"].append(distributed.gather(labels))
 
     def step(self, progress):
@@ -94,13 +102,14 @@ class FrozenProbes:
             probe.step(seen[name], seen["labels"], progress)
         self.observed.clear()
 
-    def predict(self, features):
+    def predict(self, out, features):
         """{accuracy: class index (N,)} for what `features` returned."""
         return {name: probe.predict(features[name]) for name, probe in self.probes.items()}
 
     def state_dict(self):
         return {name: probe.state_dict() for name, probe in self.probes.items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state, same_seed=True):
         for name in state:
-            self.probes[name].load_state_dict(state[name])
+            if same_seed or not name.startswith("untrained"):
+                self.probes[name].load_state_dict(state[name])

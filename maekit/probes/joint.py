@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear import encoder_width, linear
+from .probe import Probe
 
 
 class JointOutput(NamedTuple):
@@ -51,3 +52,23 @@ class JointMAE(nn.Module):
         classification = F.cross_entropy(logits.float(), labels)
         loss = reconstruction + self.alpha * classification if self.alpha else reconstruction
         return JointOutput(loss, reconstruction, classification, cls_token, logits)
+
+
+class JointProbe(Probe):
+    """The classifier of a JointMAE, scored on masked validation images."""
+
+    @classmethod
+    def of(cls, task):
+        return cls(task.model.head)
+
+    def __init__(self, head):
+        self.head = head
+
+    def predict(self, out, features):
+        return {"accuracy": out.logits.argmax(dim=1)}
+
+    def state_dict(self):
+        return self.head.state_dict()
+
+    def load_state_dict(self, state, same_seed=True):
+        self.head.load_state_dict(state)

@@ -1,13 +1,44 @@
-"""k-nearest neighbours among the training images."""
+"""The k-NN probe: k nearest neighbours among the training images, features of whole images."""
 
 import torch
 import torch.nn.functional as F
 
 from .. import distributed
+from ..model import compiling
 from .accuracy import percent
+from .probe import Probe
 
 KNN_NEIGHBOURS = 20
 KNN_TEMPERATURE = 0.07
+
+
+class NearestNeighbours(Probe):
+    """k-NN of a Pretraining's encoder, every few epochs and after the last; its baseline on the encoder before training."""
+
+    @classmethod
+    def of(cls, task):
+        return cls(task)
+
+    def __init__(self, task):
+        self.task = task
+        self.known = None  # training images, whole
+
+    def score(self, epoch):
+        every = self.task.run.probes.eval_every
+        if epoch + 1 != self.task.epochs and (epoch + 1) % every:
+            return {}
+        return {"knn_accuracy": self.accuracy(self.task.mae)}
+
+    def baseline(self):
+        return {"untrained_knn_accuracy": self.accuracy(self.task.build().to(self.task.device.torch))}
+
+    def accuracy(self, mae):
+        """Percent of the validation images that k-NN gets right with the features of an autoencoder."""
+        task = self.task
+        if self.known is None:
+            self.known = task.loaders.whole()
+        with compiling.eagerly(task.compiled):
+            return knn_accuracy(mae, self.known, task.loaders.validation, task.classes, task.device, task.pixels)
 
 
 @torch.inference_mode()

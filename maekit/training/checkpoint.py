@@ -229,23 +229,12 @@ def _other_norm(theirs, ours):
     return "" if there == here else f" (its norm layers are {there}, here they are {here})"
 
 
-def probe_states(head, frozen):
-    """What a checkpoint keeps of a run's joint classifier (a module or None) and FrozenProbes (or None)."""
-    return {name: part.state_dict() for name, part in (("joint", head), ("frozen", frozen)) if part is not None}
-
-
-def load_probes(path, state, head, frozen, seed):
-    """Load those probes that both the checkpoint and the run have.
-
-    The baseline probe belongs to the untrained encoder of its seed: one of another seed is left out.
-    """
-    stored = dict(state.get("probes", {}))
-    if "frozen" in stored and _seed(state) != seed:
-        stored["frozen"] = {name: part for name, part in stored["frozen"].items() if not name.startswith("untrained")}
-    for name, part in (("joint", head), ("frozen", frozen)):
-        if part is not None and name in stored:
+def load_probes(path, state, probes, seed):
+    """Load the states of those {name: Probe} that both the checkpoint and the run of this seed have."""
+    for name, probe in probes.items():
+        if stored := state.get("probes", {}).get(name):
             try:
-                part.load_state_dict(stored[name])
+                probe.load_state_dict(stored, same_seed=_seed(state) == seed)
             except (KeyError, RuntimeError, ValueError) as error:
                 raise InputError(f"{path}: its {name} probe is of another encoder or other classes.") from error
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from .. import distributed
 from ..model import compiling
 from ..runs import measures
-from .trainer import Job
+from .task import Task
 
 
-class Classification(Job):
+class Classification(Task):
     """A classifier on the encoder, `network`: timm's VisionTransformer."""
 
     columns = measures.EVALUATION_COLUMNS
@@ -23,7 +23,7 @@ class Classification(Job):
         """Cross entropy, top-1 and top-5 in percent over the validation images, each counted once."""
         self.network.eval()
         sums, n = 0.0, 0
-        for batch in self.val_batches:
+        for batch in self.loaders.validation:
             labels = batch["labels"].to(self.device.torch)
             logits = self.logits(self.pixels.normalize(batch["images"])).float()
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]

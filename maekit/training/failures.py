@@ -3,12 +3,14 @@
 import re
 
 from .. import distributed, files
+from ..data.workers import tell_of_no_dead_worker
 from ..errors import Busy, InputError, NothingToDo, Stopped
 from ..runs.status import FAILED
 
 
 def note(folder, error):
     """Leave in the run folder's status.json that the run failed, and of what."""
+    tell_of_no_dead_worker()  # one that dies now is part of the same story
     if isinstance(error, (Stopped, Busy, NothingToDo)) or not distributed.is_main():
         return
     try:

@@ -8,7 +8,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from .. import distributed
-from ..data import loader, streams
+from ..data import streams
 from ..data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import InputError
 from ..model.formats import to_timm
@@ -21,13 +21,14 @@ class Finetuning(Classification):
     """All weights trained: AdamW with layer-wise rates, drop path, mixup and cutmix, random augmentation and erasing,
     label smoothing; patch tokens pooled, then normed.
 
-    mae: the masked autoencoder with random weights. An --init of 0 epochs is a classifier already, and only validated.
+    build: function that makes the masked autoencoder with random weights. An --init of 0 epochs is a classifier already, and only validated.
     """
 
     compiles = True
 
-    def __init__(self, run, source, mae, adapt):
-        super().__init__(run, source, adapt, with_labels=True)
+    def __init__(self, run, source, build, norms):
+        super().__init__(run, source, norms, with_labels=True)
+        mae = build()
         state = None if run.init is None else checkpoint.read(run.init)
         if self.epochs == 0:
             self.network = self.model = self.classifier(mae, state)
@@ -41,9 +42,7 @@ class Finetuning(Classification):
         self.network = self.model = vit.to(self.device.torch)
 
         options = run.finetune
-        self.batches = loader.train_batches(
-            source.train, run.model, run.optim, seed=run.seed, transform=augmentation(run), **self.loading
-        )
+        self.batches = self.loaders.training(transform=augmentation(run))
         self.mixup = None
         if options.mixup or options.cutmix:
             self.mixup = Mixup(
@@ -78,7 +77,7 @@ class Finetuning(Classification):
 
     def losses(self, batch, epoch, i):
         seed = self.run.seed
-        images, labels = (batch[name].to(self.device.torch, non_blocking=True) for name in ("images", "labels"))
+        images, labels = batch["images"], batch["labels"]
         if self.mixup:
             with streams.seeded(streams.MIXING, seed, epoch, i):
                 images, labels = self.mixup(images, labels)

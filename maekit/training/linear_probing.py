@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data import crops, loader, resident
+from ..data.crops import single_try_crop_box
 from ..model.formats import to_timm
 from ..probes.linear import lars, probe_layers
 from . import checkpoint
@@ -14,11 +14,12 @@ from .classification import Classification
 class LinearProbing(Classification):
     """A linear classifier of the batch-normalised CLS token of a frozen encoder: LARS, crops and flips only.
 
-    mae: the masked autoencoder with random weights.
+    build: function that makes the masked autoencoder with random weights.
     """
 
-    def __init__(self, run, source, mae, adapt):
-        super().__init__(run, source, adapt, with_labels=True)
+    def __init__(self, run, source, build, norms):
+        super().__init__(run, source, norms, with_labels=True)
+        mae = build()
         if run.init is not None:
             checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae)
         self.network = to_timm(mae).requires_grad_(False)
@@ -28,11 +29,7 @@ class LinearProbing(Classification):
         nn.init.trunc_normal_(layer.weight, std=0.01, generator=torch.Generator().manual_seed(run.seed))
         self.network.eval().to(self.device.torch)
         self.model = self.network.head  # what train() and eval() are called on; the encoder stays in eval mode
-        self.resident = resident.place(source.train, self.device.torch)
-        self.batches = loader.train_batches(
-            source.train, run.model, run.optim, seed=run.seed, crop_box=crops.single_try_crop_box,
-            boxes_only=self.resident is not None, **self.loading,
-        )  # fmt: skip
+        self.batches = self.loaders.training(crop_box=single_try_crop_box)
         self.optimizer = lars(layer, lr=run.optim.lr, weight_decay=run.optim.weight_decay)
 
     def logits(self, images, classifier=None):
@@ -41,5 +38,5 @@ class LinearProbing(Classification):
         return (classifier or self.network.head)(features[:, 0].float())  # in float32, whatever the encoder's precision
 
     def losses(self, batch, epoch, i):
-        labels = batch["labels"].to(self.device.torch, non_blocking=True)
-        return [F.cross_entropy(self.logits(self.pixels.normalize(self.crops(batch)), self.trained), labels)]
+        logits = self.logits(self.pixels.normalize(batch["images"]), self.trained)
+        return [F.cross_entropy(logits, batch["labels"])]

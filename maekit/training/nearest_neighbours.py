@@ -1,28 +1,28 @@
 """k-NN as an evaluation: no training at all."""
 
-from ..data import loader
 from ..probes import knn
 from ..runs import measures
 from . import checkpoint
-from .trainer import Job
+from .task import Task
 
 
-class Knn(Job):
+class NearestNeighbours(Task):
     """k-nearest neighbours among the training images, no training at all; see probes.knn_predict.
 
-    mae: the masked autoencoder with random weights.
+    build: function that makes the masked autoencoder with random weights.
     """
 
     columns = measures.EVALUATION_COLUMNS
 
-    def __init__(self, run, source, mae, adapt):
-        super().__init__(run, source, adapt, with_labels=True)
+    def __init__(self, run, source, build, norms):
+        super().__init__(run, source, norms, with_labels=True)
+        mae = build()
         if run.init is not None:
             checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae)
         self.network = self.model = mae.to(self.device.torch)
         self.epochs = 0
 
     def ending(self, folder):
-        known = loader.whole_batches(self.source.train, self.run, self.loading)
-        accuracy = knn.knn_accuracy(self.network, known, self.val_batches, self.classes, self.device, self.pixels)
+        known, asked = self.loaders.whole(), self.loaders.validation
+        accuracy = knn.knn_accuracy(self.network, known, asked, self.classes, self.device, self.pixels)
         return {"acc1": accuracy}

@@ -11,29 +11,23 @@ SHARE_OF_TIME = 0.02  # that saving may take, while less than MOST_SECONDS lie b
 _GO_ON, _SAVE, _STOP = range(3)
 
 
-class Keeper:
-    """Saves a job into its run folder. All processes of a run call it alike; the main one writes.
+class Saver:
+    """Saves a Task into its RunFolder. All processes of a run call it alike; the main one writes.
 
-    record, status: the run's Record and Status. saving: SavingSettings. elapsed_s: of earlier starts of this run.
-    constant: what every checkpoint holds alike, args and baselines.
+    journal: runs.journal.Journal of the run. stop: signals.StopRequest.
     """
 
-    def __init__(self, job, folder, record, status, stop, saving, elapsed_s, **constant):
-        self.job, self.folder, self.record, self.status, self.stop = job, folder, record, status, stop
-        self.saving, self.constant = saving, constant
+    def __init__(self, task, folder, journal, stop):
+        self.task, self.folder, self.journal, self.stop = task, folder, journal, stop
+        self.saving = task.run.saving
         self.saved, self.took = time.monotonic(), 0.0  # when the last checkpoint was whole, how long it took
-        self.started = self.saved - elapsed_s
-
-    def elapsed_s(self):
-        """Seconds that the run has taken over all its starts."""
-        return time.monotonic() - self.started
 
     def after_step(self, position, epoch, share):
         """Between two optimizer steps, at a share of an epoch from 0 to 1.
 
-        position: function that makes the place to go on from, see Job.position.
+        position: function that makes the place to go on from, see Trainer.position.
         """
-        self.status.write_sometimes(epoch, share)
+        self.journal.status.write_sometimes(epoch, share)
         wish = _STOP if self.stop.name else _GO_ON
         if distributed.is_main() and wish == _GO_ON and time.monotonic() - self.saved > 60 * self.saving.minutes:
             wish = _SAVE
@@ -48,7 +42,7 @@ class Keeper:
         """After an epoch that was measured and recorded."""
         stop = self.stop.agreed()
         due = time.monotonic() - self.saved >= min(MOST_SECONDS, self.took / SHARE_OF_TIME)
-        if stop or (due and (epoch + 1) % self.saving.epochs == 0) or epoch + 1 == self.job.epochs:
+        if stop or (due and (epoch + 1) % self.saving.epochs == 0) or epoch + 1 == self.task.epochs:
             self.save(epoch)
         if stop:
             self.give_way(epoch + 1)
@@ -57,14 +51,11 @@ class Keeper:
         """Write the checkpoint; epoch: the last finished one."""
         started = time.monotonic()
         if distributed.is_main():
-            self.job.save(
-                self.folder, epoch=epoch, position=position, elapsed_s=self.elapsed_s(),
-                history=self.record.history(), **self.constant,
-            )  # fmt: skip
+            self.task.save(self.folder, epoch=epoch, position=position, **self.journal.state())
         self.saved = time.monotonic()
         self.took = self.saved - started
 
     def give_way(self, epoch):
         """End the run, whose state is saved. Raises Stopped."""
-        self.status.write(PREEMPTED, epoch)
+        self.journal.status.write(PREEMPTED, epoch)
         raise Stopped(self.stop.name or "another process of the run")

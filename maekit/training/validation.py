@@ -7,7 +7,6 @@ import torch
 from torch.utils.data import default_collate
 
 from .. import distributed
-from ..model import compiling
 from ..model.patches import hidden_patches, patch_statistics, unpatchify
 from ..probes.accuracy import percent
 
@@ -16,26 +15,16 @@ N_QUALITY = 64  # validation images that PSNR and SSIM are means over
 
 
 @torch.inference_mode()
-def validate(model, batches, device, measure, compiled=False, capture=None):
+def validate(batches, measure, device):
     """What the epoch's row of the log says of the validation images, every image counted once.
 
-    model: JointMAE; measure: `measured` of it. Returns {val_mse} (the mean loss over all hidden patches, in the loss's own
-    space) and, where there are such probes, {accuracy, frozen_accuracy, untrained_frozen_accuracy} in percent, all of masked
-    images. compiled: whether the model is, for batches as large as the first; capture: function of `measure` and the inputs
-    of such a batch that returns what to call in its place, None for itself.
+    measure: function of images, noise and labels of a batch, `measured` of a model in eval mode. Returns {val_mse}, the mean
+    loss over all hidden patches, in the loss's own space, and accuracies in percent by their columns, of masked images.
     """
-    model.eval()
-    total, n, whole = 0.0, 0, None
-    correct, of_whole = {}, None
+    total, n, correct = 0.0, 0, {}
     for batch in batches:
         inputs = [batch[name].to(device.torch, non_blocking=True) for name in ("images", "noise", "labels")]
-        whole = whole or len(inputs[0])
-        if len(inputs[0]) == whole:
-            of_whole = of_whole or (capture(measure, inputs) if capture else measure)
-            loss, right = of_whole(*inputs)
-        else:
-            with compiling.eagerly(compiled):
-                loss, right = measure(*inputs)
+        loss, right = measure(*inputs)
         for name, values in right.items():
             correct.setdefault(name, []).append(values.clone())  # the next replay of a CUDA graph is over it
         total += loss.to(device.sum_dtype) * len(inputs[0])
@@ -44,18 +33,25 @@ def validate(model, batches, device, measure, compiled=False, capture=None):
     return {"val_mse": total / n, **{name: percent(torch.cat(parts)) for name, parts in correct.items()}}
 
 
-def measured(model, frozen, device, pixels, mask_ratio, images, noise, labels):
-    """Reconstruction loss, and whether each image's class was found, {accuracy: (N,)}, of uint8 images on the device.
+def measured(model, probes, device, pixels, mask_ratio, images, noise, labels):
+    """Reconstruction loss, and whether each image's class was found, {column: (N,)}, of uint8 images on the device.
 
-    model: JointMAE; frozen: FrozenProbes or None.
+    model: JointMAE; probes: {name: Probe}.
     """
     images = pixels.normalize(images)
     with device.autocast():
         out = model(images, mask_ratio, noise, labels)
-        features = frozen.features(out.cls_token, images, mask_ratio, noise) if frozen else None
-    predicted = {} if out.logits is None else {"accuracy": out.logits.argmax(dim=1)}
-    predicted |= frozen.predict(features) if frozen else {}
-    return out.reconstruction, {name: classes == labels for name, classes in predicted.items()}
+        features = features_for(probes, out, images, mask_ratio, noise)
+    predicted = {column: c for probe in probes.values() for column, c in probe.predict(out, features).items()}
+    return out.reconstruction, {column: classes == labels for column, classes in predicted.items()}
+
+
+def features_for(probes, out, images, mask_ratio, noise):
+    """What {name: Probe} keep of a forward pass, {name: tensor}, see Probe.features."""
+    found = {}
+    for probe in probes.values():
+        found |= probe.features(out, images, mask_ratio, noise)
+    return found
 
 
 @torch.inference_mode()

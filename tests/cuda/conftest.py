@@ -15,7 +15,7 @@ from maekit import files
 from maekit.data import cache, sources
 from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
-from maekit.training.saving import Keeper
+from maekit.training.saving import Saver
 from tests.support import train_here, train_module
 
 DEMO = ("--demo", "--num_workers", "0", "--compile", "off")
@@ -84,8 +84,7 @@ def with_cache(run):
 def open_job(device, *flags):
     """The Job of a run on the demo's images, ready for its steps."""
     run = resolved(device, *flags)
-    job = train_module.open_job(run, with_cache(run))
-    train_module.fuse_norms(job.device)
+    job = train_module.open_task(run, with_cache(run))
     job.prepare()
     return job
 
@@ -103,12 +102,19 @@ class Bar:
         self.after(self.batches)
 
 
+class Idle:
+    """A Saver that never saves."""
+
+    def after_step(self, position, epoch, share):
+        pass
+
+
 def train_on(device, folder, *flags, check=0):
     """Run train.py in this process: its result, job, log, config and summary, what there is of them."""
     opened = []
     with pytest.MonkeyPatch.context() as patch:
-        make = train_module.open_job
-        patch.setattr(train_module, "open_job", lambda *args: opened.append(make(*args)) or opened[-1])
+        make = train_module.open_task
+        patch.setattr(train_module, "open_task", lambda *args: opened.append(make(*args)) or opened[-1])
         result = train_here(*DEMO, "--device", device.type, *flags, "--output_dir", folder, check=check)
     log = files.read_csv(folder / "log.csv") if (folder / "log.csv").exists() else []
     config, summary = (
@@ -126,7 +132,7 @@ def checkpoint_of(folder):
 def stop_request(epoch, share=None):
     """Within it, runs are asked to stop: at a share of an epoch from 0 to 1, or when the epoch has been measured."""
     name = "after_epoch" if share is None else "after_step"
-    proceed = getattr(Keeper, name)
+    proceed = getattr(Saver, name)
 
     def ask(self, *args):
         now = args[0] if share is None else args[1]
@@ -135,7 +141,7 @@ def stop_request(epoch, share=None):
         proceed(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Keeper, name, ask)
+        patch.setattr(Saver, name, ask)
         yield
 
 

@@ -7,7 +7,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from maekit.model import compiling
-from tests.cuda.conftest import Bar, checkpoint_of, open_job, stop_request, train_on
+from maekit.training.trainer import Trainer
+from tests.cuda.conftest import Bar, Idle, checkpoint_of, open_job, stop_request, train_on
 
 # batches that are replayed from a CUDA graph, once it is recorded, and no smaller last one to compile anew for
 RUN = ("--epochs", "2", "--max_images", "100", "--batch_size", "20", "--decoder_type", "linear")
@@ -89,7 +90,7 @@ def test_steps_as_one_cuda_graph_are_the_same_steps(norm, precision, blocks, gpu
         with monkeypatch.context() as patch:
             patch.setattr(compiling, "captures", lambda *_, graph=graph: graph)
             job = open_job(gpu, *flags)
-        found[graph] = [job.train_one_epoch(epoch, Bar(), after_step=lambda *_: None) for epoch in range(3)]
+        found[graph] = [Trainer(job, saver=Idle(), bar=Bar()).train_epoch(epoch) for epoch in range(3)]
         found[graph].append(job.validate(2))
         assert (job.captured is not None) == graph
     for eager, captured in zip(found[False], found[True]):

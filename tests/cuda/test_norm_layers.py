@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import norms
-import train as train_module
-from maekit.training.device import Device
+from maekit.model import compiling
 from tests.cuda.conftest import distance
 
 WIDTHS = (96, 192, 300, 512, 768, 1280)
@@ -17,7 +16,7 @@ SQUASHING = ("DynamicTanh", "AdaptiveDynamicTanh", "DynamicErf")
 @pytest.fixture(autouse=True)
 def fused(device, settings_of_torch):
     """Norm layers as a run has them."""
-    train_module.fuse_norms(Device(device.type, "auto"))
+    compiling.fuse_norms(norms, device)
 
 
 def layer_of(name, width, dtype=torch.float32):
@@ -82,7 +81,7 @@ def exactly(layer, x, grad):
 
 def test_a_run_says_nothing_of_its_norm_layers_where_triton_works(gpu, capsys):
     """Where Triton does not, it says so and goes on with torch's own kernels, which all that follows would not show."""
-    train_module.fuse_norms(Device(gpu.type, "auto"))
+    compiling.fuse_norms(norms, gpu)
     assert capsys.readouterr().out == ""
 
 

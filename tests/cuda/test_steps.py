@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from tests.cuda.conftest import DEMO, QUICK, Bar, open_job, train_on
+from maekit.training.trainer import Trainer
+from tests.cuda.conftest import DEMO, QUICK, Bar, Idle, open_job, train_on
 from tests.support import KIT, run
 
 STEPS = ("--epochs", "2", "--max_images", "96", "--batch_size", "16")
@@ -39,7 +40,7 @@ def test_a_step_does_not_wait_for_the_device(flags, device):
             torch.cuda.set_sync_debug_mode("error" if batches == 2 else "default")
 
     try:
-        row = job.train_one_epoch(0, Bar(after), after_step=lambda *_: None)
+        row = Trainer(job, saver=Idle(), bar=Bar(after)).train_epoch(0)
     finally:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
@@ -63,8 +64,9 @@ import json, os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, {kit!r})
-from maekit.training.trainer import OWN_BUFFERS
-from tests.cuda.conftest import Bar, open_job
+from maekit.training.task import OWN_BUFFERS
+from maekit.training.trainer import Trainer
+from tests.cuda.conftest import Bar, Idle, open_job
 
 device, folder, flags = torch.device({device!r}), {folder!r}, {flags!r}
 backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -76,7 +78,7 @@ for group in (False, True):
     job = open_job(device, *flags)
     if group:
         job.parallel_model = DistributedDataParallel(job.model, **OWN_BUFFERS)
-    found.append([job.train_one_epoch(epoch, Bar(), after_step=lambda *_: None)["train_loss"] for epoch in range(2)])
+    found.append([Trainer(job, saver=Idle(), bar=Bar()).train_epoch(epoch)["train_loss"] for epoch in range(2)])
     row = job.validate(1)
     found[-1] += [row["val_mse"], row["frozen_accuracy"]]
 numbers = torch.tensor([3.0], device=device)

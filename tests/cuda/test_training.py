@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maekit.settings import methods
+from maekit.training.trainer import Trainer
 from tests.cuda.conftest import QUICK, Bar, checkpoint_of, open_job, train_on
 
 ALL = ("--probes", "all", "--alpha", "0.1")
@@ -29,7 +30,7 @@ def test_a_run_has_the_losses_of_the_same_run_on_the_cpu(norm, device, tmp_path)
             assert all(0 <= ours[name] <= 100 for name in ("accuracy", "frozen_accuracy", "untrained_frozen_accuracy"))
         assert run.log[-1]["knn_accuracy"] > 10 and abs(run.log[-1]["knn_accuracy"] - expected[-1]["knn_accuracy"]) < 10
         if device.type == "cuda":
-            assert run.job.resident.kernels is not None and run.config["device"].startswith("cuda")
+            assert run.job.loaders.images.kernels is not None and run.config["device"].startswith("cuda")
             assert run.config["hardware"] == torch.cuda.get_device_name(0)
             assert run.job.device.precision == ("bfloat16" if precision == "auto" else "float32")
 
@@ -48,7 +49,7 @@ def test_a_step_in_which_float16_overflows_is_skipped(device, monkeypatch):
     flags = ("--epochs", "2", "--max_images", "24", "--batch_size", "8", "--decoder_type", "linear", "--norm", "adyt")
     job = open_job(device, *flags, "--precision", "float16", "--alpha", "0.1", "--probes", "joint frozen")
     before = {name: t.clone() for name, t in job.network.state_dict().items()}
-    losses = job.train_one_epoch(0, Bar())
+    losses = Trainer(job, bar=Bar()).train_epoch(0)
     assert math.isfinite(losses["train_loss"]) and job.device.scaler.get_scale() == 2.0**97
     assert all(torch.equal(t, before[name]) for name, t in job.network.state_dict().items())
 
@@ -63,7 +64,7 @@ def test_a_run_s_weights_are_fine_tuned_and_probed(task, device, trained, tmp_pa
         math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"]) and 0 <= row["acc1"] <= row["acc5"] <= 100
     )
     if device.type == "cuda" and task == "linprobe":
-        assert run.job.resident is not None
+        assert run.job.loaders.images is not None
 
 
 def test_a_run_s_encoder_is_scored_by_k_nn(device, trained, tmp_path):

@@ -1,0 +1,63 @@
+"""What a probe is: it watches a pre-training and says, in columns of the log, what the encoder knows."""
+
+from importlib import import_module
+
+from ..settings.probes import PROBES
+
+
+class Probe:
+    """Base of all probes, which by itself watches nothing. A probe defines what it needs of this.
+
+    During training: `features` of every forward pass, `observe` after it, `step` with each optimizer step, so that gradient
+    accumulation equals a larger batch. On the validation images: `predict` for every batch of masked images, and `score`
+    once they are through. Accuracies are in percent, by the name of their column. networks: encoders of its own, which are
+    compiled like the run's.
+    """
+
+    networks = ()
+
+    @classmethod
+    def of(cls, task):
+        """The probe of a training.pretraining.Pretraining, whose autoencoder is as it was before training."""
+        return cls()
+
+    def features(self, out, images, mask_ratio, noise):
+        """{name: tensor (N, ...)} to be kept of a forward pass, names its own; may be part of a CUDA graph.
+
+        out: JointOutput of images (N, 3, H, W), normalised, under masks of noise (N, L).
+        """
+        return {}
+
+    def observe(self, features, labels):
+        """Take notice of a batch: what `features` returned, labels int64 (N,)."""
+
+    def step(self, progress):
+        """Learn from what was observed since the last step; progress of the run is 0 to 1."""
+
+    def predict(self, out, features):
+        """{column: class index (N,)} for a batch of masked validation images."""
+        return {}
+
+    def score(self, epoch):
+        """{column: percent} that takes a pass over images of its own, after an epoch; {} if it is not this one's turn."""
+        return {}
+
+    def baseline(self):
+        """{column: percent}, measured once, before training."""
+        return {}
+
+    def state_dict(self):
+        """What a checkpoint keeps; {} for nothing."""
+        return {}
+
+    def load_state_dict(self, state, same_seed=True):
+        """Go on from a state; same_seed: whether it is of a run of this one's seed, with the same untrained encoder."""
+
+
+def open_probes(names, task):
+    """{name: Probe} of the table of probes, watching a Pretraining."""
+    probes = {}
+    for name in names:
+        module, _, kind = PROBES[name].home.partition(":")
+        probes[name] = getattr(import_module(module), kind).of(task)
+    return probes
