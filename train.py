@@ -17,11 +17,10 @@ The same command again goes on where it stopped. More to type, for a start on te
 Loops over norms and seeds are run_comparison.sh's, those over alphas and learning rates run_alpha_sweep.sh's.
 """
 
-import os
 import sys
 from functools import partial
 
-from maekit import distributed, errors, files
+from maekit import distributed, errors, files, machine
 from maekit.model import upstream
 from maekit.runs import loggers
 from maekit.runs.folder import RunFolder
@@ -31,11 +30,6 @@ from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.settings.tasks import PRETRAIN
 from maekit.training import checks, failures
-
-# How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with 1,000
-# its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way: two runs of as many
-# threads as cores side by side are 1.5 times as slow as with 1,000, and 2.6 times with 30,000. libgomp's own is 300,000.
-SPIN_COUNT = "10000"
 
 
 def main(argv=None):
@@ -49,22 +43,17 @@ def main(argv=None):
     loggers.check_wandb(run.wandb_project)
     checks.check_images(run, source)
     if run.dry_run:
-        print(
-            f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
-            f"{len(source.train) // run.optim.effective_batch} steps of {run.optim.effective_batch} images an epoch."
-        )
+        print(checks.size(run, source))
         return 0
     run = checks.agree_with_folder(run, folder)
     identity = checks.identity(run, source, clone)
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is imported
+    machine.let_threads_sleep()
     if run.device not in ("auto", "cpu") or distributed.size() > 1:
         from maekit.training.device import choose
 
         choose(run.device)
     distributed.start()
-    # started again by a cluster or by torchrun, it goes on
-    restarts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
-    fresh = run.overwrite and run.resume == "never" and not any(map(int, restarts))
+    fresh = run.overwrite and run.resume == "never" and not distributed.restarted()
     summary = distributed.on_main(lambda: folder.claim(identity, overwrite=run.overwrite, fresh=fresh))
     if summary is not None:
         again = " --resume never --overwrite repeats it." if run.overwrite else ""

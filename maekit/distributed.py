@@ -154,3 +154,8 @@ def gather_interleaved(tensor, total):
     padded[: len(tensor)] = tensor
     together = gather(padded).view(size(), longest, *tensor.shape[1:])
     return together.transpose(0, 1).reshape(size() * longest, *tensor.shape[1:])[:total]
+
+
+def restarted():
+    """Whether a cluster or torchrun has started this run again by itself."""
+    return any(int(os.environ.get(name, "0")) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))

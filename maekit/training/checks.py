@@ -80,3 +80,12 @@ def identity(run, source, clone):
         "mae_dir": None if clone is None else f"upstream at {clone.commit[:12]}",
         "data": source.fingerprint,
     }
+
+
+def size(run, source):
+    """A sentence on how many images and steps a run has."""
+    steps = len(source.train) // run.optim.effective_batch
+    return (
+        f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
+        f"{steps} steps of {run.optim.effective_batch} images an epoch."
+    )
