@@ -15,7 +15,7 @@ from maekit import files
 from maekit.analysis import comparison_figures, figures
 from maekit.runs.reading import is_evaluation
 from tests.support import KIT, run, train_here
-from tests.test_findings import fabricated
+from tests.support.runs import fabricated
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 METHODS = ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh")

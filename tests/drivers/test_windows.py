@@ -14,7 +14,7 @@ import warnings
 import pytest
 
 from tests.support import KIT, ended, run
-from tests.test_train import losses
+from tests.support.runs import losses
 
 COMPILER = "x86_64-w64-mingw32-gcc"
 QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")

@@ -11,9 +11,8 @@ import sys
 import pytest
 
 from maekit import files
-from tests import browser
-from tests.support import KIT, run, train_here
-from tests.test_gap import write_trajectory
+from tests.support import KIT, browser, run, train_here
+from tests.support.runs import write_trajectory
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
 RUNS = {  # method: flags

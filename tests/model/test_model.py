@@ -1,8 +1,5 @@
 """The masked autoencoder: upstream's numbers, its parts, and what its checkpoints must be."""
 
-import json
-import zlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,26 +14,9 @@ from maekit.model.mae import ALIASES, DECODER_WIDTHS, MODELS, MaskedAutoencoder,
 from maekit.model.patches import patchify, sincos_positions, unpatchify
 from maekit.settings import architectures, methods
 from maekit.training import checkpoint
-
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "mae_forward.json").read_text())
-
-
-def close(value, golden):
-    """golden to 1e-4 of itself, or 1e-6 where it is nearly zero; lists entry by entry."""
-    value, golden = np.asarray(value, dtype=float), np.asarray(golden, dtype=float)
-    return value.shape == golden.shape and bool((np.abs(value - golden) <= 1e-4 * np.abs(golden) + 1e-6).all())
-
+from tests.support.golden import GOLDEN, close, fill_by_rule
 
 # Upstream's numbers
-
-
-def fill_by_rule(mae):
-    """Weights by the rule that the golden file states."""
-    for name, tensor in mae.state_dict().items():
-        if name not in ("pos_embed", "decoder_pos_embed"):
-            random = np.random.RandomState(zlib.crc32(name.encode()))
-            value = 0.02 * random.standard_normal(tuple(tensor.shape)).astype(np.float32)
-            tensor.copy_(torch.from_numpy(value + ("norm" in name and name.endswith("weight"))))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["pixels", "norm_pix_loss"])

@@ -12,7 +12,7 @@ from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training.device import Device
 from tests.support import train, train_here
-from tests.test_train import losses
+from tests.support.runs import losses
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "96", "--batch_size", "32", "--num_workers", "0")
 

@@ -24,8 +24,8 @@ from maekit.data.datasets import AugmentedImages, TrainImages, ValImages
 from maekit.errors import InputError
 from maekit.settings.typed import DataSettings
 from tests.support import KIT, run, train_here
-from tests.test_data import collect, equal, open_folder, training, validation, write_folders
-from tests.test_train import losses, weights
+from tests.support.batches import collect, equal, open_folder, training, validation, write_folders
+from tests.support.runs import losses, weights
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
 

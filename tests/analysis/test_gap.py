@@ -15,34 +15,12 @@ from PIL import Image
 from maekit.analysis import gap, gap_figures
 from maekit.runs import measures
 from maekit.runs.trajectories import load_trajectories, read_trajectories
-from maekit.settings.spelling import spell
 from tests.support import KIT, run
+from tests.support.runs import write_trajectory
 
 FIGURES = ("tube_scatter_signed_alpha", "alpha_vs_final_metrics", "negative_vs_positive_comparison",
            "accuracy_over_epochs")  # fmt: skip
 CLASH = 0.35  # a value that several MSE share
-
-
-def write_trajectory(root, alpha, *, lr=1.5e-4, norm="LayerNorm", seed=0, epochs=6, status="finished", probes=True):
-    """A trajectory.json of the kit's, its numbers a plain function of the arguments."""
-    rng = np.random.default_rng([seed, int(1e6 * (alpha + 20)), int(1e7 * lr), len(norm)])
-    points = []
-    for epoch in range(epochs):
-        point = {"epoch": epoch, "mse": round(0.4 + 0.5 / (1 + epoch) + 0.02 * rng.random(), 4), "accuracy": None,
-                 "frozen_accuracy": None, "knn_accuracy": None, "untrained_frozen_accuracy": None,
-                 "untrained_knn_accuracy": None, "alpha": alpha, "lr": lr}  # fmt: skip
-        if probes:
-            point["accuracy"] = round(50 + 40 * math.tanh(alpha) + 5 * rng.random(), 1)
-            point["frozen_accuracy"] = round(60 + 3 * epoch + 5 * rng.random(), 1)
-            point["untrained_frozen_accuracy"] = 40.0 + epoch
-            if epoch % 2:
-                point |= {"knn_accuracy": round(65 + 5 * rng.random(), 1), "untrained_knn_accuracy": 45.0}
-        points.append(point)
-    head = {"alpha": alpha, "lr": lr, "model": "vit_tiny", "decoder": "base-8b", "norm": norm, "seed": seed}
-    folder = root / f"{spell(alpha)}" / f"{norm}_lr{spell(lr)}_seed{seed}"
-    folder.mkdir(parents=True)
-    (folder / "trajectory.json").write_text(json.dumps({**head, "status": status, "trajectory": points}))
-    return folder / "trajectory.json"
 
 
 def write_original(root, alpha, *, lr=None, folder=None, points=((0.7, 20.0), (0.5, 30.0))):

@@ -1,6 +1,5 @@
 """Crops made on a device are those that PIL makes of the same boxes. The device is the CPU here."""
 
-import math
 import os
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from maekit.data import cache, decoding, loader, resident, sources
 from maekit.data.datasets import TrainImages, ValImages
@@ -17,24 +15,13 @@ from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import DataSettings, ModelSettings
 from tests import support
+from tests.support.batches import by_pil
 
 
 @pytest.fixture(scope="module")
 def demo_source(tmp_path_factory):
     source = sources.open_source(DataSettings(None, None, 0), seed=0)
     return cache.cached(source, str(tmp_path_factory.mktemp("cache")), 64, lambda _: None)
-
-
-def by_pil(store, index, box, flip, side):
-    """A crop by PIL: the pixels that the box touches, and of them the box."""
-    pixels = store.picture(index).pixels
-    top, left, height, width = box
-    y, x = math.floor(top), math.floor(left)
-    touched = np.ascontiguousarray(pixels[y : math.ceil(top + height), x : math.ceil(left + width)])
-    right, bottom = min(left - x + width, touched.shape[1]), min(top - y + height, touched.shape[0])
-    crop = Image.fromarray(touched).resize((side, side), Image.BICUBIC, box=(left - x, top - y, right, bottom))
-    found = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
-    return found.flip(2) if flip else found
 
 
 @pytest.mark.parametrize("side", [32, 64, 224])

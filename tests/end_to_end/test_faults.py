@@ -24,7 +24,7 @@ from maekit.training import checkpoint, failures, saving
 from maekit.training.saving import Keeper
 from maekit.training.signals import StopRequest
 from tests.support import KIT, train, train_here, write_ilsvrc
-from tests.test_train import flat, losses
+from tests.support.runs import flat, losses
 
 QUICK = ("--demo", "--max_images", "48", "--batch_size", "8", "--num_workers", "0")
 ALL = ("--alpha", "0.1", "--probes", "all", "--eval_every", "2", "--norm", "adyt")

@@ -10,6 +10,7 @@ from maekit import stats
 from maekit.analysis import comparison, findings
 from maekit.errors import InputError
 from maekit.settings import methods
+from tests.support.runs import fabricated
 
 T_975 = {3: 4.302653, 5: 2.776445, 10: 2.262157}  # Student's t, n - 1 degrees of freedom, from a table
 
@@ -74,21 +75,6 @@ def test_sentences_on_differences_say_what_the_numbers_say():
     )
     assert "on average over 2 seeds; no interval" in say(difference(0.087, n=2))
     assert "nothing to compare" in say({**difference(None, n=0), "mean": None})
-
-
-def fabricated(method, seed, val, *, norm=None, seconds=2.0, layers=(), status="finished", measured=(), **options):
-    """A run as comparison.load gives it. layers: per epoch, the alphas of its layers; status None: it has not ended."""
-    log = [
-        {"epoch": i, "val_mse": v, "train_loss": v, "epoch_time_s": seconds, "norm_alpha_mean": 1.5 + i,
-         "images_per_s": 9.0, "peak_memory_mb": None}
-        for i, v in enumerate(val)
-    ]  # fmt: skip
-    alphas = [{"epoch": e, "layer": f"l{i}", "alpha": a, "saturated": a >= 2.0 or a <= 0.1}
-              for e, row in enumerate(layers) for i, a in enumerate(row)]  # fmt: skip
-    identity = {"norm": norm or method.partition("-")[0], "seed": seed, **options}
-    return {"path": Path(method) / f"seed{seed}", "method": method, "config": {"identity": identity}, "log": log,
-            "norm_alpha": alphas,
-            "summary": status and {"seed": seed, "status": status, "val_mse": val[-1], **dict(measured)}}  # fmt: skip
 
 
 def described(found):

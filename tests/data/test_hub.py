@@ -19,7 +19,7 @@ from PIL import Image
 from maekit.data import hub, sources
 from maekit.errors import InputError
 from tests.support import KIT, run, train_here
-from tests.test_data import center_crop_by_pil, collect, equal, training, validation
+from tests.support.batches import center_crop_by_pil, collect, equal, training, validation
 
 CLASSES = ("astronaut", "chelsea", "coffee")
 PER_CLASS = {"train": 40, "validation": 5}

@@ -23,18 +23,7 @@ from maekit.settings.resolution import resolve
 from maekit.settings.typed import OptimSettings
 from maekit.training.trainer import learning_rate
 from tests.support import KIT, WNIDS, train, train_here, write_ilsvrc
-
-QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
-CLOCK = ("epoch_time_s", "images_per_s", "peak_memory_mb")
-
-
-def losses(folder):
-    """The log without its clock columns."""
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in files.read_csv(folder / "log.csv")]
-
-
-def weights(folder):
-    return torch.load(folder / "checkpoint.pth", weights_only=True)["model"]
+from tests.support.runs import QUICK, flat, losses, weights
 
 
 @pytest.fixture(scope="module")
@@ -200,15 +189,6 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_curve(more, tmp_path):
     a, b = (flat(torch.load(f / "checkpoint.pth", weights_only=True)) for f in (killed, tmp_path / "whole"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert any("probes" in name for name in a) == bool(more)
-
-
-def flat(state, path=""):
-    """{path: tensor} of all weights and states of optimizers in a checkpoint."""
-    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
-    found = {path: state} if isinstance(state, torch.Tensor) else {}
-    for name, part in items:
-        found |= flat(part, f"{path}/{name}")
-    return found
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-KIT = Path(__file__).resolve().parent.parent
+KIT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(KIT))
 
 import train as train_module

@@ -13,7 +13,7 @@ import torch
 from maekit import distributed, files
 from maekit.data import loader
 from tests.support import KIT, run, train
-from tests.test_train import losses
+from tests.support.runs import losses
 
 DATA = ("--demo", "--epochs", "2", "--max_images", "150", "--num_workers", "0")  # 2 does not divide 150 / 32
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
