@@ -20,7 +20,25 @@ def losses(folder):
 
 
 def weights(folder):
-    return torch.load(folder / "checkpoint.pth", weights_only=True)["model"]
+    return state(folder)["model"]
+
+
+def state(folder):
+    """The checkpoint of a run."""
+    return torch.load(folder / "checkpoint.pth", weights_only=True)
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def same(a, b):
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def flat(state, path=""):
