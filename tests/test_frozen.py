@@ -38,7 +38,7 @@ import analysis
 from maekit import files
 from maekit.model.mae import build_mae
 from tests.support import KIT, run, train_here
-from tests.test_train import flat, losses
+from tests.support.runs import flat, losses
 
 FROZEN = Path(__file__).parent / "frozen"
 RECORD = os.environ.get("RECORD_FROZEN", "")

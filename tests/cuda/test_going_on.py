@@ -11,7 +11,7 @@ import torch
 
 from tests.cuda.conftest import DEMO, checkpoint_of, stop_request, train_on
 from tests.support import KIT
-from tests.test_train import flat, losses
+from tests.support.runs import flat, losses
 
 RUN = ("--epochs", "3", "--max_images", "96", "--batch_size", "16", "--norm", "adyt", "--alpha", "0.1",
        "--probes", "joint frozen")  # fmt: skip

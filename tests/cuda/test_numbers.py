@@ -12,8 +12,8 @@ from maekit.model import upstream
 from maekit.model.mae import build_mae
 from tests.cuda.conftest import distance, resolved, with_cache
 from tests.support import KIT
-from tests.test_model import GOLDEN, close, fill_by_rule
-from tests.test_resident import by_pil
+from tests.support.batches import by_pil
+from tests.support.golden import GOLDEN, close, fill_by_rule
 
 BASE = "mae_vit_base_patch16"
 

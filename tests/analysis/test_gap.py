@@ -1,0 +1,445 @@
+"""analysis.py gap: trajectories of this kit and of the original scripts in, statistics, table and figures out."""
+
+import csv
+import json
+import math
+import re
+import resource
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from maekit.analysis import gap, gap_figures
+from maekit.runs import measures
+from maekit.runs.trajectories import load_trajectories, read_trajectories
+from tests.support import KIT, run
+from tests.support.runs import write_trajectory
+
+FIGURES = ("tube_scatter_signed_alpha", "alpha_vs_final_metrics", "negative_vs_positive_comparison",
+           "accuracy_over_epochs")  # fmt: skip
+CLASH = 0.35  # a value that several MSE share
+
+
+def write_original(root, alpha, *, lr=None, folder=None, points=((0.7, 20.0), (0.5, 30.0))):
+    """A trajectory.json as the original scripts wrote it."""
+    head = {"alpha": alpha, **({} if lr is None else {"lr": lr}), "model": "vit_tiny", "decoder": "base-8b"}
+    file = root / (folder or str(alpha)) / "trajectory.json"
+    file.parent.mkdir(parents=True)
+    trajectory = [{"epoch": i, "mse": m, "accuracy": a, "alpha": alpha} for i, (m, a) in enumerate(points)]
+    file.write_text(json.dumps({**head, "trajectory": trajectory}))
+    return file
+
+
+def analyse(log_dir, out, *flags, check=0):
+    return run(
+        sys.executable, KIT / "analysis.py", "gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check
+    )
+
+
+def statistics(out, suffix=""):
+    return json.loads((out / f"gap_statistics{suffix}.json").read_text())
+
+
+def plain_gap(points, n_bins):
+    """Γ and its bins by plain loops over (mse, accuracy) pairs."""
+    low, high = min(m for m, _ in points), max(m for m, _ in points)
+    total, bins = 0.0, []
+    for i in range(n_bins):
+        left, right = low + (high - low) * i / n_bins, low + (high - low) * (i + 1) / n_bins
+        inside = [a for m, a in points if left <= m < right or (i == n_bins - 1 and m == high)]
+        if len(inside) >= 2:
+            total += max(inside) - min(inside)
+            bins.append((i, len(inside), min(inside), max(inside), sum(inside) / len(inside)))
+    return total, bins
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Five alphas, two norms, three seeds."""
+    root = tmp_path_factory.mktemp("sweep")
+    for alpha in (-10.0, -0.5, 0.0, 0.00001, 0.5):
+        for norm in ("LayerNorm", "DynamicTanh"):
+            for seed in range(3):
+                write_trajectory(root, alpha, norm=norm, seed=seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def analysed(sweep, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return out, analyse(sweep, out)
+
+
+def all_points(root, name="accuracy"):
+    """(mse, accuracy) of every point with that accuracy, by json alone."""
+    files = [json.loads(f.read_text()) for f in root.rglob("trajectory.json")]
+    return [(p["mse"], p[name]) for f in files for p in f["trajectory"] if p[name] is not None]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("accuracy", ""), ("frozen_accuracy", "_frozen"), ("knn_accuracy", "_knn")]
+)
+def test_the_statistics_are_those_of_plain_loops(name, suffix, sweep, analysed):
+    points = all_points(sweep, name)
+    gamma, bins = plain_gap(points, 15)
+    found = statistics(analysed[0], suffix)
+    assert found["reconstruction_gap"] == pytest.approx(gamma, abs=1e-9) and found["n_bins"] == len(bins) > 3
+    for ours, (index, n, low, high, mean) in zip(found["bin_statistics"], bins, strict=True):
+        assert (ours["bin_index"], ours["n_points"], ours["acc_min"], ours["acc_max"]) == (index, n, low, high)
+        assert ours["acc_spread"] == pytest.approx(high - low) and ours["acc_mean"] == pytest.approx(mean)
+    assert found["largest_bin_spread"] == pytest.approx(max(high - low for _, _, low, high, _ in bins))
+    assert found["bins_over_5_points"] == sum(high - low > 5 for _, _, low, high, _ in bins)
+    frame = pd.DataFrame(points, columns=["mse", "acc"])
+    assert found["overall_correlation"]["spearman_r"] == pytest.approx(frame.corr(method="spearman").iloc[0, 1])
+    assert found["summary"] == {
+        "n_experiments": 5, "total_points": len(points), "n_runs": 30,
+        "mse_range": [frame.mse.min(), frame.mse.max()], "acc_range": [frame.acc.min(), frame.acc.max()],
+    }  # fmt: skip
+    assert list(found["alpha_correlations"]) == ["-10.0", "-0.5", "0.0", "0.00001", "0.5"]
+
+
+def test_the_originals_keys_are_all_there(analysed):
+    found = statistics(analysed[0])
+    assert {"reconstruction_gap", "n_bins", "bin_statistics", "alpha_correlations", "overall_correlation",
+            "summary"} <= set(found)  # fmt: skip
+    assert {"bin_index", "mse_min", "mse_max", "n_points", "acc_min", "acc_max", "acc_spread", "acc_mean",
+            "acc_std"} <= set(found["bin_statistics"][0])  # fmt: skip
+
+
+def test_the_number_in_the_figure_is_the_number_in_the_json(sweep, analysed):
+    """Every Γ that is written in a figure, or printed, stands in the JSON."""
+    points = load_trajectories(sweep)
+    for column, suffix in (("accuracy", ""), ("frozen_accuracy", "_frozen"), ("knn_accuracy", "_knn")):
+        found = statistics(analysed[0], suffix)
+        known = {found["reconstruction_gap"], *(p["reconstruction_gap"] for p in found["per_norm"].values())}
+        for part in found["per_norm"].values():
+            known |= {side["reconstruction_gap"] for side in part["signs"].values()}
+        drawn = []
+        these = points[points[column].notna()]
+        for draw in (gap_figures.tube_scatter, gap_figures.negative_vs_positive):
+            figure = draw(these, gap.describe(these, column), column)
+            texts = [figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.axes)]
+            drawn += [float(value) for text in texts for value in re.findall(r"Γ = ([\d.]+)", text)]
+        assert len(drawn) == 1 + 2 + 4
+        assert {f"{value:.1f}" for value in drawn} <= {f"{value:.1f}" for value in known}
+        assert f"{found['reconstruction_gap']:.1f}" in {f"{value:.1f}" for value in drawn}
+        assert f"Γ = {found['reconstruction_gap']:.1f} points" in analysed[1].stdout
+
+
+def test_every_norm_has_its_own_gap_in_the_same_bins(sweep, analysed):
+    found = statistics(analysed[0])
+    assert list(found["per_norm"]) == ["LayerNorm", "DynamicTanh"]
+    edges = found["bin_edges"]
+    for norm, part in found["per_norm"].items():
+        files = [json.loads(f.read_text()) for f in sweep.rglob("trajectory.json")]
+        points = [(p["mse"], p["accuracy"]) for f in files if f["norm"] == norm for p in f["trajectory"]]
+        total = 0.0
+        for i in range(15):
+            last = i == 14
+            inside = [a for m, a in points if edges[i] <= m < edges[i + 1] or (last and m == edges[i + 1])]
+            total += max(inside) - min(inside) if len(inside) > 1 else 0
+        assert part["reconstruction_gap"] == pytest.approx(total) and part["n_runs"] == 15
+
+
+def test_with_three_seeds_there_is_an_interval_and_with_fewer_the_output_says_why_not(sweep, analysed, tmp_path):
+    found = statistics(analysed[0])["over_seeds"]
+    values = list(found["values"].values())
+    mean, deviation = np.mean(values), np.std(values, ddof=1)
+    half = 4.302652729911275 * deviation / math.sqrt(3)  # t of two degrees of freedom, 97.5 %
+    assert (found["low"], found["high"]) == pytest.approx((mean - half, mean + half))
+    assert "95 % interval" in analysed[1].stdout and statistics(analysed[0])["noise_floor"]["n"] == 10
+    for alpha in (0.0, 0.5):
+        for seed in (0, 1):
+            write_trajectory(tmp_path / "in", alpha, seed=seed)
+    out = analyse(tmp_path / "in", tmp_path / "out").stdout
+    assert "no interval: needs 3 seeds or more, there are 2" in out
+    found = statistics(tmp_path / "out")["over_seeds"]
+    assert found["low"] is None and found["n"] == 2 and "3 seeds" in found["note"]
+
+
+def test_the_untrained_encoder_stands_beside_every_accuracy(sweep, analysed):
+    out, result = analysed
+    assert statistics(out)["untrained"]["mean"] == statistics(out, "_frozen")["untrained"]["mean"] == 45.0
+    assert statistics(out, "_knn")["untrained"]["mean"] == 45.0
+    assert result.stdout.count("untrained encoder: LayerNorm 45.0 %") == 3
+    points = load_trajectories(sweep)
+    found, _ = read_trajectories(sweep)
+    for column in measures.ACCURACIES.values():
+        these = points[points[column].notna()]
+        for figure in (
+            gap_figures.tube_scatter(these, gap.describe(these, column), column),
+            gap_figures.negative_vs_positive(these, gap.describe(these, column), column),
+            gap_figures.alpha_vs_final(these, gap.describe(these, column), found, column),
+            gap_figures.over_epochs(these, found, column),
+        ):
+            legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+            assert any("untrained" in t.get_text() for legend in legends for t in legend.get_texts())
+
+
+def test_the_table_has_a_row_per_norm_rate_and_alpha(sweep, analysed):
+    with open(analysed[0] / "gap_table.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 10
+    row = next(r for r in rows if r["norm"] == "DynamicTanh" and float(r["alpha"]) == 0.5)
+    files = [json.loads(f.read_text()) for f in (sweep / "0.5").rglob("DynamicTanh*/trajectory.json")]
+    for column, name in (("mse", "mse"), ("accuracy", "accuracy"), ("frozen_accuracy", "frozen_accuracy")):
+        finals = [f["trajectory"][-1][name] for f in files]
+        assert float(row[f"{column}_mean"]) == pytest.approx(np.mean(finals))
+        assert float(row[f"{column}_std"]) == pytest.approx(np.std(finals, ddof=1))
+    assert row["n_seeds"] == "3" and row["n_diverged"] == "0" and row["epochs"] == "6"
+    assert float(row["untrained_frozen_accuracy_mean"]) == 45.0
+
+
+def test_every_figure_is_there_as_png_and_pdf_and_shows_something(analysed):
+    names = ["mse_over_epochs", *(name + suffix for name in FIGURES for suffix in ("", "_frozen", "_knn"))]
+    for name in names:
+        pixels = np.asarray(Image.open(analysed[0] / f"{name}.png").convert("RGB"))
+        assert pixels.shape[1] >= 900 and pixels.std() > 10, name
+        assert (analysed[0] / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_points_have_one_size_and_hues_say_the_sign_of_alpha(sweep):
+    points = load_trajectories(sweep)
+    figure = gap_figures.tube_scatter(points, gap.describe(points, "accuracy"), "accuracy")
+    sizes = {size for ax in figure.axes for c in ax.collections for size in np.ravel(getattr(c, "_sizes", []))}
+    assert len(sizes - {36.0}) == 1  # 36: what boxes are said to have
+    hues = gap_figures.Hues(points["alpha"])
+    for alpha in (-10.0, -0.5, 0.00001, 0.5):
+        red, _, blue = hues.rgb([alpha])[0]
+        assert (red > blue) == (alpha < 0) and red != blue
+    assert hues.rgb([0.0])[0].tolist() == [1, 1, 1]
+    strengths = [1 - hues.rgb([a])[0][0] for a in (0.00001, 0.5)]
+    assert strengths[0] < strengths[1]
+
+
+def test_brightness_grows_with_the_epoch_and_the_learning_rate(tmp_path):
+    for lr in (1e-4, 1e-3):
+        write_trajectory(tmp_path, 0.5, lr=lr)
+    points = load_trajectories(tmp_path)
+    progress = gap_figures._progress(points, points)
+    low, high = (progress[points["lr"] == lr].tolist() for lr in (1e-4, 1e-3))
+    assert low == sorted(low) and high == sorted(high) and all(a < b for a, b in zip(low, high))
+    assert min(low) == 0 and max(high) == 1
+
+
+@pytest.mark.parametrize(("probe", "suffix"), [("joint", ""), ("frozen", "_frozen"), ("knn", "_knn")])
+def test_accuracy_chooses_the_probe(probe, suffix, sweep, tmp_path):
+    analyse(sweep, tmp_path, "--accuracy", probe)
+    assert [f.name for f in tmp_path.glob("gap_statistics*.json")] == [f"gap_statistics{suffix}.json"]
+
+
+def test_n_bins_and_binning_change_the_gap(sweep, tmp_path):
+    for name, flags in (("few", ("--n_bins", "4")), ("quantile", ("--binning", "quantile"))):
+        analyse(sweep, tmp_path / name, *flags, "--accuracy", "joint")
+    few, quantile = statistics(tmp_path / "few"), statistics(tmp_path / "quantile")
+    assert few["reconstruction_gap"] == pytest.approx(plain_gap(all_points(sweep), 4)[0])
+    counts = [b["n_points"] for b in quantile["bin_statistics"]]
+    assert len(counts) == 15 and max(counts) - min(counts) <= 3 and quantile["binning"] == "quantile"
+
+
+# The original scripts' files
+
+
+def test_the_original_scripts_files_are_read_and_drawn_beside_ours(tmp_path):
+    write_original(tmp_path / "in", -0.5, lr=1e-4, folder="neg0.5_lr1eneg04")
+    write_original(tmp_path / "in", 0.5, folder="deep/er/0.5")
+    write_trajectory(tmp_path / "in", 0.1)
+    points = load_trajectories(tmp_path / "in")
+    assert len(points) == 2 + 2 + 6 and set(points["norm"]) == {"LayerNorm"}
+    assert set(points[points["alpha"] == 0.5]["lr"]) == {1.5e-4} and set(points[points["alpha"] == -0.5]["lr"]) == {
+        1e-4
+    }
+    analyse(tmp_path / "in", tmp_path / "out", "--accuracy", "joint")
+    assert statistics(tmp_path / "out")["summary"]["n_experiments"] == 3
+
+
+def test_a_folder_of_original_files_alone_has_the_joint_accuracy_only(tmp_path):
+    for alpha in (-0.5, 0.0, 0.5):
+        write_original(tmp_path / "in", alpha, points=((0.7, 20 + alpha), (0.5, 30 + alpha), (0.4, 40 + alpha)))
+    analyse(tmp_path / "in", tmp_path / "out")
+    found = statistics(tmp_path / "out")
+    assert found["reconstruction_gap"] == pytest.approx(3.0) and found["n_bins"] == 3 and found["untrained"] is None
+    assert not list(tmp_path.glob("out/*_frozen*")) and (tmp_path / "out/tube_scatter_signed_alpha.png").exists()
+
+
+# Bad input
+
+
+def complaint(log_dir, out, *flags):
+    error = analyse(log_dir, out, *flags, check=2).stderr.strip()
+    assert len(error.splitlines()) == 1 and "Traceback" not in error, error
+    return error
+
+
+def test_a_log_folder_without_trajectories(tmp_path):
+    assert "no such folder" in complaint(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert "no trajectory.json in it" in complaint(tmp_path / "empty", tmp_path / "out")
+    write_trajectory(tmp_path / "bad", 0.5).write_text("{")
+    assert "1 that cannot be used" in complaint(tmp_path / "bad", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "no JSON, or cut off"),
+        (lambda text: "hello", "no JSON"),
+        (lambda text: "", "no JSON"),
+        (lambda text: "[]", "no trajectory"),
+        (lambda text: text.replace('"mse"', '"error"', 1), "lacks the key mse in point 0"),
+        (lambda text: text.replace('"accuracy"', '"acc"', 1), "lacks the key accuracy in point 0"),
+        (lambda text: text.replace('"epoch": 3', '"time": 3'), "lacks the key epoch in point 3"),
+        (lambda text: text.replace('"alpha": 0.5', '"a": 0.5', 1), "lacks the key alpha"),
+        (lambda text: text.replace('"trajectory"', '"points"'), "lacks the key trajectory"),
+        (lambda text: re.sub(r'"mse": [\d.]+', '"mse": NaN', text, count=1), "holds NaN"),
+        (lambda text: re.sub(r'"frozen_accuracy": [\d.]+', '"frozen_accuracy": Infinity', text), "holds Infinity"),
+        (lambda text: re.sub(r'"mse": [\d.]+', '"mse": 1e999', text, count=1), "holds inf for mse in point 0"),
+        (lambda text: re.sub(r'"mse": [\d.]+', '"mse": "low"', text, count=1), "holds 'low' for mse in point 0"),
+        (lambda text: re.sub(r'"trajectory": .*', '"trajectory": []}', text), "has no points"),
+        (lambda text: text.replace('"seed": 0', '"seed": "a"'), "holds 'a' for seed"),
+        (lambda text: text.replace('"model": "vit_tiny"', '"model": ["a"]'), "holds ['a'] for model"),
+        (lambda text: text.replace('"epoch": 3', '"epoch": 0.5'), "holds 0.5 for epoch in point 3"),
+        (lambda text: text.replace('"status"', '"flat_colour": "x", "status"'), "holds 'x' for flat_colour"),
+    ],
+)
+def test_a_trajectory_that_cannot_be_used_is_named_and_the_rest_is_analysed(damage, says, tmp_path):
+    for alpha in (-0.5, 0.0):
+        write_trajectory(tmp_path / "in", alpha)
+    bad = write_trajectory(tmp_path / "in", 0.5)
+    bad.write_text(damage(bad.read_text()))
+    result = analyse(tmp_path / "in", tmp_path / "out", "--accuracy", "joint")
+    assert f"{bad}: " in result.stdout and says in result.stdout
+    assert "2 trajectories with 12 points analysed, 1 left out" in result.stdout
+    found = statistics(tmp_path / "out")
+    assert found["summary"]["n_runs"] == 2 and len(found["skipped"]) == 1 and str(bad) in found["skipped"][0]
+
+
+def test_bins_below_one_and_words_for_numbers(sweep, tmp_path):
+    assert "--n_bins 0: must be 1 or more" in complaint(sweep, tmp_path, "--n_bins", "0")
+    assert "--n_bins" in complaint(sweep, tmp_path, "--n_bins", "many")
+    assert "--binning" in complaint(sweep, tmp_path, "--binning", "log")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_mse_value_has_no_gap_and_the_statistics_say_so(tmp_path):
+    for alpha in (0.0, 0.5):
+        write_original(tmp_path / "in", alpha, points=((CLASH, 20.0 + alpha),))
+    error = complaint(tmp_path / "in", tmp_path / "out")
+    assert "1 distinct MSE value in 2 points" in error and "Warning" not in error
+    found = statistics(tmp_path / "out")
+    assert found["reconstruction_gap"] is None and "1 distinct MSE value" in found["note"]
+    assert (tmp_path / "out/tube_scatter_signed_alpha.png").exists() and (tmp_path / "out/gap_table.csv").exists()
+
+
+def test_open_shows_what_was_written_for_a_sweep_without_a_gap_too(tmp_path):
+    """BROWSER is what Python's webbrowser starts; where nothing was written, an old page is not shown."""
+    (tmp_path / "see").write_text('#!/bin/sh\necho "$1" >> "$0.out"\n')
+    (tmp_path / "see").chmod(0o755)
+    write_original(tmp_path / "in", 0.5, points=((CLASH, 20.0),))
+    for flags in ([], ["--accuracy", "knn"]):
+        run(sys.executable, KIT / "analysis.py", "gap", "--log_dir", tmp_path / "in", "--output_dir", tmp_path / "out", "--open",
+            *flags, check=2, env={"BROWSER": f"{tmp_path}/see %s"})  # fmt: skip
+    assert (tmp_path / "see.out").read_text() == (tmp_path / "out/report.html").as_uri() + "\n"
+
+
+def test_an_accuracy_that_no_run_measured(tmp_path):
+    write_original(tmp_path / "in", 0.5)
+    error = complaint(tmp_path / "in", tmp_path / "out", "--accuracy", "knn")
+    assert "--accuracy knn" in error and "they have joint" in error
+    write_trajectory(tmp_path / "none", 0.5, probes=False)
+    assert "no trajectory has an accuracy" in complaint(tmp_path / "none", tmp_path / "out")
+
+
+def test_an_output_folder_that_cannot_be_written(sweep, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in complaint(sweep, tmp_path / "file" / "below")
+
+
+# Runs that did not end well, and odd mixtures
+
+
+def test_diverged_and_unended_runs_are_drawn_and_named(tmp_path):
+    for alpha in (-0.5, 0.0, 0.5):
+        write_trajectory(tmp_path / "in", alpha)
+    cut = write_trajectory(tmp_path / "in", -10.0, epochs=2, status="diverged")
+    gone = write_trajectory(tmp_path / "in", -5.0, epochs=0, status="diverged")
+    going = write_trajectory(tmp_path / "in", 5.0, epochs=3, status="running")
+    out = analyse(tmp_path / "in", tmp_path / "out").stdout
+    assert f"{cut.parent}: diverged, 2 finite epochs" in out and f"{gone.parent}: diverged, 0 finite epochs" in out
+    assert f"{going.parent}: not ended, 3 finite epochs" in out
+    found = statistics(tmp_path / "out")
+    assert set(found["diverged"]) == {str(cut.parent), str(gone.parent)}
+    assert found["summary"]["total_points"] == 21 and found["summary"]["n_runs"] == 4  # those of diverged runs in none
+    with open(tmp_path / "out/gap_table.csv", newline="") as f:
+        rows = {float(row["alpha"]): row for row in csv.DictReader(f)}
+    assert rows[-10.0]["n_diverged"] == "1" and rows[-10.0]["mse_mean"] == "" and rows[-5.0]["n_seeds"] == "0"
+    assert rows[5.0]["n_unended"] == "1" and rows[5.0]["mse_mean"] == "" and rows[0.5]["n_unended"] == "0"
+    trajectories, _ = read_trajectories(tmp_path / "in")
+    points = load_trajectories(tmp_path / "in")
+    figure = gap_figures.alpha_vs_final(points, gap.describe(points, "accuracy"), trajectories, "accuracy")
+    assert any("2 diverged" in t.get_text() for legend in figure.legends for t in legend.get_texts())
+    tube = gap_figures.tube_scatter(points, gap.describe(points, "accuracy"), "accuracy")
+    assert "points, 1 diverged" in tube.axes[0].get_title(loc="left")
+
+
+def test_a_point_of_a_diverged_run_does_not_move_the_bins(tmp_path):
+    for alpha in (-0.5, 0.0, 0.5):
+        write_trajectory(tmp_path / "in", alpha)
+    analyse(tmp_path / "in", tmp_path / "before", "--accuracy", "joint")
+    far = write_trajectory(tmp_path / "in", -10.0, epochs=1, status="diverged")
+    far.write_text(re.sub(r'"mse": [\d.]+', '"mse": 350.0', far.read_text()))
+    analyse(tmp_path / "in", tmp_path / "after", "--accuracy", "joint")
+    before, after = (statistics(tmp_path / name) for name in ("before", "after"))
+    assert after["bin_statistics"] == before["bin_statistics"] and len(after["diverged"]) == 1
+
+
+def test_the_baseline_is_that_of_the_longest_run(tmp_path):
+    """The probe of an untrained encoder gets better with every epoch; a run that ended early must not lower it."""
+    write_trajectory(tmp_path / "in", 0.5)
+    write_trajectory(tmp_path / "in", -10.0, epochs=1, status="diverged")
+    write_trajectory(tmp_path / "in", 0.1, epochs=2, status="running")
+    analyse(tmp_path / "in", tmp_path / "out", "--accuracy", "frozen")
+    assert statistics(tmp_path / "out", "_frozen")["untrained"]["mean"] == 45.0
+
+
+def test_a_run_that_has_no_epoch_yet_does_not_stop_the_analysis(tmp_path):
+    for alpha in (0.0, 0.5):
+        write_trajectory(tmp_path / "in", alpha)
+    going = write_trajectory(tmp_path / "in", -0.5, epochs=0, status="running")
+    out = analyse(tmp_path / "in", tmp_path / "out").stdout
+    assert f"{going.parent}: not ended, 0 finite epochs" in out
+
+
+def test_a_folder_where_every_run_diverged_at_once_says_so(tmp_path):
+    for alpha in (-10.0, 10.0):
+        write_trajectory(tmp_path / "in", alpha, epochs=0, status="diverged")
+    for flags in ((), ("--accuracy", "joint")):
+        assert "Every run diverged" in complaint(tmp_path / "in", tmp_path / "out", *flags)
+    write_trajectory(tmp_path / "in", 5.0, epochs=3, status="diverged")
+    assert "every run diverged" in complaint(tmp_path / "in", tmp_path / "out", "--accuracy", "joint")
+    assert (tmp_path / "out/gap_table.csv").exists()
+
+
+def test_sweeps_of_different_lengths_and_copies_of_a_run_are_pooled_with_a_notice(tmp_path):
+    write_trajectory(tmp_path / "in/quick", 0.5, epochs=3)
+    first = write_trajectory(tmp_path / "in/full", 0.5)
+    out = analyse(tmp_path / "in", tmp_path / "out", "--accuracy", "joint").stdout
+    assert "runs of 3, 6 epochs are pooled" in out
+    assert f"and {first.parent} are the same run, counted twice" in out
+
+
+def test_a_thousand_trajectories_of_fifty_epochs_take_at_most_a_minute(tmp_path):
+    for seed in range(10):
+        for norm in ("LayerNorm", "DynamicTanh"):
+            for lr in (1e-3, 1e-4):
+                for i in range(25):
+                    write_trajectory(tmp_path / "in", (i - 12) / 4, lr=lr, norm=norm, seed=seed, epochs=50)
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
+    out = analyse(tmp_path / "in", tmp_path / "out").stdout
+    assert "1000 trajectories with 50000 points analysed" in out
+    took = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert took.ru_utime - began.ru_utime < 2 * 60  # of two cores, and whatever else they do
+    assert (tmp_path / "out/tube_scatter_signed_alpha.pdf").stat().st_size < 5e6

@@ -1,0 +1,82 @@
+"""k-NN: the vote, its features."""
+
+import math
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from maekit.probes import knn
+from tests.support.probing import CLASSES, CPU, PIXELS, val_batches
+
+
+def plain_knn(features, labels, query, k, temperature):
+    """One query in plain Python."""
+    norm = math.sqrt(sum(q * q for q in query))
+    ranked = sorted(
+        (
+            -sum(f * q for f, q in zip(row, query)) / norm / math.sqrt(sum(f * f for f in row)),
+            label,
+        )
+        for row, label in zip(features, labels)
+    )
+    votes = Counter()
+    for distance, label in ranked[:k]:
+        votes[label] += math.exp(-distance / temperature)
+    return max(votes, key=votes.get)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(20, 0.07), (1, 0.07), (5, 1.0), (500, 0.07)])
+def test_the_nearest_neighbours_vote_by_similarity(k, temperature):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, 6))
+    labels = rng.integers(0, 4, 120)
+    features = centres[labels] + rng.normal(size=(120, 6))
+    queries = centres[rng.integers(0, 4, 50)] + 1.5 * rng.normal(size=(50, 6))
+    expected = [plain_knn(features.tolist(), labels.tolist(), q, k, temperature) for q in queries.tolist()]
+    tensors = (torch.tensor(features), torch.tensor(labels), torch.tensor(queries))
+    assert knn.knn_predict(*tensors, 4, k, temperature).tolist() == expected
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("known", [1000, 2**22, 2**26, 2**27])
+def test_similarities_at_a_time_are_bounded_however_many_images_are_known(known, monkeypatch):
+    """To 2^26, a quarter of a gigabyte, or to those of one image."""
+    sizes, asked = [], iter((known, 50))
+
+    def features(*_):
+        n = next(asked)
+        return torch.zeros(1, 1).expand(n, 1), torch.zeros(1, dtype=torch.int64).expand(n)
+
+    def predict(features, labels, queries, classes):
+        sizes.append(len(queries))
+        return torch.zeros(len(queries), dtype=torch.int64)
+
+    monkeypatch.setattr(knn, "cls_features", features)
+    monkeypatch.setattr(knn, "knn_predict", predict)
+    images = SimpleNamespace(dataset=range(known))
+    assert knn.knn_accuracy(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS) == 100
+    assert sum(sizes) == 50 and (max(sizes) * known <= 2**26 or max(sizes) == 1)
+
+
+def test_its_features_are_cls_tokens_of_whole_images(mae, source):
+    images = source.val.subset(np.arange(0, 200, 20))
+    features, labels = knn.cls_features(mae, val_batches(images, 4), CPU, PIXELS)
+    dataset = val_batches(images).dataset
+    for i in range(len(images)):
+        image = PIXELS.normalize(dataset[i]["images"][None])
+        with torch.no_grad():
+            x = mae.patch_embed(image) + mae.pos_embed[:, 1:]
+            x = torch.cat((mae.cls_token + mae.pos_embed[:, :1], x), dim=1)
+            for block in mae.blocks:
+                x = block(x)
+        assert torch.allclose(features[i], mae.norm(x)[0, 0], atol=1e-4)
+        assert labels[i] == source.val.labels[20 * i]
+
+
+def test_a_validation_image_that_is_also_a_training_image_is_found(mae, source):
+    """Known neighbours: queries are the training images themselves, and k-NN must know most of them again."""
+    known = val_batches(source.train)
+    assert knn.knn_accuracy(mae, known, known, CLASSES, CPU, PIXELS) > 60

@@ -1,0 +1,79 @@
+"""Real parts for the tests: an ILSVRC tree of full-size photographs, and processes to run the kit in."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+KIT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(KIT))
+
+import train as train_module
+from maekit import errors
+from maekit.data import demo
+
+WNIDS = ("n01440764", "n02123045", "n03804744")  # tench, tabby cat, nail: the class that int(folder name) broke on
+
+
+def run(*command, cwd=KIT, check=None, env=None, timeout=300):
+    """Run a command of the kit as a user would; `check` is the exit code to insist on."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "PYTHON": sys.executable, **(env or {})},
+    )
+    if check is not None:
+        assert result.returncode == check, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def train(*flags, **options):
+    """Run train.py in a process of its own."""
+    return run(sys.executable, KIT / "train.py", *flags, **options)
+
+
+def ended(stdout):
+    """(runs that a driver trained to the end, runs that it found done), whether one after the other or side by side."""
+    patterns = (r"finished after|: done$", r"finished already|: done already$")
+    return tuple(len(re.findall(pattern, stdout, re.MULTILINE)) for pattern in patterns)
+
+
+def train_here(*flags, check=None):
+    """Run train.py's main in this process, which has torch already; the result looks like a process's."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = errors.exit_code(lambda: train_module.main([str(flag) for flag in flags]))
+    if check is not None:
+        assert code == check, err.getvalue()
+    return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
+
+
+def write_ilsvrc(root, *, train_images=24, val_images=12):
+    """An ILSVRC tree of JPEGs of photographs at full size: wnid folders, flat val, LOC_val_solution.csv.
+
+    Image i of a split is photograph i mod 10; its class is WNIDS[i mod 3].
+    """
+    base = root / "Data" / "CLS-LOC"
+    photos = [Image.open(demo.photograph(name)).convert("RGB") for name in demo.PHOTOGRAPHS]
+    for i in range(train_images):
+        wnid = WNIDS[i % len(WNIDS)]
+        folder = base / "train" / wnid
+        folder.mkdir(parents=True, exist_ok=True)
+        photos[i % 10].save(folder / f"{wnid}_{i}.JPEG", quality=90)
+    (base / "val").mkdir(parents=True)
+    lines = ["ImageId,PredictionString"]
+    for i in range(val_images):
+        stem = f"ILSVRC2012_val_{i + 1:08d}"
+        photos[i % 10].save(base / "val" / f"{stem}.JPEG", quality=90)
+        lines.append(f"{stem},{WNIDS[i % len(WNIDS)]} 1 1 20 20 ")
+    (root / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
+    return root
