@@ -1,11 +1,18 @@
 """Normalisation layers for transformers, their registry, and conversion of a model from LayerNorm to any of them.
 
+    LayerNorm            (x - mean) / std * weight + bias          what transformers have
+    RMSNorm              x / rms(x) * weight
+    DynamicTanh          tanh(a x) * weight + bias                 no statistics: a, a scalar, is learned
+    DynamicErf           erf(a x + s) * weight + bias              a and s learned
+    AdaptiveDynamicTanh  tanh(a(t) x) * weight + bias              a(t) follows the layer's own gradient norm
+
     model = convert_norms(model, "DynamicTanh")                 # every nn.LayerNorm replaced
     model = convert_norms(model, "adyt", lam=0.1, smooth=0.9)   # aliases work
     ...
     loss.backward(); update_adaptive(model); optimizer.step()   # AdaptiveDynamicTanh: one line per optimizer step
 
-This file needs torch only and nothing of the kit around it: copy it into your project.
+This file needs torch only and nothing of the kit around it: copy it into your project. Layers come first, then the registry,
+the conversion and what training calls; last the arithmetic in one pass each way that keeps a CPU's memory bus free.
 """
 
 import math
