@@ -18,9 +18,11 @@
 #   --num_workers N      processes that decode images (default: $NUM_WORKERS, else 16, at most the cores there are)
 #   --model NAME         (default: vit_tiny; demo: the demo's), --decoder_type NAME (default: base-8b; demo: the model's)
 #   --probes NAMES       accuracies to score (default: all)
-#   --imagenet_dir DIR   a folder with train/ and val/, such as Imagenette's, in place of the hub's frgfm/imagenette
-#   --output_dir DIR     everything goes below it (default: outputs)
-#   --checkpoint_dir DIR checkpoints go below it (default: checkpoints/<sweep> in --output_dir)
+#   --imagenet_dir DIR   a folder with train/ and val/, such as ImageNet's, in place of the hub's frgfm/imagenette;
+#   --hf_dataset NAME    likewise, another data set of the hub
+#   --output_dir DIR     everything goes below it, runs into <data>-mae-reconstruction-gap/<name> (default: outputs), where
+#                        <data> is imagenette, demo, or the last part of the folder's or data set's name
+#   --checkpoint_dir DIR checkpoints go below it (default: checkpoints/<name> in --output_dir, <data>-<name> of other data)
 #   --name NAME          name of the sweep in the names of folders (default: full)
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
 #                        --demo where there is no GPU one a core, or all if less than two a core)
@@ -66,6 +68,11 @@ dry_run=
 help=
 train_flags=()
 
+pass_on() {
+    read_train_flag "$@"
+    train_flags+=("${FLAG[@]}")
+}
+
 TYPED=$(command_line "$0" "$@")
 status=
 while [ $# -gt 0 ]; do
@@ -84,13 +91,13 @@ while [ $# -gt 0 ]; do
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --name) read_value "$@" && name=$VALUE ;;
-    --demo) demo=1 && data_flags=() ;;
+    --demo) demo=$1 ;;
     --clone_mae) clone_mae=1 ;;
     --dry_run) dry_run=1 ;;
     status) status=1 ;;
     --help | -h) help=1 ;;
-    --imagenet_dir | --hf_dataset) data_flags=() && train_flags+=("$1") ;;
-    *) read_running_flag "$@" || train_flags+=("$1") ;;
+    --imagenet_dir | --hf_dataset) data_flags=() && pass_on "$@" ;;
+    *) read_running_flag "$@" || pass_on "$@" ;;
     esac
     shift "$WORDS"
 done
@@ -114,30 +121,33 @@ fi
 
 # What is the same in every run. With --demo, what was not typed is left to train.py's --demo.
 if [ -n "$demo" ]; then
-    sweep=demo-$name
-    root=$output_dir/demo-mae-reconstruction-gap/$name
-    data_flags=(--demo)
-    [ "$lrs" != default ] || lrs=$(grid_values --demo lr)
+    data_flags=("$demo")
+    [ "$lrs" != default ] || lrs=$(ask values --demo lr)
 else
-    sweep=$name
-    root=$output_dir/imagenette-mae-reconstruction-gap/$name
     [ "$lrs" != default ] || lrs=1.5e-4
     : "${batch_size:=512}" "${model:=vit_tiny}" "${decoder_type:=base-8b}"
-    : "${num_workers:=$(grid_values --workers 16)}"
+    : "${num_workers:=$(ask values --workers 16)}"
 fi
+# Runs of other data are elsewhere, and so are their checkpoints, in a typed --checkpoint_dir as well.
+data=$(ask sweep_data "$output_dir" "$name" ${data_flags[@]+"${data_flags[@]}"} ${train_flags[@]+"${train_flags[@]}"})
+root=$output_dir/$data-mae-reconstruction-gap/$name
+case $data in
+imagenette) sweep=$name own='' ;;
+demo) sweep=demo-$name own='' ;;
+*) sweep=$data-$name own=/$data ;;
+esac
 [ -z "$status" ] || show_status "$root"
 for flag in batch_size num_workers model decoder_type; do
     [ -z "${!flag}" ] || train_flags+=("--$flag" "${!flag}")
 done
 train_flags=(${data_flags[@]+"${data_flags[@]}"} --epochs "$epochs" --probes "$probes"
     ${train_flags[@]+"${train_flags[@]}"})
+checkpoint_dir=${checkpoint_dir:+$checkpoint_dir$own}
 : "${checkpoint_dir:=$output_dir/checkpoints/$sweep}"
 architecture=${model:-demo}${decoder_type:+_$decoder_type}
 
-alphas=$(grid_values --alphas "$alphas")
-lrs=$(grid_values --lrs "$lrs")
-norms=$(grid_values --norms "$norms")
-seeds=$(grid_values --seeds "$seeds")
+lists=$(ask values --alphas "$alphas" --lrs "$lrs" --norms "$norms" --seeds "$seeds")
+{ read -r alphas && read -r lrs && read -r norms && read -r seeds; } <<<"$lists"
 
 # Every run of the sweep, a command a line.
 print_commands() {
@@ -157,12 +167,14 @@ print_commands() {
     done
 }
 
+commands=$(print_commands)
+check_commands "$commands"
 if [ -n "$dry_run" ]; then
-    print_commands
+    printf '%s\n' "$commands"
     exit
 fi
 
-# What is wrong with the flags or the data is wrong for every run: said once, before the first.
+# What is wrong with the data is wrong for every run: said once, before the first.
 for alpha in $alphas; do [ "$alpha" = 0.0 ] || break; done
 "$PYTHON" "$KIT/train.py" --dry_run --alpha "$alpha" "${train_flags[@]}"
 

@@ -12,11 +12,11 @@ rem   --methods "A B ..."  normalisation layers: LayerNorm (ln), RMSNorm (rms), 
 rem                        AdaptiveDynamicTanh (adyt), DynamicErf (derf); --norms is the same flag
 rem                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh). Options may be in the name:
 rem                        DynamicTanh-alpha1.0, AdaptiveDynamicTanh-lambda0.5-smooth0.99, also -min and -max
-rem   --control            one method more: DynamicTanh that starts at AdaptiveDynamicTanh's upper bound, with
-rem                        --dyt_alpha_init 2.0. Does the other adapt, or is it just that?
-rem   --adyt_lambda "A B ..." --adyt_smooth "A B ..."
-rem                        AdaptiveDynamicTanh once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value it is
-rem                        an option of train.py
+rem   --control            one method more per upper bound among the AdaptiveDynamicTanh: DynamicTanh that starts there,
+rem                        as DynamicTanh-alpha<bound>. Does the other adapt, or is it just that?
+rem   --adyt_lambda "A B ..." and other options of norms
+rem                        every method of that norm once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value
+rem                        it is an option of train.py
 rem   --seeds "0 1 ..."    one run per method and seed (default: 0)
 rem   --output_dir DIR     results; runs are in DIR\<method>\seed<k> (default: output_comparison; demo: output_demo)
 rem   --checkpoint_dir DIR checkpoints, in DIR\<method>\seed<k> (default: the run's folder)
@@ -47,19 +47,6 @@ set "KIT=%~dp0"
 rem A backslash before a closing quote, as in "D:\out\", would take the quote for part of the name.
 set args=%*
 if defined args set args=%args:\"="%
-rem Help, status and dry runs need no packages.
-set "light="
-:next_word
-if [%1]==[] goto words_read
-if "%~1"=="--help" set "light=1"
-if "%~1"=="-h" set "light=1"
-if "%~1"=="/?" set "light=1"
-if "%~1"=="--dry_run" set "light=1"
-if "%~1"=="status" set "light=1"
-shift /1
-goto next_word
-:words_read
-
 rem PYTHON: the one given, else the active one if it has all packages, else .venv beside this script, made once.
 if defined PYTHON set "PYTHON=%PYTHON:"=%"
 if defined PYTHON goto given_python
@@ -67,6 +54,7 @@ set "active="
 for %%c in (python.exe py.exe) do if not defined active call :try_python "%%~$PATH:c"
 if not defined active set "problem=no Python 3.11 or newer found. Install one, or set PYTHON to its path." & goto fail
 set "PYTHON=%active%"
+call :try_without_packages
 if defined light goto have_python
 rem py.exe chooses a Python for each script anew, so it only makes .venv.
 if /i "%active:~-7%"=="\py.exe" goto use_venv
@@ -92,6 +80,7 @@ copy /y "%KIT%requirements-frozen.txt" "%KIT%.venv\made-from.txt" >nul
 goto have_python
 
 :given_python
+call :try_without_packages
 if defined light goto have_python
 "%PYTHON%" "%KIT%maekit\drivers\check_environment.py"
 if errorlevel 1 set "problem=PYTHON=%PYTHON% cannot run the kit (see above). Install requirements.txt there." & goto fail
@@ -104,6 +93,13 @@ exit /b %ERRORLEVEL%
 if "%~1"=="" exit /b 0
 "%~1" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>nul
 if not errorlevel 1 set "active=%~1"
+exit /b 0
+
+:try_without_packages
+rem Help, status and dry runs need no packages.
+set "light="
+"%PYTHON%" "%KIT%maekit\drivers\windows.py" --without_packages %args% 2>nul
+if not errorlevel 1 set "light=1"
 exit /b 0
 
 :fail

@@ -12,11 +12,11 @@
 #                        AdaptiveDynamicTanh (adyt), DynamicErf (derf); --norms is the same flag
 #                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh). Options may be in the name:
 #                        DynamicTanh-alpha1.0, AdaptiveDynamicTanh-lambda0.5-smooth0.99, also -min and -max
-#   --control            one method more: DynamicTanh that starts at AdaptiveDynamicTanh's upper bound, with
-#                        --dyt_alpha_init 2.0. Does the other adapt, or is it just that?
-#   --adyt_lambda "A B ..." --adyt_smooth "A B ..."
-#                        AdaptiveDynamicTanh once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value it is
-#                        an option of train.py
+#   --control            one method more per upper bound among the AdaptiveDynamicTanh: DynamicTanh that starts there,
+#                        as DynamicTanh-alpha<bound>. Does the other adapt, or is it just that?
+#   --adyt_lambda "A B ..." and other options of norms
+#                        every method of that norm once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value
+#                        it is an option of train.py
 #   --seeds "0 1 ..."    one run per method and seed (default: 0)
 #   --output_dir DIR     results; runs are in DIR/<method>/seed<k> (default: ./output_comparison; demo: ./output_demo)
 #   --checkpoint_dir DIR checkpoints, in DIR/<method>/seed<k> (default: the run's folder)
@@ -56,12 +56,21 @@ finetune_flags=
 linprobe_flags=
 clone_mae=
 control=
-lambdas=
-smooths=
-alpha_max=
 dry_run=
 train_flags=()
 shared_flags=() # those of train_flags that evaluations get, too
+options=()      # those of norms; with several values each is a method per value
+
+# pass_on FLAG ...: a flag of train.py to the runs, and to the evaluations if they get it, too.
+pass_on() {
+    read_train_flag "$@"
+    [ "$KIND" != shared_option ] || options+=("${FLAG[@]}")
+    case $KIND-$VALUE in
+    shared_option-*[![:space:]]*[[:space:]]*[![:space:]]*) return ;; # several values: a method each, see values.py
+    shared_*) shared_flags+=("${FLAG[@]}") ;;
+    esac
+    train_flags+=("${FLAG[@]}")
+}
 
 TYPED=$(command_line "$0" "$@")
 status=
@@ -75,21 +84,8 @@ while [ $# -gt 0 ]; do
     --eval) read_value "$@" && evals=${VALUE//,/ } ;;
     --finetune_flags) read_text "$@" && finetune_flags=$VALUE ;;
     --linprobe_flags) read_text "$@" && linprobe_flags=$VALUE ;;
-    --demo | --overwrite)
-        shared_flags+=("$1")
-        train_flags+=("$1")
-        [ "$1" = --overwrite ] || : "${output_dir:=./output_demo}"
-        ;;
-    --control) control=1 ;;
-    --adyt_lambda) read_value "$@" && lambdas=${VALUE:- } ;;
-    --adyt_smooth) read_value "$@" && smooths=${VALUE:- } ;;
-    --imagenet_dir | --hf_dataset | --hf_config | --max_images | --num_workers | --cache | --model | --input_size | \
-        --device | --precision | --compile | --dyt_alpha_init | --adyt_*)
-        read_value "$@"
-        [ "${1%%=*}" != --adyt_alpha_max ] || alpha_max=$VALUE
-        shared_flags+=("${1%%=*}" "$VALUE")
-        train_flags+=("${1%%=*}" "$VALUE")
-        ;;
+    --control) control=yes ;;
+    --demo) : "${output_dir:=./output_demo}" && pass_on "$@" ;;
     --clone_mae) clone_mae=1 ;;
     --dry_run) dry_run=1 ;;
     status) status=1 ;;
@@ -98,66 +94,38 @@ while [ $# -gt 0 ]; do
         use_any_python
         exec "$PYTHON" "$KIT/train.py" --help
         ;;
-    *) read_running_flag "$@" || train_flags+=("$1") ;;
+    *) read_running_flag "$@" || pass_on "$@" ;;
     esac
     shift "$WORDS"
 done
 : "${output_dir:=./output_comparison}"
 
-# vary FLAG VALUES: AdaptiveDynamicTanh once per value; a single value stays a flag, as typed.
-vary() {
-    case $2 in
-    '') ;;
-    *[![:space:]]*[[:space:]]*[![:space:]]*) names=$(grid_values "$1" "$2 -- $names") ;;
-    *[![:space:]]*)
-        shared_flags+=("$1" "$2")
-        train_flags+=("$1" "$2")
-        ;;
-    *) grid_values "$1" "" ;; # says that it is empty
-    esac
-}
-
-# method_flags METHOD: DynamicTanh-alpha2.0 -> --norm DynamicTanh --dyt_alpha_init 2.0, a word a line
-method_flags() {
-    local IFS=- piece
-    for piece in $1; do
-        case $piece in
-        alpha*) printf '%s\n' --dyt_alpha_init "${piece#alpha}" ;;
-        lambda*) printf '%s\n' --adyt_lambda "${piece#lambda}" ;;
-        smooth*) printf '%s\n' --adyt_smooth "${piece#smooth}" ;;
-        min*) printf '%s\n' --adyt_alpha_min "${piece#min}" ;;
-        max*) printf '%s\n' --adyt_alpha_max "${piece#max}" ;;
-        esac
-    done
-}
-
 # Every run of the comparison, a command a line.
 print_commands() {
-    local seed method
+    local seed method options
     for seed in $seeds; do
-        for method in $names; do
-            print_run "$method" "$seed" "" ${train_flags[@]+"${train_flags[@]}"}
-        done
+        while read -r method options; do
+            print_run "" ${train_flags[@]+"${train_flags[@]}"}
+        done <<<"$methods"
     done
 }
 
 # Every evaluation of their encoders, pre-trained and untrained.
 print_evaluations() {
-    local seed method task
+    local seed method options task
     for task in $evals; do
         for seed in $seeds; do
-            for method in $names; do
+            while read -r method options; do
                 print_evaluation "/$task" --init "$output_dir/$method/seed$seed"
                 print_evaluation "/untrained_$task" --init untrained
-            done
+            done <<<"$methods"
         done
     done
 }
 
 print_evaluation() {
     # shellcheck disable=SC2046 # a list of words
-    (set -f && print_run "$method" "$seed" "$1" --task "$task" "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} \
-        $(flags_of "$task"))
+    (set -f && print_run "$1" --task "$task" "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
 }
 
 flags_of() {
@@ -167,12 +135,12 @@ flags_of() {
     esac
 }
 
-# print_run METHOD SEED SUBFOLDER FLAG...: the method's own options come last, so they win
+# print_run SUBFOLDER FLAG...: of the loops' method and seed; the method's own options come last, so they win
 print_run() {
-    local run=$1/seed$2$3
-    # shellcheck disable=SC2046 # a list of words
-    train_command --norm "${1%%-*}" --seed "$2" --output_dir "$output_dir/$run" \
-        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:4}" $(method_flags "$1")
+    local run=$method/seed$seed$1
+    # shellcheck disable=SC2086 # a list of words
+    train_command --norm "${method%%-*}" --seed "$seed" --output_dir "$output_dir/$run" \
+        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:2}" $options
 }
 
 check_running_flags
@@ -182,19 +150,18 @@ train_flags+=(${wandb_flags[@]+"${wandb_flags[@]}"})
 if [ -n "$clone_mae" ]; then clone_mae; fi
 if [ -n "$dry_run$status" ]; then use_any_python; else use_environment; fi
 [ -z "$status" ] || show_status "$output_dir"
-[ -z "$control" ] || methods="$methods DynamicTanh-alpha$(grid_values --adyt_alpha_max "${alpha_max:-2.0}")"
-names=$(grid_values --methods "$methods")
-vary --adyt_lambda "$lambdas"
-vary --adyt_smooth "$smooths"
-seeds=$(grid_values --seeds "$seeds")
-[ -z "$evals" ] || evals=$(grid_values --eval "$evals")
+# a method a line: its name, and its options as flags of train.py
+methods=$(ask values --methods "$methods" --control "$control" ${options[@]+"${options[@]}"})
+seeds=$(ask values --seeds "$seeds")
+[ -z "$evals" ] || evals=$(ask values --eval "$evals")
+commands=$(print_commands && print_evaluations)
+check_commands "$commands"
 if [ -n "$dry_run" ]; then
-    print_commands
-    print_evaluations
+    printf '%s\n' "$commands"
     exit
 fi
 
-# What is wrong with the flags or the data is wrong for every run: said once, before the first.
+# What is wrong with the data is wrong for every run: said once, before the first.
 "$PYTHON" "$KIT/train.py" --dry_run ${train_flags[@]+"${train_flags[@]}"}
 for task in $evals; do
     # shellcheck disable=SC2046 # a list of words

@@ -27,10 +27,34 @@ read_text() {
     esac
 }
 
-# grid_values --flag VALUES: the values of a list, checked and spelled, or exit code 2.
-grid_values() {
-    # shellcheck disable=SC2086 # the list is split on purpose
-    (set -f && PYTHONPATH=$KIT exec "$PYTHON" -m maekit.drivers.values "$1" $2)
+# ask PROGRAM WORD...: what a program of maekit/drivers answers, which needs no packages; or its exit code.
+ask() {
+    PYTHONPATH=$KIT "$PYTHON" -P -m "maekit.drivers.$1" "${@:2}"
+}
+
+# read_train_flag FLAG ...: a flag of train.py and its value into FLAG, the value into VALUE, how many words it took into
+# WORDS, and what it is into KIND, see kind_of in values.py. Exit code 2 if train.py has no such flag.
+# shellcheck disable=SC2034 # all are the caller's
+read_train_flag() {
+    [ -n "$known_flags" ] || known_flags=" $(use_any_python && ask values --train_flags) " || exit
+    KIND=${known_flags#*" ${1%%=*}="}
+    [ "$KIND" != "$known_flags" ] || fail "$1: neither $0 nor train.py has this flag. See $0 --help."
+    KIND=${KIND%% *}
+    VALUE=
+    case $KIND in
+    *switch) WORDS=1 ;;
+    *) read_value "$@" ;;
+    esac
+    case $KIND in
+    shared_value | shared_option) FLAG=("${1%%=*}" "$VALUE") ;;
+    *) FLAG=("${@:1:WORDS}") ;; # as it is typed
+    esac
+}
+known_flags=
+
+# check_commands: exit code 2 if train.py would refuse one of the commands, whatever the data.
+check_commands() {
+    printf '%s\n' "$1" | ask check_commands
 }
 
 # The comment at the top of a script is its help.

@@ -1,13 +1,13 @@
-"""Check and spell the values of a grid: what follows the flag, one a line, each once.
+"""What the shell drivers ask of the tables of flags and methods, and the values of their lists, checked and spelled.
 
-python -m maekit.drivers.values --alphas -0.5 0 5e-1     -> -0.5, 0.0, 0.5
-python -m maekit.drivers.values --norms ln dyt           -> LayerNorm, DynamicTanh
-python -m maekit.drivers.values --methods ln dyt-alpha2  -> LayerNorm, DynamicTanh-alpha2.0
-python -m maekit.drivers.values --adyt_lambda 0 1 -- LayerNorm AdaptiveDynamicTanh
-                                                         -> LayerNorm, AdaptiveDynamicTanh-lambda0.0, ...-lambda1.0
-python -m maekit.drivers.values --eval linprobe knn      -> linprobe, knn
-python -m maekit.drivers.values --demo lr                -> what --demo sets it to
-python -m maekit.drivers.values --workers 16             -> 16, at most the cores there are
+python -P -m maekit.drivers.values --alphas "-0.5 0 5e-1" --seeds "0 1"    -> -0.5 0.0 0.5, and 0 1: a list a line
+python -P -m maekit.drivers.values --methods "ln adyt" --control yes --adyt_lambda "0 1"
+                                                    -> LayerNorm
+                                                       AdaptiveDynamicTanh-lambda0.0 --adyt_lambda 0.0
+                                                       ...: a method a line, and the flags that its options are
+python -P -m maekit.drivers.values --train_flags    -> --task=value --demo=shared_switch ..., see kind_of
+python -P -m maekit.drivers.values --demo lr        -> what --demo sets it to
+python -P -m maekit.drivers.values --workers 16     -> 16, at most the cores there are
 """
 
 import math
@@ -17,29 +17,60 @@ from maekit import errors
 from maekit.errors import InputError
 from maekit.machine import available_cores
 from maekit.settings import methods, recipes
+from maekit.settings.flags import FLAGS
 from maekit.settings.spelling import spell
 from maekit.settings.tasks import EVALUATIONS
 
 
 def main(argv):
-    flag, *typed = argv
-    if flag == "--demo":
-        print(spelled(flag, str(recipes.DEMO[typed[0]])))
-        return
-    if flag == "--workers":
-        print(min(int(typed[0]), available_cores()))
-        return
-    varied = typed[typed.index("--") + 1 :] if "--" in typed else None
-    if varied is not None:
-        typed = typed[: typed.index("--")]
-    values = grid_values(flag, typed)
-    print("\n".join(values if varied is None else methods.vary(varied, flag[2:], values)))
+    typed = dict(zip(argv[::2], argv[1::2]))
+    if argv == ["--train_flags"]:
+        print(*(f"--{name}={kind_of(name)}" for name in FLAGS))
+    elif "--demo" in typed:
+        print(spelled("--demo", str(recipes.DEMO[typed["--demo"]])))
+    elif "--workers" in typed:
+        print(min(int(typed["--workers"]), available_cores()))
+    elif "--methods" in typed:
+        control = typed.pop("--control", "")
+        for method in compared(typed.pop("--methods"), typed, control=control != ""):
+            print(method, *methods.flags_of(method)[2:])
+    else:
+        for flag, text in typed.items():
+            print(*grid_values(flag, text))
+
+
+def kind_of(name):
+    """What a flag of train.py is to a driver: "switch", which has no value, "value", or "option", a norm's value.
+
+    With shared_ before it if evaluations of a comparison's encoders get it, too.
+    """
+    kind = "switch" if FLAGS[name].kind is bool else "option" if name in methods.OPTIONS else "value"
+    return f"shared_{kind}" if FLAGS[name].shared else kind
+
+
+def compared(names, options, *, control=False):
+    """The methods of a comparison. Raises InputError.
+
+    names: as typed. options: {"--flag": text} of options of norms: with several values, every method whose norm has it is
+    there once per value. control: also those that methods.controls names.
+    """
+    made, bound = grid_values("--methods", names), None
+    for flag in methods.OPTIONS:
+        if f"--{flag}" not in options:
+            continue
+        text = options[f"--{flag}"]
+        values = grid_values(f"--{flag}", text)
+        if len(text.split()) > 1:
+            made = methods.vary(made, flag, values)
+        elif flag == methods.BOUND:
+            bound = float(values[0])
+    return made + methods.controls(made, bound) if control else made
 
 
 def grid_values(flag, typed):
-    """The values of a list, checked and spelled, each once. Raises InputError."""
+    """The values of a list as typed, checked and spelled, each once. Raises InputError."""
     values = []
-    for text in typed:
+    for text in typed.split():
         value = spelled(flag, text)
         if value in values:
             print(f"{flag}: {text} is there twice, run once.", file=sys.stderr)
@@ -56,7 +87,7 @@ def spelled(flag, text):
         return methods.spelled(text)
     if flag == "--norms":
         return methods.norm_name(text)
-    if flag in ("--adyt_lambda", "--adyt_smooth", "--adyt_alpha_max"):
+    if flag[2:] in methods.OPTIONS:
         return spell(methods.option_value(f"{flag} {text}", flag[2:], text))
     if flag == "--eval":
         if text not in EVALUATIONS:

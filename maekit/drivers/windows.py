@@ -16,101 +16,87 @@ sys.path.insert(0, str(KIT))  # started by path, so that runs keep the user's PY
 
 from maekit import errors
 from maekit.drivers import pool
+from maekit.drivers.check_commands import check
 from maekit.drivers.tasks import for_shell, write_tasks
-from maekit.drivers.values import grid_values
+from maekit.drivers.values import compared, grid_values, kind_of
 from maekit.errors import InputError
-from maekit.settings import methods
-from maekit.settings.spelling import spell
+from maekit.settings import methods, recipes
+from maekit.settings.flags import FLAGS
 
 SCRIPT = "run_comparison.bat"
-VALUES = {  # flag: what it sets; a value never begins with --
-    "--methods": "methods", "--norms": "methods", "--norm": "methods", "--seeds": "seeds", "--seed": "seeds",
-    "--output_dir": "output_dir", "--checkpoint_dir": "checkpoint_dir", "--eval": "evals", "--adyt_lambda": "lambdas",
-    "--adyt_smooth": "smooths", "--jobs": "jobs", "--nproc": "nproc", "--warm": "warm", "--wandb_project": "wandb_project",
-}  # fmt: skip
-TEXTS = {"--finetune_flags": "finetune", "--linprobe_flags": "linprobe"}
-SWITCHES = {"--control": "control", "--clone_mae": "clone_mae", "--dry_run": "dry_run", "--open": "open",
-            "--wandb": "wandb", "status": "status", "--help": "help", "-h": "help", "/?": "help"}  # fmt: skip
-SHARED = {  # flags of train.py that evaluations get, too
-    "--imagenet_dir", "--hf_dataset", "--hf_config", "--max_images", "--num_workers", "--cache", "--model",
-    "--input_size", "--device", "--precision", "--compile", "--dyt_alpha_init", "--adyt_alpha_min", "--adyt_alpha_max",
-}  # fmt: skip
+DEFAULTS = {
+    "--methods": "LayerNorm DynamicTanh AdaptiveDynamicTanh",
+    "--seeds": "0",
+    "--output_dir": "",
+    "--checkpoint_dir": "",
+    "--eval": "",
+    "--jobs": "auto",
+    "--nproc": "1",
+    "--warm": "auto",
+    "--wandb_project": "",
+    "--finetune_flags": "",
+    "--linprobe_flags": "",
+}
+SAME = {"--norms": "--methods", "--norm": "--methods", "--seed": "--seeds", "-h": "--help", "/?": "--help"}
+TEXTS = ("--finetune_flags", "--linprobe_flags")  # may begin with --
+SWITCHES = ("--control", "--clone_mae", "--dry_run", "--open", "--wandb", "--help", "status")
 
 
 class Comparison:
-    """What was typed, and the commands that follow from it."""
+    """What was typed, and the commands that follow from it. typed: the script's own flags; switches: those of SWITCHES."""
 
     def __init__(self, words):
-        self.typed = {
-            "methods": "LayerNorm DynamicTanh AdaptiveDynamicTanh",
-            "seeds": "0",
-            "jobs": "auto",
-            "nproc": "1",
-            "warm": "auto",
-        }
-        self.flags, self.shared, self.task_flags = [], [], {}
+        self.typed, self.switches = dict(DEFAULTS), set()
+        self.flags, self.shared, self.options = [], [], {}  # of train.py: of runs, of evaluations, of norms
         left = list(words)
         while left:
             self._read(left)
-        self.output_dir = self.typed.get("output_dir") or os.path.join(
+        self.output_dir = self.typed["--output_dir"] or os.path.join(
             ".", "output_demo" if "--demo" in self.flags else "output_comparison"
         )
-        self.analysis = ["--open"] if "open" in self.typed else []
+        self.analysis = ["--open"] if "--open" in self.switches else []
 
     def _read(self, left):
         word = left.pop(0)
-        flag, equals, value = word.partition("=")
-        if word in SWITCHES:
-            self.typed[SWITCHES[word]] = True
-        elif word in ("--demo", "--overwrite"):
-            self._pass_on(word, shared=True)
+        name, equals, value = word.partition("=")
+        flag = SAME.get(name, name)
+        if flag in SWITCHES:
+            self.switches.add(flag)
         elif flag == "--slurm":
             raise InputError(f"--slurm: {SCRIPT} knows no cluster. Use run_comparison.sh there, or --jobs here.")
-        elif flag in TEXTS or flag in VALUES or flag in SHARED:
-            if not equals:
-                if not left or (flag not in TEXTS and left[0].startswith("--")):
-                    raise InputError(f"{flag}: needs a value. See {SCRIPT} --help.")
-                value = left.pop(0)
-            if flag in TEXTS:
-                self.task_flags[TEXTS[flag]] = value.split()
-            elif flag in VALUES:
-                self.typed[VALUES[flag]] = value
-            else:
-                self._pass_on(flag, value, shared=True)
-                self.typed[flag] = value
+        elif flag in DEFAULTS:
+            self.typed[flag] = value if equals else _value(name, left)
+        elif flag[2:] in FLAGS and flag.startswith("--"):
+            kind = kind_of(flag[2:])
+            words = [word] if kind.endswith("switch") else [flag, value if equals else _value(flag, left)]
+            self._pass_on(kind, words if kind != "value" or not equals else [word])
         else:
-            self._pass_on(word)
+            raise InputError(f"{word}: neither {SCRIPT} nor train.py has this flag. See {SCRIPT} --help.")
 
-    def _pass_on(self, *words, shared=False):
+    def _pass_on(self, kind, words):
+        """A flag of train.py to the runs, and to the evaluations if they get it, too."""
+        if kind == "shared_option":
+            self.options[words[0]] = words[1]
+            if len(words[1].split()) > 1:  # a method each
+                return
         self.flags += words
-        self.shared += words if shared else ()
+        self.shared += words if kind.startswith("shared_") else ()
 
     def resolve(self):
-        """Check and spell the grid. Raises InputError."""
-        names = self.typed["methods"].split()
-        if "control" in self.typed:
-            bound = self.typed.get("--adyt_alpha_max", "2.0").split()
-            names.append(f"DynamicTanh-alpha{grid_values('--adyt_alpha_max', bound)[0]}")
-        self.methods = grid_values("--methods", names)
-        for flag, typed in (("adyt_lambda", "lambdas"), ("adyt_smooth", "smooths")):
-            values = self.typed[typed].split() if typed in self.typed else None
-            if values is None:
-                continue
-            if len(values) == 1:
-                self._pass_on(f"--{flag}", values[0], shared=True)
-            else:
-                self.methods = methods.vary(self.methods, flag, grid_values(f"--{flag}", values))
-        self.seeds = grid_values("--seeds", self.typed["seeds"].split())
-        self.evals = (
-            grid_values("--eval", self.typed["evals"].replace(",", " ").split()) if "evals" in self.typed else []
-        )
+        """Check and spell the grid, and the commands that it makes. Raises InputError, or exits with 2."""
+        self.methods = compared(self.typed["--methods"], self.options, control="--control" in self.switches)
+        self.seeds = grid_values("--seeds", self.typed["--seeds"])
+        evals = self.typed["--eval"].replace(",", " ")
+        self.evals = grid_values("--eval", evals) if evals else []
+        check(self.commands() + self.evaluations())
 
     def use_wandb(self):
         """Name the project of runs and analysis, if Weights & Biases is asked for."""
-        if "wandb" in self.typed or "wandb_project" in self.typed:
-            name = self.typed.get("wandb_project") or os.environ.get("WANDB_PROJECT") or "mae-norm-comparison"
-            self._pass_on("--wandb_project", name, shared=True)
-            self.analysis += ["--wandb_project", name]
+        name = self.typed["--wandb_project"]
+        if name or "--wandb" in self.switches:
+            words = ["--wandb_project", name or os.environ.get("WANDB_PROJECT") or recipes.WANDB_PROJECT]
+            self._pass_on("shared_value", words)
+            self.analysis += words
 
     def commands(self):
         """Every run of the comparison, as words."""
@@ -124,47 +110,72 @@ class Comparison:
                 for method in self.methods:
                     start = f"{self.output_dir}/{method}/seed{seed}"
                     for part, init in ((task, start), (f"untrained_{task}", "untrained")):
-                        flags = ["--task", task, "--init", init, *self.shared, *self.task_flags.get(task, [])]
-                        made.append(self._run(method, seed, f"/{part}", flags))
+                        made.append(self._run(method, seed, f"/{part}", self.task_flags(task, init)))
         return made
 
+    def task_flags(self, task, init):
+        """The flags of an evaluation, but for those of its run."""
+        own = self.typed.get(f"--{task}_flags", "").split()
+        return ["--task", task, "--init", init, *self.shared, *own]
+
     def _run(self, method, seed, part, flags):
-        norm, options = methods.parsed(method)
-        own = [word for flag, value in options.items() for word in (f"--{flag}", spell(value))]
+        norm, *own = methods.flags_of(method)[1:]
         run = f"{method}/seed{seed}{part}"
-        kept = self.typed.get("checkpoint_dir")
+        kept = self.typed["--checkpoint_dir"]
         kept = ["--checkpoint_dir", f"{kept}/{run}"] if kept else []
         flags = ["--norm", norm, "--seed", seed, "--output_dir", f"{self.output_dir}/{run}", *kept, *flags, *own]
-        if self.typed["nproc"] == "1":
+        if self.typed["--nproc"] == "1":
             return [sys.executable, str(KIT / "train.py"), *flags]
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", self.typed["nproc"]]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", self.typed["--nproc"]]
         return [sys.executable, *launcher, str(KIT / "train.py"), *flags]
 
 
 def main(argv):
+    if argv[:1] == ["--without_packages"]:
+        return 0 if needs_no_packages(argv[1:]) else 1
     comparison = Comparison(argv)
-    typed = comparison.typed
-    if "help" in typed:
+    switches = comparison.switches
+    if "--help" in switches:
         print(banner(SCRIPT), flush=True)
         return subprocess.call([sys.executable, str(KIT / "train.py"), "--help"])
-    for flag in ("jobs", "nproc"):
-        if (flag, typed[flag]) == ("jobs", "auto"):
-            continue
-        if not typed[flag].isdecimal() or typed[flag].startswith("0"):
-            raise InputError(f"--{flag} {typed[flag]}: must be a whole number, 1 or more.")
-    if typed["warm"] not in ("auto", "off"):
-        raise InputError(f"--warm {typed['warm']}: must be auto or off.")
+    check_running_flags(comparison.typed)
     comparison.use_wandb()
-    if "clone_mae" in typed and (code := clone(dry_run="dry_run" in typed)):
+    if "--clone_mae" in switches and (code := clone(dry_run="--dry_run" in switches)):
         return code
-    if "status" in typed:
+    if "status" in switches:
         return status(comparison.output_dir)
     comparison.resolve()
-    if "dry_run" in typed:
+    if "--dry_run" in switches:
         for words in comparison.commands() + comparison.evaluations():
             print(for_shell(words))
         return 0
-    return check(comparison) or run(comparison, for_shell([SCRIPT, *argv]))
+    return check_data(comparison) or run(comparison, for_shell([SCRIPT, *argv]))
+
+
+def _value(flag, left):
+    """Take the value of a flag off the words that are left. Raises InputError if there is none."""
+    if not left or (flag not in TEXTS and left[0].startswith("--")):
+        raise InputError(f"{flag}: needs a value. See {SCRIPT} --help.")
+    return left.pop(0)
+
+
+def needs_no_packages(argv):
+    """Whether any Python will do for what is typed; so it will to say what is wrong with that."""
+    try:
+        return not Comparison(argv).switches.isdisjoint(("--help", "--dry_run", "status"))
+    except InputError:
+        return True
+
+
+def check_running_flags(typed):
+    """Raise InputError for the first flag on how runs are run that cannot be used."""
+    for flag in ("--jobs", "--nproc"):
+        if (flag, typed[flag]) == ("--jobs", "auto"):
+            continue
+        if not typed[flag].isdecimal() or typed[flag].startswith("0"):
+            raise InputError(f"{flag} {typed[flag]}: must be a whole number, 1 or more.")
+    if typed["--warm"] not in ("auto", "off"):
+        raise InputError(f"--warm {typed['--warm']}: must be auto or off.")
 
 
 def banner(script):
@@ -191,14 +202,13 @@ def status(folder):
     return pool.main(["--status", *map(str, grids)])
 
 
-def check(comparison):
-    """What is wrong with the flags or the data is wrong for every run: said once, before the first. Returns the exit code."""
-    dry_run = [sys.executable, str(KIT / "train.py"), "--dry_run"]
-    code = subprocess.call([*dry_run, *comparison.flags])
-    for task in comparison.evals:
-        flags = ["--task", task, "--init", "untrained", *comparison.shared, *comparison.task_flags.get(task, [])]
-        code = code or subprocess.call([*dry_run, *flags])
-    return code
+def check_data(comparison):
+    """What is wrong with the data is wrong for every run: said once, before the first. Returns the exit code."""
+    checked = [comparison.flags, *(comparison.task_flags(task, "untrained") for task in comparison.evals)]
+    for flags in checked:
+        if code := subprocess.call([sys.executable, str(KIT / "train.py"), "--dry_run", *flags]):
+            return code
+    return 0
 
 
 def run(comparison, typed):
@@ -217,7 +227,7 @@ def run(comparison, typed):
     except OSError as error:
         raise InputError(f"--output_dir: {folder} cannot be written. Choose another --output_dir.") from error
     analysis = [sys.executable, str(KIT / "analysis.py"), "comparison", "--output_dir", comparison.output_dir]
-    running = [word for flag in ("jobs", "nproc", "warm") for word in (f"--{flag}", comparison.typed[flag])]
+    running = [word for flag in ("--jobs", "--nproc", "--warm") for word in (flag, comparison.typed[flag])]
     return pool.main(
         [*running, *(str(folder / f"{name}.txt") for name in grids), "--", *analysis, *comparison.analysis]
     )

@@ -17,10 +17,11 @@ loss_curve.png .pdf, tensorboard/
 import shutil
 from pathlib import Path
 
+from ..distributed import say
 from ..errors import Busy, InputError
 from ..files import Damaged, draft_of, read_csv, read_json, remove_drafts
 from ..locks import Lock
-from ..settings import identities
+from ..settings import identities, start
 
 
 class RunFolder:
@@ -69,6 +70,8 @@ class RunFolder:
             if overwrite and (self._is_other(identity) or fresh):
                 self.clear()
             elif self.identity() is None:
+                if not overwrite:
+                    self._look_for_checkpoint()
                 self.wandb_id.unlink(missing_ok=True)  # of another run, perhaps, that never came to a checkpoint
             summary = self._ended(identity)  # by now, perhaps
             goes_on = summary is None
@@ -76,6 +79,23 @@ class RunFolder:
             if not goes_on:
                 self.release()
         return summary
+
+    def _look_for_checkpoint(self):
+        """Say of a run here that has no checkpoint what of it is trained again; raise InputError if it was kept elsewhere."""
+        epochs = len(read_csv(self.log)) if self.config.exists() and self.log.exists() else 0
+        if not epochs:
+            return
+        places = start.checkpoints_of(self.path, read_json(self.config))
+        elsewhere = [place for place in places if place.parent != self.path] or places
+        if found := next((place for place in places if place.exists()), None):
+            what = f"its checkpoint is in {found.parent}. Add --checkpoint_dir {found.parent} to go on"
+        elif self.checkpoint.resolve() not in [place.resolve() for place in elsewhere]:
+            what = f"its checkpoint was kept in {elsewhere[-1].parent}, which has none. Copy it to {self.checkpoint} to go on"
+        else:
+            lost = "its 1 epoch is" if epochs == 1 else f"its {epochs} epochs are"
+            say(f"{self.path}: no checkpoint in {self.checkpoint.parent}, so {lost} trained again.")
+            return
+        raise InputError(f"--output_dir {self.path}: {what}, or --overwrite to train it anew.")
 
     def settle(self, identity, found):
         """The identity of the claimed run with what the machine decided, `found`: its precision, and what its pixels are.

@@ -22,8 +22,13 @@ def check(stored, identity, where):
     """Raise InputError, which starts with `where`, naming the first setting that two runs do not share."""
     if found := difference(stored, identity):
         name, theirs, value = found
+        way = (
+            f"To go on with it, type --resume {theirs}, there or not; or choose"
+            if name == "resume" and theirs
+            else "Choose"
+        )
         raise InputError(
-            f"{where} a run with {_spell(name, theirs)}, this one has {_spell(name, value)}. Choose another --output_dir "
+            f"{where} a run with {_spell(name, theirs)}, this one has {_spell(name, value)}. {way} another --output_dir "
             "(or --checkpoint_dir), or --overwrite to delete that run."
         )
 

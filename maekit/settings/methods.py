@@ -77,10 +77,9 @@ NORMS = {
     "DynamicErf": Norm("derf", "#009E73", (0, (1, 1))),
 }
 OPTIONS = {option.flag: option for norm in NORMS.values() for option in norm.options}  # by the names of the flags
-ADAPTIVE, CONTROL = (
-    "AdaptiveDynamicTanh",
-    "DynamicTanh",
-)  # does the first adapt, or is it the second with a larger alpha?
+# Does the first adapt, or is it the second with a larger alpha? So the second starts where the first is bounded.
+ADAPTIVE, CONTROL = "AdaptiveDynamicTanh", "DynamicTanh"
+BOUND, START = "adyt_alpha_max", "dyt_alpha_init"
 
 
 def options_of(norm):
@@ -166,6 +165,17 @@ def vary(methods, flag, values):
         of = next(name for name, norm in NORMS.items() if OPTIONS[flag] in norm.options)
         raise InputError(f"--{flag} {' '.join(values)}: no {of} to vary among the --methods. Add it.")
     return made
+
+
+def controls(methods, bound=None):
+    """The controls of the methods: DynamicTanh that starts at AdaptiveDynamicTanh's upper bound, one per distinct bound.
+
+    bound: of methods whose name sets none; None for the default. Without an AdaptiveDynamicTanh there is one at `bound`.
+    """
+    bound = OPTIONS[BOUND].default if bound is None else bound
+    adaptive = [options for norm, options in map(parsed, methods) if norm == ADAPTIVE]
+    bounds = dict.fromkeys(options.get(BOUND, bound) for options in adaptive or [{}])
+    return [name for value in bounds if (name := named(CONTROL, {START: value})) not in methods]
 
 
 def name_runs(found):

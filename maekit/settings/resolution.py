@@ -76,7 +76,7 @@ def resolve(typed):
         output_dir=v["output_dir"] or os.path.join(*folder),
         checkpoint_dir=v["checkpoint_dir"],
         device=v["device"],
-        resume=v["resume"],
+        resume=start.resumed(v["resume"]),
         overwrite=v["overwrite"],
         dry_run=v["dry_run"],
     )

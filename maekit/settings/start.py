@@ -1,11 +1,14 @@
 """What a run starts from, as --init has it: a run's folder, a checkpoint, or random weights. No torch."""
 
+import os
 from pathlib import Path
 
 from .. import files
 from ..errors import InputError, NothingToDo
 from .flags import UNTRAINED
 from .tasks import PRETRAIN
+
+CHECKPOINT = "checkpoint.pth"
 
 
 def opened(typed, task, names):
@@ -19,7 +22,7 @@ def opened(typed, task, names):
     if typed in (None, UNTRAINED):
         return None, {}
     path = Path(typed)
-    run = path.parent if path.name == "checkpoint.pth" else path
+    run = path.parent if path.name == CHECKPOINT else path
     if not (run / "config.json").is_file():
         if path.is_file():
             return str(path), {}
@@ -28,17 +31,60 @@ def opened(typed, task, names):
     config = files.read_json(run / "config.json")
     identity = config.get("identity", {})
     network = {name: identity[name] for name in names if name in identity}
-    checkpoint = (
-        path if run != path else Path(config.get("settings", {}).get("checkpoint_dir") or run, "checkpoint.pth")
-    )
-    if not checkpoint.is_file():
-        summary = run / "summary.json"
-        if summary.is_file() and files.read_json(summary).get("status") == "diverged":
-            raise NothingToDo(f"{run}: has diverged in its first epoch, there is nothing to evaluate.")
-        raise InputError(f"--init {typed}: the run has no checkpoint yet, {checkpoint} is not there. Train it first.")
+    places = [path] if run != path else checkpoints_of(run, config)
+    checkpoint = next((place for place in places if place.is_file()), None)
+    if checkpoint is None:
+        raise _missing(typed, run, places)
     if path == run and not (run / "summary.json").is_file():
-        away = "" if checkpoint.parent == run else "".join(f" --{name} {value}" for name, value in network.items())
+        away = (
+            "" if checkpoint.parent.samefile(run) else "".join(f" --{name} {value}" for name, value in network.items())
+        )
         raise InputError(
             f"--init {typed}: the run has not ended. Finish it, or take it as it is: --init {checkpoint}{away}."
         )
     return str(checkpoint), {} if task == PRETRAIN else network
+
+
+def checkpoints_of(run, config):
+    """Where the checkpoint of the run in a folder can be, likeliest first, by what its config.json says.
+
+    config.json has both folders as they were typed, perhaps in another working directory or on another machine. Moved with
+    the run, the checkpoint is where it was as seen from there.
+    """
+    settings = config.get("settings", {})
+    kept, folder = settings.get("checkpoint_dir"), settings.get("output_dir")
+    places = [Path(run, CHECKPOINT)]
+    if kept:
+        places.append(Path(kept, CHECKPOINT))
+        if folder and os.path.isabs(kept) == os.path.isabs(folder):
+            moved = Path(os.path.normpath(os.path.join(os.path.abspath(run), os.path.relpath(kept, folder))))
+            places.insert(0, Path(kept if Path(kept).resolve() == moved.resolve() else moved, CHECKPOINT))
+    return list(dict.fromkeys(places))
+
+
+def resumed(typed):
+    """--resume as typed, or if that is a run's folder, its checkpoint. Raises InputError for another folder."""
+    run = Path(typed)
+    if not run.is_dir():
+        return typed
+    if not (run / "config.json").is_file():
+        raise InputError(
+            f"--resume {typed}: no run in it (no config.json). Use auto, never, a run's folder, or a checkpoint."
+        )
+    places = checkpoints_of(run, files.read_json(run / "config.json"))
+    return str(next((place for place in places if place.is_file()), places[0]))
+
+
+def _missing(typed, run, places):
+    """The error, or what there is to say, where a run's checkpoint is in none of the places."""
+    summary = run / "summary.json"
+    status = files.read_json(summary).get("status") if summary.is_file() else None
+    if status == "diverged":
+        return NothingToDo(f"{run}: has diverged in its first epoch, there is nothing to evaluate.")
+    if status is None and len(places) == 1:
+        return InputError(f"--init {typed}: the run has no checkpoint yet, {places[0]} is not there. Train it first.")
+    looked = " nor ".join(map(str, places))
+    return InputError(
+        f"--init {typed}: the run's checkpoint is not there, not {looked}. Copy it to {run / CHECKPOINT}"
+        + (", or train the run first." if status is None else ".")
+    )

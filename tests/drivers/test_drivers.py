@@ -20,6 +20,7 @@ from maekit.settings import methods
 from tests.support import KIT, ended, run
 
 DRIVER = KIT / "run_comparison.sh"
+WINDOWS = [sys.executable, KIT / "maekit/drivers/windows.py"]
 QUICK = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
 
 
@@ -101,6 +102,103 @@ def test_the_control_is_dynamic_tanh_at_the_upper_bound():
     assert value(commands[4], "--init") == "o/DynamicTanh-alpha2.0/seed0"
     other = grid("--control", "--adyt_alpha_max", "3", "--methods", "adyt", "--output_dir", "o")
     assert value(other[1], "--output_dir") == "o/DynamicTanh-alpha3.0/seed0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "bounds"),
+    [
+        (("--methods", "ln adyt-max3"), [3.0]),
+        (("--methods", "adyt-max3-lambda1 adyt-max3 dyt"), [3.0]),
+        (("--methods", "adyt adyt-max3"), [2.0, 3.0]),
+        (("--methods", "adyt adyt-max3", "--adyt_alpha_max", "4"), [4.0, 3.0]),
+        (("--methods", "ln adyt", "--adyt_alpha_max", "3 5"), [3.0, 5.0]),
+        (("--methods", "adyt-max3 dyt-alpha3"), []),
+        (("--methods", "ln"), [2.0]),
+    ],
+    ids=str,
+)
+def test_there_is_a_control_for_each_upper_bound(flags, bounds):
+    typed = ["--control", "--output_dir", "o", *flags]
+    for out in (run(DRIVER, "--dry_run", *typed, check=0), run(*WINDOWS, "--dry_run", *typed, check=0)):
+        folders = [value(shlex.split(line), "--output_dir") for line in out.stdout.splitlines()]
+        assert folders[len(folders) - len(bounds) :] == [f"o/DynamicTanh-alpha{bound}/seed0" for bound in bounds]
+        assert len(folders) == len(set(folders)) and not out.stderr
+
+
+def test_a_method_has_the_options_of_the_table(tmp_path):
+    """One row more there, and the drivers know it: in names, as a list of values, and for evaluations."""
+    shutil.copytree(KIT / "maekit", tmp_path / "maekit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(DRIVER, tmp_path)
+    table = tmp_path / "maekit/settings/methods.py"
+    text, row = table.read_text(), '"DynamicErf": Norm("derf", "#009E73", (0, (1, 1))'
+    assert row in text
+    table.write_text(text.replace(row, row + ', (Option("shift", "derf_shift", "shift", 0.0, "DynamicErf: shift"),)'))
+    for start in ([tmp_path / "run_comparison.sh"], [sys.executable, tmp_path / "maekit/drivers/windows.py"]):
+        typed = ["--dry_run", "--methods", "ln derf-shift0.3", "--derf_shift", "0.7", "--eval", "knn"]
+        commands = [shlex.split(line) for line in run(*start, *typed, check=0).stdout.splitlines()]
+        named = [c[-4:] if "DynamicErf" in c else c for c in commands]
+        assert named[1] == ["--derf_shift", "0.7", "--derf_shift", "0.3"] and len(commands) == 6
+        assert all(c[-2:] == ["--derf_shift", "0.3" if "DynamicErf" in c else "0.7"] for c in commands)
+        several = run(*start, "--dry_run", "--methods", "derf", "--derf_shift", "0 1", check=0).stdout
+        assert "DynamicErf-shift0.0/" in several and several.strip().endswith("--derf_shift 1.0")
+
+
+DRIVERS = {
+    "run_comparison.sh": [DRIVER],
+    "windows.py": WINDOWS,
+    "run_alpha_sweep.sh": [KIT / "run_alpha_sweep.sh"],
+    "quick_sweep_test.sh": [KIT / "quick_sweep_test.sh"],
+    "lr_alpha_sweep.sh": [KIT / "lr_alpha_sweep.sh"],
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_dry_run_refuses_what_train_py_would_refuse(driver):
+    start = [*DRIVERS[driver], "--dry_run", "--demo"]
+    for flags, says in (
+        (("--epoch", "3"), "--epoch: neither"),
+        (("--no_such_flag",), "--no_such_flag: neither"),
+        (("--inti", "status"), "--inti: neither"),
+        (("--demo=1",), "--demo: ignored explicit argument"),
+        (("--mask_ratio", "2"), "--mask_ratio 2.0: must be between 0 and 1"),
+        (("--epochs", "ten"), "--epochs: invalid int value: 'ten'"),
+        (("--imagenet_dir", "x"), "--demo and --imagenet_dir x: choose one"),
+    ):
+        result = run(*start, *flags, check=2)
+        assert says in result.stderr and result.stderr.count("\n") == 1 and not result.stdout
+
+
+def test_a_dry_run_refuses_options_of_evaluations_and_of_methods():
+    for start in ([DRIVER], WINDOWS):
+        for flags, says in (
+            (("--eval", "finetune", "--finetune_flags", "--epoch 3"), "unrecognized arguments: --epoch 3"),
+            (("--eval", "linprobe", "--linprobe_flags=--batch_size 1"), "--batch_size 1: linear probing"),
+            (("--methods", "ln adyt-min3"), "--adyt_alpha_min 3.0 --adyt_alpha_max 2.0: need"),
+        ):
+            result = run(*start, "--dry_run", *flags, check=2)
+            assert says in result.stderr and result.stderr.count("\n") == 1 and not result.stdout
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_the_word_status_after_a_flag_is_its_value(driver):
+    start = [*DRIVERS[driver], "--dry_run"]
+    for flag in ("--mae_dir", "--imagenet_dir", "--wandb_project", "--aa"):
+        commands = run(*start, flag, "status", check=0).stdout.splitlines()
+        assert commands and all(value(shlex.split(c), flag) == "status" for c in commands)
+    assert "error: --init status: no such file or folder" in run(*start, "--init", "status", check=2).stderr
+    assert "error: --status: neither" in run(*start, "--status", check=2).stderr
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_dry_run_needs_no_packages(driver, tmp_path):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
+    bare.chmod(0o755)
+    command = [str(part) for part in DRIVERS[driver]]
+    if command[0] == sys.executable:
+        command[0] = str(bare)
+    result = run(*command, "--dry_run", "--demo", "--norms", "ln adyt", env={"PYTHON": str(bare)}, check=0)
+    assert "--norm AdaptiveDynamicTanh" in result.stdout and not result.stderr
 
 
 def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_path):

@@ -112,12 +112,54 @@ def test_what_is_typed_wins_and_reaches_every_command():
     assert [(c["--alpha"], c["--norm"], c["--seed"]) for c in commands] == expected
     for c in commands:
         assert c["--imagenet_dir"] == "a b/$x" and "--hf_dataset" not in c and c["--mask_ratio"] == "0.5"
-        assert c["--epochs"] == "3" and c["--output_dir"].startswith("my out/imagenette-mae-reconstruction-gap/mine/")
+        assert c["--epochs"] == "3" and c["--output_dir"].startswith("my out/_x-mae-reconstruction-gap/mine/")
     assert grid(QUICK, "--hf_dataset", "a/b")[0]["--hf_dataset"] == "a/b"
     folders = [c["--checkpoint_dir"] for c in grid(QUICK, "--checkpoint_dir", "/fast disk")]
     assert len(set(folders)) == 3 and all(f.startswith("/fast disk/vit_tiny_base-8b_alpha-") for f in folders)
     words = shlex.split(run(QUICK, "--hf_config", "160px", "--dry_run", check=0).stdout.splitlines()[0])
     assert words[len(words) - words[::-1].index("--hf_config")] == "160px"  # the last one counts
+
+
+@pytest.mark.parametrize(
+    ("flags", "data", "sweep"),
+    [
+        ((), "imagenette", "quick"),
+        (("--hf_dataset", "frgfm/imagenette", "--hf_config", "320px"), "imagenette", "quick"),
+        (("--hf_dataset", "frgfm/imagenette", "--hf_config", "160px"), "imagenette-160px", "imagenette-160px-quick"),
+        (("--hf_dataset", "a/tiny-imagenette"), "tiny-imagenette", "tiny-imagenette-quick"),
+        (("--imagenet_dir", "/data/ILSVRC/"), "ILSVRC", "ILSVRC-quick"),
+        (("--imagenet_dir=my photos (1)/Ünder",), "Ünder", "Ünder-quick"),
+        (("--imagenet_dir", "../my photos (1)"), "my_photos_1_", "my_photos_1_-quick"),
+        (("--demo",), "demo", "demo-quick"),
+    ],
+    ids=str,
+)
+def test_folders_are_named_after_the_data(flags, data, sweep):
+    (c,) = grid(QUICK, "--alphas", "0.5", *flags)
+    assert c["--output_dir"].startswith(f"outputs/{data}-mae-reconstruction-gap/quick/0.5/")
+    assert c["--checkpoint_dir"].startswith(f"outputs/checkpoints/{sweep}/")
+    typed = grid(QUICK, "--alphas", "0.5", "--checkpoint_dir", "fast", *flags)[0]["--checkpoint_dir"]
+    own = "" if data in ("imagenette", "demo") else f"{data}/"
+    assert typed.startswith(f"fast/{own}{c['--checkpoint_dir'].split('/')[-1]}")
+
+
+def test_a_sweep_of_other_data_that_was_in_imagenettes_folder_goes_on_there(ilsvrc, tmp_path):
+    flags = ("--alphas", "0.5", "--epochs", "2", "--batch_size", "8", "--model", "mae_vit_demo_patch8")
+    flags += ("--input_size", "32", "--decoder_type", "linear", "--probes", "none", "--num_workers", "0")
+    run(QUICK, "--imagenet_dir", ilsvrc, *flags, cwd=tmp_path, check=0)
+    outputs = tmp_path / "outputs"
+    old, new = (outputs / f"{data}-mae-reconstruction-gap" for data in ("imagenette", "ILSVRC"))
+    new.rename(old)  # as it was
+    (outputs / "checkpoints/ILSVRC-quick").rename(outputs / "checkpoints/quick")
+    link = tmp_path / "same"
+    link.symlink_to(ilsvrc)
+    again = run(QUICK, "--imagenet_dir", "same", *flags, cwd=tmp_path, check=0)
+    assert ended(again.stdout) == (0, 1) and not new.exists()
+    assert again.stderr.startswith("outputs/imagenette-mae-reconstruction-gap/quick: holds runs of these data")
+    assert "1 done" in run(QUICK, "status", "--imagenet_dir", ilsvrc, cwd=tmp_path, check=0).stdout
+    other = run(QUICK, "--imagenet_dir", "/other/ILSVRC", "--dry_run", cwd=tmp_path, check=0)
+    assert f"quick: holds runs of --imagenet_dir {ilsvrc}; the runs of ILSVRC are in outputs/ILSVRC-mae" in other.stderr
+    assert other.stderr.count("\n") == 1 and "/ILSVRC-mae-reconstruction-gap/" in other.stdout
 
 
 def test_the_seeds_variables_are_defaults():

@@ -14,6 +14,8 @@ from maekit import files
 from maekit.errors import Busy, InputError
 from maekit.runs import measures
 from maekit.runs.folder import RunFolder
+from maekit.settings.parser import build_parser
+from maekit.settings.resolution import resolve
 from tests.support import KIT, run, train, train_here
 
 DEMO = ("--demo", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
@@ -39,6 +41,11 @@ def complaint(*flags):
     lines = result.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and "Traceback" not in result.stderr
     return lines[-1]
+
+
+def resolved(*flags):
+    """The settings of a command."""
+    return resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
 
 
 def test_a_run_leaves_all_files_of_the_design_and_no_stray_ones(finished):
@@ -279,7 +286,8 @@ def test_a_checkpoint_from_within_an_epoch_goes_on_there_if_its_batches_are_this
 def test_the_checkpoint_that_a_run_started_from_is_part_of_it(finished, tmp_path):
     flags = (*DEMO, "--epochs", "2", "--output_dir", tmp_path / "run")
     train_here(*flags, "--resume", finished / "checkpoint.pth", check=0)
-    assert "this one has no --resume" in complaint(*flags)
+    line = complaint(*flags)
+    assert "this one has no --resume" in line and f"type --resume {finished / 'checkpoint.pth'}, there or not" in line
     own = tmp_path / "run" / "checkpoint.pth"
     assert "would delete it first" in complaint(*flags, "--resume", own, "--overwrite") and own.exists()
 
@@ -287,6 +295,88 @@ def test_the_checkpoint_that_a_run_started_from_is_part_of_it(finished, tmp_path
 def test_the_runs_own_checkpoint_by_name_is_the_same_as_auto(copy):
     result = train_here(*QUICK, "--output_dir", copy, "--resume", copy / "checkpoint.pth", check=0)
     assert "finished already" in result.stdout
+
+
+def test_a_run_can_be_named_by_its_folder_wherever_that_is(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = (*DEMO, "--epochs", "2", "--output_dir", "longer")
+    shutil.copytree(finished, tmp_path / "moved")
+    said = train_here(*flags, "--resume", "moved", check=0).stdout
+    assert "moved/checkpoint.pth: goes on with epoch 1 of 2" in said
+    shutil.rmtree("moved")
+    line = complaint(*flags, "--resume", finished)
+    assert "To go on with it, type --resume moved/checkpoint.pth, there or not" in line
+    assert "finished already" in train_here(*flags, "--resume", "moved/checkpoint.pth", check=0).stdout
+    (tmp_path / "empty").mkdir()
+    line = complaint(*QUICK, "--output_dir", "new", "--resume", "empty")
+    assert line.startswith("error: --resume empty: no run in it (no config.json)")
+
+
+class TestMoved:
+    """A run with its checkpoint in a folder of its own, both typed relative to a working directory that is not this one."""
+
+    FLAGS = (*QUICK, "--output_dir", "out/run", "--checkpoint_dir", "fast/k")
+
+    @pytest.fixture
+    def there(self, finished, tmp_path):
+        """The tree of a run that was begun there, one of its two epochs done, and everything moved since."""
+        there = tmp_path / "there"
+        shutil.copytree(finished, there / "out/run")
+        (there / "fast/k").mkdir(parents=True)
+        (there / "out/run/checkpoint.pth").rename(there / "fast/k/checkpoint.pth")
+        (there / "out/run/summary.json").unlink()
+        config = json.loads((there / "out/run/config.json").read_text())
+        config["settings"] |= {"output_dir": "out/run", "checkpoint_dir": "fast/k"}
+        (there / "out/run/config.json").write_text(json.dumps(config))
+        return there
+
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, tmp_path, monkeypatch):
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+
+    def test_its_checkpoint_is_found_by_init_and_resume(self, there, finished):
+        shutil.copy(finished / "summary.json", there / "out/run")
+        for name in (there / "out/run", "../there/out/run"):
+            assert resolved("--demo", "--task", "knn", "--init", name).init == str(there / "fast/k/checkpoint.pth")
+            assert resolved("--demo", "--resume", name).resume == str(there / "fast/k/checkpoint.pth")
+
+    def test_it_is_not_mistaken_for_that_of_the_same_name_here(self, there, finished, tmp_path):
+        shutil.copy(finished / "summary.json", there / "out/run")
+        shutil.copytree(there / "fast", tmp_path / "here/fast")
+        assert resolved("--demo", "--task", "knn", "--init", there / "out/run").init == str(
+            there / "fast/k/checkpoint.pth"
+        )
+
+    def test_without_its_checkpoint_it_is_said_what_is_missing(self, there, finished):
+        shutil.rmtree(there / "fast")
+        init = ("--demo", "--task", "knn", "--init", there / "out/run")
+        line = complaint(*init)
+        assert (
+            "checkpoint is not there" in line and f"{there}/fast/k/checkpoint.pth" in line and "train the run" in line
+        )
+        shutil.copy(finished / "summary.json", there / "out/run")
+        line = complaint(*init)
+        assert line.endswith(f"Copy it to {there}/out/run/checkpoint.pth.")
+        shutil.copy(finished / "checkpoint.pth", there / "out/run")
+        assert resolved(*init).init == str(there / "out/run/checkpoint.pth")
+
+    def test_it_goes_on_with_its_checkpoint_or_says_where_that_is(self, there, tmp_path):
+        folder = ("--output_dir", there / "out/run")
+        line = complaint(*QUICK, *folder)
+        assert f"its checkpoint is in {there}/fast/k. Add --checkpoint_dir {there}/fast/k to go on" in line
+        (there / "fast").rename(tmp_path / "lost")
+        line = complaint(*QUICK, *folder)
+        assert "was kept in fast/k, which has none" in line and f"Copy it to {there}/out/run/checkpoint.pth" in line
+        log = (there / "out/run/log.csv").read_text()
+        said = train_here(*QUICK, *folder, "--checkpoint_dir", tmp_path / "lost/k", check=0).stdout
+        assert "goes on with epoch 1 of 1" in said and (there / "out/run/log.csv").read_text() == log
+
+    def test_what_has_to_be_trained_again_is_said(self, there):
+        shutil.rmtree(there / "fast")
+        flags = ("--output_dir", there / "out/run", "--checkpoint_dir", there / "fast/k")
+        said = train_here(*QUICK, *flags, check=0).stdout
+        assert f"no checkpoint in {there}/fast/k, so its 1 epoch is trained again" in said
 
 
 def test_official_style_weights_alone_start_a_run_at_epoch_0(finished, tmp_path):
