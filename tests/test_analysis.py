@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import statistics
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import maekit.analysis.comparison
 from maekit import files
 from maekit.analysis import comparison_figures, figures
 from maekit.runs.reading import is_evaluation
-from tests.support import KIT, run, train_here
+from tests.support import analyse_here, train_here
 from tests.test_findings import fabricated
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
@@ -39,7 +38,7 @@ def copy(comparison, tmp_path):
 
 
 def analyse(root, check=0):
-    return run(sys.executable, KIT / "analysis.py", "comparison", "--output_dir", root, check=check)
+    return analyse_here("comparison", "--output_dir", root, check=check)
 
 
 def test_the_table_says_what_the_logs_say(copy):

@@ -16,7 +16,7 @@ from maekit.analysis import gap, gap_figures
 from maekit.runs import measures
 from maekit.runs.trajectories import load_trajectories, read_trajectories
 from maekit.settings.spelling import spell
-from tests.support import KIT, run
+from tests.support import KIT, analyse_here, run
 
 FIGURES = ("tube_scatter_signed_alpha", "alpha_vs_final_metrics", "negative_vs_positive_comparison",
            "accuracy_over_epochs")  # fmt: skip
@@ -56,9 +56,7 @@ def write_original(root, alpha, *, lr=None, folder=None, points=((0.7, 20.0), (0
 
 
 def analyse(log_dir, out, *flags, check=0):
-    return run(
-        sys.executable, KIT / "analysis.py", "gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check
-    )
+    return analyse_here("gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check)
 
 
 def statistics(out, suffix=""):

@@ -12,7 +12,7 @@ import pytest
 
 from maekit import files
 from tests import browser
-from tests.support import KIT, run, train_here
+from tests.support import KIT, analyse_here, run, train_here
 from tests.test_gap import write_trajectory
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
@@ -31,7 +31,9 @@ needs_browser = pytest.mark.skipif(
 
 
 def analyse(*words, check=0, **options):
-    return run(sys.executable, KIT / "analysis.py", *words, check=check, **options)
+    if options:
+        return run(sys.executable, KIT / "analysis.py", *words, check=check, **options)
+    return analyse_here(*words, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def test_the_table_of_methods_says_what_the_logs_say(comparison):
         for column, label in (
             ("val_mse", "validation loss"),
             ("train_loss", "training loss"),
-            ("epoch_time_s", "s per epoch"),
+            ("epoch_time_s", "training time per epoch (s)"),
         ):
             logs = logged(root, method, column)
             values = [statistics.mean(log) if column == "epoch_time_s" else log[-1] for log in logs]

@@ -13,26 +13,9 @@ from ..runs.status import FINISHED
 from ..settings import identities, methods, recipes
 from . import findings
 
-ACCURACIES = tuple(dict.fromkeys((*measures.ACCURACY_COLUMNS, *measures.EVALUATION_ACCURACIES)))  # k-NN is in both
-# Columns of summary.json that are measurements: they get a mean and a deviation over seeds.
-MEASURES = (
-    "total_epochs",
-    "total_time",
-    "avg_epoch_time",
-    "final_loss",
-    "min_loss",
-    "min_loss_epoch",
-    "val_mse",
-    *ACCURACIES,
-    "psnr",
-    "ssim",
-    "images_per_s",
-    "peak_memory_mb",
-    "flat_colour",
-    "smooth_colour",
-)
+MEASURES = measures.columns(measures.TABLE)
+ACCURACIES = tuple(name for name in MEASURES if measures.MEASURES[name].kind is measures.ACCURACY)
 UNFINISHED = "unfinished"
-PRINTED = ("total_epochs", "avg_epoch_time", "final_loss", "min_loss", "val_mse", "psnr", "ssim")
 
 
 def write(root):
@@ -67,7 +50,7 @@ def write(root):
     if len(logs):
         draw["loss_comparison"] = partial(comparison_figures.loss_comparison, logs, table)
         draw["timing_comparison"] = partial(comparison_figures.timing_comparison, table)
-    paired = {findings.MEASURES[name]: known["differences"].get(name, {}) for name in ("val_mse", "final_loss")}
+    paired = {name: known["differences"].get(name, {}) for name in ("val_mse", "final_loss")}
     if any(difference["n"] for of in paired.values() for difference in of.values()):
         draw["paired_differences"] = partial(comparison_figures.paired_differences, paired, known["reference"])
     if len(alphas):
@@ -173,12 +156,12 @@ def add_means(table):
     """The table with two more rows, seed "mean" and "std" (n - 1), for every method that has several finished seeds."""
     import pandas as pd
 
-    measures = [name for name in MEASURES if name in table]
+    columns = [name for name in MEASURES if name in table]
     extra = []
     for method, rows in table[table["status"] == FINISHED].groupby("model", sort=False):
         if len(rows) > 1:
             for statistic in ("mean", "std"):
-                values = getattr(rows[measures], statistic)()
+                values = getattr(rows[columns], statistic)()
                 extra.append({"model": method, "seed": statistic, "status": f"n = {len(rows)}", **values})
     return pd.concat([table.astype(object), pd.DataFrame(extra, dtype=object)]) if extra else table
 
@@ -220,15 +203,15 @@ def render(table):
     for method, rows in table.groupby("model", sort=False):
         rows = rows[rows["status"] == FINISHED] if (rows["status"] == FINISHED).any() else rows
         cells = {"method": method, "n": len(rows), "status": ", ".join(rows["status"].unique())}
-        for name in (*PRINTED, *(name for name in measures.ACCURACY_COLUMNS if name in table)):
+        for name in (name for name in measures.for_reading(measures.PRINTED) if name in table):
             mean, std = rows[name].mean(), rows[name].std()
             cells[name] = "" if pd.isna(mean) else f"{mean:.4g}" + (f" ± {std:.2g}" if len(rows) > 1 else "")
         lines.append(cells)
     text = pd.DataFrame(lines).to_string(index=False)
-    for name, what in (("flat_colour", "flat colour"), ("smooth_colour", "smoothed colour")):
+    for name in measures.BASELINES:
         value = table[name].mean()
         if not pd.isna(value):
-            text += f"\nbaseline: {what} of the visible patches, val_mse {value:.4g}"
+            text += f"\nbaseline: {measures.MEASURES[name].label} of the visible patches, val_mse {value:.4g}"
     return text
 
 

@@ -49,7 +49,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         {"mse_over_epochs": partial(gap_figures.over_epochs, points, found, "mse")} if len(points) else {},
     )
     for name in chosen:
-        column, suffix = measures.ACCURACIES[name], "" if name == "joint" else f"_{name}"
+        column, suffix = measures.ACCURACIES[name], suffix_of(name)
         these = points[points[column].notna()]
         statistics = describe(these, column, n_bins, binning)
         statistics |= {"probe": name, "diverged": _named(found, DIVERGED), "skipped": problems, "notes": notes}
@@ -73,6 +73,11 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     refused = [f"{s['probe']}: {s['note']}" for s in described.values() if s["reconstruction_gap"] is None]
     if refused:
         raise InputError(f"{'; '.join(refused)} Tables and figures are written to {output_dir}. {_cure(found)}")
+
+
+def suffix_of(probe):
+    """What the names of a probe's files end in: nothing for the joint one's, which are the original gap scripts'."""
+    return "" if probe == "joint" else f"_{probe}"
 
 
 def tabulate(found, points):
@@ -182,7 +187,9 @@ def _signs(points, column, edges):
 
 def _untrained(points, column):
     """The untrained encoder's accuracy at the end of the longest run of each norm and seed; None if not measured."""
-    name = measures.UNTRAINED[column]
+    name = measures.UNTRAINED.get(column)
+    if name is None:
+        return None
     rows = points[points[name].notna()].sort_values("epoch", kind="stable")
     values = {norm: part.groupby("seed")[name].last() for norm, part in _by_norm(rows)}
     per_norm = {norm: float(v.mean()) for norm, v in values.items() if len(v)}

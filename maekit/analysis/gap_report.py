@@ -4,6 +4,7 @@ import math
 import time
 from pathlib import Path
 
+from ..runs import measures
 from ..runs.folder import RunFolder
 from ..runs.reading import is_evaluation, load_runs
 from ..runs.status import FINISHED
@@ -24,7 +25,6 @@ CAPTIONS = {
     "accuracy_over_epochs": "Accuracy over epochs, means over seeds. An accuracy below the untrained encoder's says that the "
     "classes are harder to read than before any training.",
 }
-PROBES = {"": "joint probe", "_frozen": "frozen probe", "_knn": "k-NN"}
 PICTURES = 3  # as many alphas have their reconstructions shown
 
 
@@ -72,7 +72,7 @@ def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
 
 def finding(s):
     """What the statistics of one accuracy say, a paragraph. s: gap.describe with "probe"."""
-    name = PROBES["" if s["probe"] == "joint" else f"_{s['probe']}"]
+    name = measures.MEASURES[measures.ACCURACIES[s["probe"]]].label
     if s["reconstruction_gap"] is None:
         return f"{name}: there is no gap: {s['note']}"
     whole = (
@@ -120,8 +120,10 @@ def by_probe(drawn):
 def caption(name):
     """The caption of a figure, with the accuracy that it shows."""
     start = next(start for start in CAPTIONS if name.startswith(start))
-    probe = "" if start == "mse_over_epochs" else f" ({PROBES[name[len(start) :]]})"
-    return CAPTIONS[start] + probe
+    if start == "mse_over_epochs":
+        return CAPTIONS[start]
+    probe = name[len(start) + 1 :] or "joint"  # suffixes of gap.suffix_of
+    return f"{CAPTIONS[start]} ({measures.MEASURES[measures.ACCURACIES[probe]].label})"
 
 
 def problems(log_dir, output_dir, found, known):
@@ -148,9 +150,8 @@ def listed(run, everything, log_dir, output_dir):
 
 def final_table(table):
     """A row per norm, learning rate and α: means at the last epoch and standard deviations over seeds."""
-    columns = {"mse": "validation MSE", "accuracy": "joint (%)", "frozen_accuracy": "frozen (%)", "knn_accuracy": "k-NN (%)",
-               "untrained_frozen_accuracy": "untrained, frozen (%)", "untrained_knn_accuracy": "untrained, k-NN (%)"}  # fmt: skip
-    columns = {name: label for name, label in columns.items() if f"{name}_mean" in table}
+    columns = {name: measures.MEASURES[column].title for name, column in measures.POINT_COLUMNS.items()
+               if f"{name}_mean" in table}  # fmt: skip
     rows = []
     for _, row in table.iterrows():
         cells = [spell(row["alpha"]), row["norm"], spell(row["lr"]), ended(row)]
