@@ -20,7 +20,7 @@ class LinearProbing(Classification):
     def __init__(self, run, source, mae, adapt):
         super().__init__(run, source, adapt, with_labels=True)
         if run.init is not None:
-            checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae)
+            checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae, norm=run.norm.name)
         self.network = to_timm(mae).requires_grad_(False)
         self.network.head = probe_layers(mae.cls_token.shape[-1], self.classes, run.seed)
         layer = self.network.head[1]

@@ -18,7 +18,7 @@ class Knn(Job):
     def __init__(self, run, source, mae, adapt):
         super().__init__(run, source, adapt, with_labels=True)
         if run.init is not None:
-            checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae)
+            checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae, norm=run.norm.name)
         self.network = self.model = mae.to(self.device.torch)
         self.epochs = 0
 

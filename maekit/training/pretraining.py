@@ -42,7 +42,7 @@ class Pretraining(Job):
         if "frozen" in run.probes.names:
             self.frozen = FrozenProbes(self.mae, self.classes, run.seed)
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
-            checkpoint.load_weights(run.init, checkpoint.read(run.init), self.mae)
+            checkpoint.load_weights(run.init, checkpoint.read(run.init), self.mae, run.norm.name)
         self.captured, self.to_capture = None, False  # the CUDA graph of a step; whether there is to be one
         self.captured_validation = None
         self.known = None  # training images as k-NN takes them

@@ -126,7 +126,7 @@ class Job:
             raise InputError(
                 f"{path}: an encoder without decoder, no state of a training. Start from its weights: --init {path}."
             )
-        checkpoint.load_model(path, state, self.network)
+        checkpoint.load_model(path, state, self.network, self.run.norm.name)
         self.load_probes(path, state)
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.epochs:
