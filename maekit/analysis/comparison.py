@@ -26,10 +26,12 @@ def write(root):
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"--output_dir {root}: no such folder. Run the comparison first.")
-    everything = load(root)
+    everything, damaged = load(root)
     found, repeated = without_repeats(run for run in everything if not is_evaluation(run))
     evaluations = [run for run in everything if is_evaluation(run)]
     if not any(run["log"] or run["summary"] for run in found):
+        for problem in damaged:
+            print(f"note: {problem}")
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
     from . import comparison_figures, comparison_report, figures, report
@@ -67,7 +69,7 @@ def write(root):
     if evaluations and scored:
         print(render_evaluations(table))
     print("\n".join(["", *known["sentences"]]))
-    notices = [*known["notes"], *repeated, *notices_on(found, evaluations, table)]
+    notices = [*known["notes"], *damaged, *repeated, *notices_on(found, evaluations, table)]
     for notice in notices:
         print(f"note: {notice}")
     page = comparison_report.page(
@@ -87,11 +89,12 @@ def write(root):
 
 
 def load(root):
-    """Runs of reading.load_runs with their "method" (methods.py), in the order of methods and seeds."""
-    everything = load_runs(root)
+    """(runs, problems) of reading.load_runs, the runs with their "method" (methods.py), in order of methods and seeds."""
+    everything, problems = load_runs(root)
     methods.name_runs(everything)
     order = methods.in_order({run["method"] for run in everything})
-    return sorted(everything, key=lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"]))
+    place = lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"])
+    return sorted(everything, key=place), problems
 
 
 def without_repeats(found):

@@ -58,7 +58,7 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
             "caption": "A line is a run. A click on a method hides it, a double click leaves it alone; dragging enlarges.",
         },
         "plot_missing": plot if isinstance(plot, str) else None,
-        "figures": report.figures(root, {name: text for name, text in CAPTIONS.items() if name in drawn}),
+        "figures": report.figures(root, {name: CAPTIONS.get(key, "") for name, key in report.in_order(drawn, CAPTIONS).items()}),
         "pictures": shown,
         "facts": provenance.facts(found),
         "settings": provenance.settings(found, [run["method"] for run in found]),

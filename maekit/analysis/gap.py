@@ -6,6 +6,7 @@ from pathlib import Path
 from .. import files, stats
 from ..errors import InputError
 from ..runs import measures
+from ..runs.reading import load_runs
 from ..runs.status import DIVERGED, FINISHED
 from ..runs.trajectories import read_trajectories, tabulate_points
 from ..settings import methods
@@ -24,7 +25,8 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     if not log_dir.is_dir():
         raise InputError(f"--log_dir {log_dir}: no such folder. Run a sweep first, or name the folder of one.")
     found, problems = read_trajectories(log_dir)
-    for problem in problems:
+    runs, damaged = load_runs(log_dir)
+    for problem in (*problems, *damaged):
         print(f"note: {problem}")
     if not found:
         skipped = f" ({len(problems)} that cannot be used, see above)" if problems else ""
@@ -62,7 +64,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         print(f"note: {note}")
     measured = {column: gap_figures.LABELS[column] for column in described}
     page = gap_report.page(
-        log_dir, output_dir, found, table, described, drawn=drawn, notes=[*notes, *problems],
+        log_dir, output_dir, found, runs, table, described, drawn=drawn, notes=[*notes, *problems, *damaged],
         plot=report.plot("tube", points if measured else (), measured),
     )  # fmt: skip
     report.write(output_dir / "report.html", page)

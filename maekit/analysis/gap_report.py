@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..runs import measures
 from ..runs.folder import RunFolder
-from ..runs.reading import is_evaluation, load_runs
+from ..runs.reading import is_evaluation
 from ..runs.status import FINISHED
 from ..settings.spelling import spell
 from . import provenance, report
@@ -28,13 +28,13 @@ CAPTIONS = {
 PICTURES = 3  # as many alphas have their reconstructions shown
 
 
-def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
+def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, plot):
     """The page as report.write takes it.
 
-    found: trajectories of trajectories.read_trajectories; table: gap.tabulate; described: {column: gap.describe with "probe"};
+    found: trajectories of trajectories.read_trajectories; runs: of reading.load_runs below log_dir; table: gap.tabulate; described: {column: gap.describe with "probe"};
     drawn: names of figures; notes: sentences; plot: plots.tube, or a sentence on why there is none.
     """
-    everything = {str(run["path"]): run for run in load_runs(log_dir) if not is_evaluation(run)}
+    everything = {str(run["path"]): run for run in runs if not is_evaluation(run)}
     known = [everything[run["run"]] for run in found if run["run"] in everything]
     names = [f"α {spell(run['config']['identity'].get('alpha', 0.0))}" for run in known]
     ended = sorted({run["alpha"] for run in found})
@@ -61,7 +61,7 @@ def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
             + (f" One of {plot['every']} epochs is drawn, and every run's last." if plot["every"] > 1 else ""),
         },
         "plot_missing": plot if isinstance(plot, str) else None,
-        "figures": report.figures(output_dir, {name: caption(name) for name in by_probe(drawn)}),
+        "figures": report.figures(output_dir, captions(drawn)),
         "pictures": shown,
         "facts": provenance.facts(known),
         "settings": provenance.settings(known, names),
@@ -112,18 +112,14 @@ def _sentence(note):
     return f"{note[0].upper()}{note[1:]}."
 
 
-def by_probe(drawn):
-    """Names of figures in the order of the captions."""
-    return [name for start in CAPTIONS for name in drawn if name.startswith(start)]
-
-
-def caption(name):
-    """The caption of a figure, with the accuracy that it shows."""
-    start = next(start for start in CAPTIONS if name.startswith(start))
-    if start == "mse_over_epochs":
-        return CAPTIONS[start]
-    probe = name[len(start) + 1 :] or "joint"  # suffixes of gap.suffix_of
-    return f"{CAPTIONS[start]} ({measures.MEASURES[measures.ACCURACIES[probe]].label})"
+def captions(drawn):
+    """{name of a figure: its caption, with the accuracy that it shows}, in the order of CAPTIONS."""
+    found = {}
+    for name, key in report.in_order(drawn, CAPTIONS).items():
+        column = measures.ACCURACIES.get(name.removeprefix(key or "").removeprefix("_") or "joint")
+        shown = f" ({measures.MEASURES[column].label})" if column and key and key != "mse_over_epochs" else ""
+        found[name] = CAPTIONS.get(key, "") + shown
+    return found
 
 
 def problems(log_dir, output_dir, found, known):

@@ -86,7 +86,8 @@ def problems(root, everything):
         if file.parent.resolve() not in known and told.get("status") == FAILED:
             known.add(file.parent.resolve())
             found.append((file.parent, FAILED, str(told.get("error", ""))))
-    return found + [(folder, NEVER, "") for folder in _planned(root) if folder.resolve() not in known]
+    left = [folder for folder in _planned(root) if folder.resolve() not in known]
+    return found + [(folder, NEVER, "") for folder in left if not RunFolder(folder).config.exists()]
 
 
 def _planned(root):
