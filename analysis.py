@@ -22,7 +22,7 @@ from pathlib import Path
 
 from maekit import errors
 from maekit.errors import InputError
-from maekit.runs import loggers
+from maekit.runs import loggers, measures
 from maekit.settings import recipes
 from maekit.settings.parser import Parser
 
@@ -71,7 +71,7 @@ def build_parser():
     add("--output_dir", default="outputs/analysis", metavar="DIR", help="where figures and statistics go")
     add("--n_bins", type=int, default=15, metavar="N", help="MSE bins of the gap")
     add("--binning", choices=("equal", "quantile"), default="equal", help="bins of equal width or of equal counts")
-    add("--accuracy", choices=("joint", "frozen", "knn", "all"), default="all",
+    add("--accuracy", choices=(*measures.ACCURACIES, "all"), default="all",
         help="which probe's accuracy; all: every one that was measured")  # fmt: skip
     add_common(add)
     return parser

@@ -14,26 +14,9 @@ from ..settings import identities, methods
 from ..settings.tasks import EVALUATIONS
 from . import findings
 
-ACCURACIES = tuple(dict.fromkeys((*measures.ACCURACY_COLUMNS, *measures.EVALUATION_ACCURACIES)))  # k-NN is in both
-# Columns of summary.json that are measurements: they get a mean and a deviation over seeds.
-MEASURES = (
-    "total_epochs",
-    "total_time",
-    "avg_epoch_time",
-    "final_loss",
-    "min_loss",
-    "min_loss_epoch",
-    "val_mse",
-    *ACCURACIES,
-    "psnr",
-    "ssim",
-    "images_per_s",
-    "peak_memory_mb",
-    "flat_colour",
-    "smooth_colour",
-)
+MEASURES = measures.columns(measures.TABLE)
+ACCURACIES = tuple(name for name in MEASURES if measures.MEASURES[name].kind is measures.ACCURACY)
 UNFINISHED = "unfinished"
-PRINTED = ("total_epochs", "avg_epoch_time", "final_loss", "min_loss", "val_mse", "psnr", "ssim")
 
 
 def write(root):
@@ -44,10 +27,12 @@ def write(root):
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"--output_dir {root}: no such folder. Run the comparison first.")
-    everything = load(root)
+    everything, damaged = load(root)
     found, repeated = without_repeats(run for run in everything if not is_evaluation(run))
     evaluations = [run for run in everything if is_evaluation(run)]
     if not any(run["log"] or run["summary"] for run in found):
+        for problem in damaged:
+            print(f"note: {problem}")
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
     from . import comparison_figures, comparison_report, figures, report
@@ -68,7 +53,7 @@ def write(root):
     if len(logs):
         draw["loss_comparison"] = partial(comparison_figures.loss_comparison, logs, table)
         draw["timing_comparison"] = partial(comparison_figures.timing_comparison, table)
-    paired = {findings.MEASURES[name]: known["differences"].get(name, {}) for name in ("val_mse", "final_loss")}
+    paired = {name: known["differences"].get(name, {}) for name in ("val_mse", "final_loss")}
     if any(difference["n"] for of in paired.values() for difference in of.values()):
         draw["paired_differences"] = partial(comparison_figures.paired_differences, paired, known["reference"])
     if len(alphas):
@@ -85,7 +70,7 @@ def write(root):
     if evaluations and scored:
         print(render_evaluations(table))
     print("\n".join(["", *known["sentences"]]))
-    notices = [*known["notes"], *repeated, *notices_on(found, evaluations, table)]
+    notices = [*known["notes"], *damaged, *repeated, *notices_on(found, evaluations, table)]
     for notice in notices:
         print(f"note: {notice}")
     page = comparison_report.page(
@@ -105,11 +90,12 @@ def write(root):
 
 
 def load(root):
-    """Runs of reading.load_runs with their "method" (methods.py), in the order of methods and seeds."""
-    everything = load_runs(root)
+    """(runs, problems) of reading.load_runs, the runs with their "method" (methods.py), in order of methods and seeds."""
+    everything, problems = load_runs(root)
     methods.name_runs(everything)
     order = methods.in_order({run["method"] for run in everything})
-    return sorted(everything, key=lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"]))
+    place = lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"])
+    return sorted(everything, key=place), problems
 
 
 def without_repeats(found):
@@ -174,12 +160,12 @@ def add_means(table):
     """The table with two more rows, seed "mean" and "std" (n - 1), for every method that has several finished seeds."""
     import pandas as pd
 
-    measures = [name for name in MEASURES if name in table]
+    columns = [name for name in MEASURES if name in table]
     extra = []
     for method, rows in table[table["status"] == FINISHED].groupby("model", sort=False):
         if len(rows) > 1:
             for statistic in ("mean", "std"):
-                values = getattr(rows[measures], statistic)()
+                values = getattr(rows[columns], statistic)()
                 extra.append({"model": method, "seed": statistic, "status": f"n = {len(rows)}", **values})
     return pd.concat([table.astype(object), pd.DataFrame(extra, dtype=object)]) if extra else table
 
@@ -221,15 +207,15 @@ def render(table):
     for method, rows in table.groupby("model", sort=False):
         rows = rows[rows["status"] == FINISHED] if (rows["status"] == FINISHED).any() else rows
         cells = {"method": method, "n": len(rows), "status": ", ".join(rows["status"].unique())}
-        for name in (*PRINTED, *(name for name in measures.ACCURACY_COLUMNS if name in table)):
+        for name in (name for name in measures.for_reading(measures.PRINTED) if name in table):
             mean, std = rows[name].mean(), rows[name].std()
             cells[name] = "" if pd.isna(mean) else f"{mean:.4g}" + (f" ± {std:.2g}" if len(rows) > 1 else "")
         lines.append(cells)
     text = pd.DataFrame(lines).to_string(index=False)
-    for name, what in (("flat_colour", "flat colour"), ("smooth_colour", "smoothed colour")):
+    for name in measures.BASELINES:
         value = table[name].mean()
         if not pd.isna(value):
-            text += f"\nbaseline: {what} of the visible patches, val_mse {value:.4g}"
+            text += f"\nbaseline: {measures.MEASURES[name].label} of the visible patches, val_mse {value:.4g}"
     return text
 
 

@@ -5,13 +5,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from ..runs.measures import BASELINES, EVALUATION_LABELS, MEASURES
 from ..runs.status import DIVERGED, FINISHED
 from ..settings.methods import in_order
 from ..settings.tasks import EVALUATIONS
 from .figures import (  # fmt: skip
-    BASELINES,
     COLUMN,
     GREY,
+    LOSS_AXIS,
     PAGE,
     broken_name,
     draw_baselines,
@@ -46,7 +47,7 @@ def loss_comparison(logs, table, narrow=False):
             if rows["seed"].nunique() > 1:
                 ax.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.set_title(title, loc="left")
-        ax.set_ylabel("loss (MSE, hidden patches)" if narrow or ax is axes[0] else "")
+        ax.set_ylabel(LOSS_AXIS if narrow or ax is axes[0] else "")
         epoch_axis(ax, label=ax is axes[-1] or not narrow)
     baselines = draw_baselines(axes[1], table.filter(list(BASELINES)).mean())
     handles = [_method_handle(method, rows, look) for method, rows in _by_method(table)]
@@ -60,12 +61,12 @@ def loss_comparison(logs, table, narrow=False):
 def paired_differences(differences, reference, narrow=False):
     """What every method ends above or below the reference, seed by seed, with the 95 % interval of the mean.
 
-    differences: {measure's label: {method: dict of stats.paired}}. A method without seeds in common is left out.
+    differences: {column: {method: dict of stats.paired}}. A method without seeds in common is left out.
     """
     methods = list(dict.fromkeys(m for of in differences.values() for m, known in of.items() if known["n"]))
     look = looks([reference, *methods])
     figure, axes = panels(len(differences), PAGE, 0.75 + 0.5 * len(methods), narrow, sharey=not narrow)
-    for ax, (label, of) in zip(axes, differences.items()):
+    for ax, (column, of) in zip(axes, differences.items()):
         ax.axvline(0, color=GREY, linewidth=1)
         for y, method in enumerate(methods):
             known, (colour, _) = of[method], look[method]
@@ -78,7 +79,9 @@ def paired_differences(differences, reference, narrow=False):
         names = [f"{broken_name(m)} (n = {of[m]['n']})" for m in methods]
         ax.set_yticks(range(len(methods)), names)
         ax.set_ylim(len(methods) - 0.45, -0.55)
-        ax.set_xlabel(f"{label},\ndifference to {reference}")
+        measure = MEASURES[column]
+        better = f" ({measure.better} is better)" if measure.better else ""
+        ax.set_xlabel(f"{measure.title}{better},\ndifference to {reference}")
         ax.margins(x=0.08)
         ax.xaxis.set_major_locator(MaxNLocator(5))
     every = [known for of in differences.values() for known in of.values()]
@@ -116,7 +119,7 @@ def timing_comparison(table, narrow=False):
     ax.set_yticks(range(len(groups)), [f"{broken_name(m)} (n = {len(t)})" for m, t in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlim(0, max((t.max() for _, t in groups), default=1) * 1.75)
-    ax.set_xlabel("training time per epoch (s)")
+    ax.set_xlabel(MEASURES["avg_epoch_time"].axis)
     ax.grid(axis="y", visible=False)
     return figure
 
@@ -252,9 +255,9 @@ def evaluation_comparison(table, chance=None, narrow=False):
             ax.plot(means, [y] * len(means), color=colour, linewidth=1, zorder=2)
         if chance is not None:
             ax.axvline(chance, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1)
-        ax.set_title(TASK_TITLES[task], loc="left")
+        ax.set_title(EVALUATION_LABELS[task], loc="left")
         if not narrow or ax is axes[-1]:
-            ax.set_xlabel("top-1 accuracy (%)")
+            ax.set_xlabel(MEASURES["acc1"].axis)
         ax.set_yticks(range(len(methods)), [f"{broken_name(m)} (n = {len(rows)})" for m, rows in methods])
         ax.set_ylim(len(methods) - 0.4, -0.6)
     face = {"linestyle": "none", "marker": "o", "markersize": 6, "markeredgecolor": GREY}
@@ -270,9 +273,6 @@ def evaluation_comparison(table, chance=None, narrow=False):
         )
     legend_below(figure, handles)
     return figure
-
-
-TASK_TITLES = {"finetune": "fine-tuning", "linprobe": "linear probing", "knn": "k-NN"}
 
 
 def _by_method(frame):

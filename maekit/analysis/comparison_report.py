@@ -2,6 +2,7 @@
 
 import time
 
+from ..runs import measures
 from ..runs.folder import RunFolder
 from ..runs.status import FINISHED
 from ..settings.methods import options_of
@@ -23,8 +24,6 @@ CAPTIONS = {
     "reconstruction_comparison": "Validation images, what the model saw of them, and what each method of the first seed "
     "made of that. A composite is the reconstruction with the visible patches as they are.",
 }
-SHOWN = ("final_loss", "min_loss", *(name for name in findings.MEASURES if name != "final_loss"))
-LABELS = {**findings.MEASURES, "min_loss": "least training loss"}
 
 
 def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pictures, plot):
@@ -59,7 +58,7 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
             "caption": "A line is a run. A click on a method hides it, a double click leaves it alone; dragging enlarges.",
         },
         "plot_missing": plot if isinstance(plot, str) else None,
-        "figures": report.figures(root, {name: text for name, text in CAPTIONS.items() if name in drawn}),
+        "figures": report.figures(root, {name: CAPTIONS.get(key, "") for name, key in report.in_order(drawn, CAPTIONS).items()}),
         "pictures": shown,
         "facts": provenance.facts(found),
         "settings": provenance.settings(found, [run["method"] for run in found]),
@@ -94,7 +93,8 @@ def entry(run, root):
 
 def methods_table(table, known):
     """A row a method: means of finished runs with their intervals, then the baselines."""
-    columns = [name for name in SHOWN if name in table and table[name].notna().any()]
+    shown = measures.for_reading(measures.COMPARED | measures.SHOWN)
+    columns = [name for name in shown if name in table and table[name].notna().any()]
     rows = []
     for method in dict.fromkeys(table["model"]):
         means = known["means"].get(method, {})
@@ -102,10 +102,10 @@ def methods_table(table, known):
         of = int((table["model"] == method).sum())
         n = known["n"].get(method, 0)
         rows.append([method, str(n) if n == of else f"{n} of {of}", *cells])
-    for name, label in (("flat_colour", "flat colour"), ("smooth_colour", "smoothed colour")):
+    for name in measures.BASELINES:
         if name in table and table[name].notna().any():
             cells = [findings.number(table[name].mean(), 0.005) if c == "val_mse" else "" for c in columns]
-            rows.append([f"baseline: {label}", "", *cells])
+            rows.append([f"baseline: {measures.MEASURES[name].label}", "", *cells])
     some = any(d["low"] is not None for of in known["means"].values() for d in of.values())
     caption = (
         "Means over the n finished seeds at the last epoch; below them the 95 % interval of the mean (Student's t)."
@@ -113,7 +113,7 @@ def methods_table(table, known):
     )  # fmt: skip
     return {
         "title": "Methods",
-        "columns": ["method", "n", *(LABELS[name] for name in columns)],
+        "columns": ["method", "n", *(measures.MEASURES[name].title for name in columns)],
         "rows": rows,
         "caption": caption,
     }
@@ -147,7 +147,7 @@ def differences_table(known):
         f"Method minus {known['reference']} of the same seed, mean over the n seeds that both have finished; below it the "
         "95 % interval (Student's t) where n is 3 or more."
     )
-    labels = [findings.MEASURES[name] for name in columns]
+    labels = [measures.MEASURES[name].title for name in columns]
     return [{"title": f"Differences to {known['reference']}, paired by seed", "columns": ["method", "n", *labels],
              "rows": rows, "caption": caption}]  # fmt: skip
 

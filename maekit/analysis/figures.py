@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..files import atomic_write
 from ..machine import each
+from ..runs.measures import BASELINES, MEASURES
 from ..runs.status import DIVERGED
 from ..settings.methods import NORMS, in_order
 
@@ -45,10 +46,8 @@ STYLE = {
 }
 LOOK = {name: (norm.colour, norm.line) for name, norm in NORMS.items()}  # colour, line style
 VARIANT_STYLES = ((0, (3, 1)), (0, (7, 1.5)), (0, (1.5, 1)), (0, (6, 1, 2, 1)), (0, (6, 1, 1, 1, 1, 1)), "-")
-BASELINES = {  # column of a summary: (label, line style)
-    "flat_colour": ("flat colour", (0, (4, 2))),
-    "smooth_colour": ("smoothed colour", (0, (1, 1.5))),
-}
+BASELINE_STYLES = dict(zip(BASELINES, ((0, (4, 2)), (0, (1, 1.5)))))
+LOSS_AXIS = f"loss ({MEASURES['val_mse'].unit})"  # of training and validation
 GREY = "#767676"
 DENSE = 20_000  # points
 
@@ -126,13 +125,13 @@ def evaluation_curve(log, summary):
     marker = "o" if len(epochs) == 1 else None
     losses.plot(epochs, [r["train_loss"] for r in log], color=colour, label="training", alpha=0.45, marker=marker)
     losses.plot(epochs, [row["val_loss"] for row in log], color=colour, label="validation", marker=marker)
-    losses.set_ylabel("cross entropy")
+    losses.set_ylabel(MEASURES["val_loss"].unit)
     losses.set_title(
         f"{summary['model']}, seed {summary['seed']}, {summary['task']}" + diverged_note(summary), loc="left"
     )
     losses.legend(loc="upper right")
     accuracy.plot(epochs, [row["acc1"] for row in log], color=colour, marker=marker)
-    accuracy.set_ylabel("top-1 accuracy, validation (%)")
+    accuracy.set_ylabel(MEASURES["acc1"].axis)
     for ax in (losses, accuracy):
         epoch_axis(ax)
     return figure
@@ -153,7 +152,7 @@ def loss_curve(log, summary):
     draw_baselines(ax, summary)
     ax.set_title(f"{summary['model']}, seed {summary['seed']}" + diverged_note(summary), loc="left")
     epoch_axis(ax)
-    ax.set_ylabel("loss (MSE, hidden patches)")
+    ax.set_ylabel(LOSS_AXIS)
     ax.legend(loc="upper right")
     return figure
 
@@ -181,10 +180,11 @@ def new_figure(width, height):
 def draw_baselines(ax, summary):
     """Horizontal lines of the baselines that a summary has; returns their legend handles."""
     handles = []
-    for column, (label, style) in BASELINES.items():
+    for column, style in BASELINE_STYLES.items():
         value = summary.get(column)
         if value is not None and np.isfinite(value):
-            handles.append(ax.axhline(value, color=GREY, linestyle=style, linewidth=1, label=f"{label}: {value:.3f}"))
+            label = f"{MEASURES[column].label}: {value:.3f}"
+            handles.append(ax.axhline(value, color=GREY, linestyle=style, linewidth=1, label=label))
     return handles
 
 

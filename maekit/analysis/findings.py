@@ -3,23 +3,12 @@
 import math
 
 from .. import stats
+from ..runs import measures
 from ..runs.status import FINISHED
 from ..settings.spelling import spell
 
 REFERENCE, ADAPTIVE, PLAIN = "LayerNorm", "AdaptiveDynamicTanh", "DynamicTanh"
-MEASURES = {  # column of the table: what it is called
-    "val_mse": "validation loss",
-    "final_loss": "training loss",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "accuracy": "joint probe (%)",
-    "frozen_accuracy": "frozen probe (%)",
-    "knn_accuracy": "k-NN (%)",
-    "finetune_accuracy": "fine-tuning (%)",
-    "linprobe_accuracy": "linear probing (%)",
-    "avg_epoch_time": "s per epoch",
-    "peak_memory_mb": "memory (MB)",
-}
+MEASURES = measures.for_reading(measures.COMPARED)  # columns of the table that get intervals and differences
 MOST = 0.5  # share of layers from which on it is said to be most of them
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from .. import files, stats
 from ..errors import InputError
 from ..runs import measures
+from ..runs.reading import load_runs
 from ..runs.status import DIVERGED, FINISHED
 from ..runs.trajectories import read_trajectories, tabulate_points
 from ..settings import methods
@@ -24,7 +25,8 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     if not log_dir.is_dir():
         raise InputError(f"--log_dir {log_dir}: no such folder. Run a sweep first, or name the folder of one.")
     found, problems = read_trajectories(log_dir)
-    for problem in problems:
+    runs, damaged = load_runs(log_dir)
+    for problem in (*problems, *damaged):
         print(f"note: {problem}")
     if not found:
         skipped = f" ({len(problems)} that cannot be used, see above)" if problems else ""
@@ -49,7 +51,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         {"mse_over_epochs": partial(gap_figures.over_epochs, points, found, "mse")} if len(points) else {},
     )
     for name in chosen:
-        column, suffix = measures.ACCURACIES[name], "" if name == "joint" else f"_{name}"
+        column, suffix = measures.ACCURACIES[name], suffix_of(name)
         these = points[points[column].notna()]
         statistics = describe(these, column, n_bins, binning)
         statistics |= {"probe": name, "diverged": _named(found, DIVERGED), "skipped": problems, "notes": notes}
@@ -62,7 +64,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         print(f"note: {note}")
     measured = {column: gap_figures.LABELS[column] for column in described}
     page = gap_report.page(
-        log_dir, output_dir, found, table, described, drawn=drawn, notes=[*notes, *problems],
+        log_dir, output_dir, found, runs, table, described, drawn=drawn, notes=[*notes, *problems, *damaged],
         plot=report.plot("tube", points if measured else (), measured),
     )  # fmt: skip
     report.write(output_dir / "report.html", page)
@@ -73,6 +75,11 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     refused = [f"{s['probe']}: {s['note']}" for s in described.values() if s["reconstruction_gap"] is None]
     if refused:
         raise InputError(f"{'; '.join(refused)} Tables and figures are written to {output_dir}. {_cure(found)}")
+
+
+def suffix_of(probe):
+    """What the names of a probe's files end in: nothing for the joint one's, which are the original gap scripts'."""
+    return "" if probe == "joint" else f"_{probe}"
 
 
 def tabulate(found, points):
@@ -182,7 +189,9 @@ def _signs(points, column, edges):
 
 def _untrained(points, column):
     """The untrained encoder's accuracy at the end of the longest run of each norm and seed; None if not measured."""
-    name = measures.UNTRAINED[column]
+    name = measures.UNTRAINED.get(column)
+    if name is None:
+        return None
     rows = points[points[name].notna()].sort_values("epoch", kind="stable")
     values = {norm: part.groupby("seed")[name].last() for norm, part in _by_norm(rows)}
     per_norm = {norm: float(v.mean()) for norm, v in values.items() if len(v)}

@@ -15,18 +15,13 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch
 
-from ..runs.measures import UNTRAINED
+from ..runs.measures import BASELINES, MEASURES, POINT_COLUMNS, UNTRAINED
 from ..runs.status import DIVERGED, FINISHED
 from ..settings.methods import in_order
 from ..settings.spelling import spell
 from .figures import COLUMN, GREY, PAGE, draw_baselines, epoch_axis, legend_below, look_of, new_figure, panels, styled
 
-LABELS = {
-    "mse": "validation MSE (hidden patches)",
-    "accuracy": "joint probe accuracy (%)",
-    "frozen_accuracy": "frozen probe accuracy (%)",
-    "knn_accuracy": "k-NN accuracy (%)",
-}
+LABELS = {name: MEASURES[column].axis for name, column in POINT_COLUMNS.items()}
 # One sentence for those who see only the figure: what this accuracy says and what not.
 CAVEATS = {
     "accuracy": "joint probe: untrained at α = 0, adversarial below, where the frozen probe tells more",
@@ -175,7 +170,7 @@ def alpha_vs_final(points, statistics, found, column, narrow=False):
         ax.tick_params(axis="x", labelrotation=45 if len(hues.alphas) > 5 else 0)
         ax.minorticks_off()
         ax.set_xlabel("α")
-        ax.set_ylabel("final " + LABELS[name].replace(" (hidden patches)", ""))
+        ax.set_ylabel("final " + LABELS[name].replace(", hidden patches", ""))
         if gone:
             ax.plot(gone, [0.02] * len(gone), "x", color="black", transform=ax.get_xaxis_transform(), clip_on=False)
     if gone:
@@ -200,7 +195,9 @@ def over_epochs(points, found, column, narrow=False):
             ax.plot(mean.index, mean, color=hues.line(alpha), linestyle=style, marker=marker, markersize=3,
                     markevery=max(1, len(mean) // 6), linewidth=1.8 if alpha == 0 else 1.1, zorder=3 if alpha == 0 else 2)  # fmt: skip
         if column != "mse":
-            untrained = rows.groupby("epoch")[UNTRAINED[column]].mean().dropna()
+            untrained = (
+                rows.groupby("epoch")[UNTRAINED[column]].mean().dropna() if column in UNTRAINED else rows["epoch"][:0]
+            )
             ax.plot(untrained.index, untrained, color=GREEN, linestyle=(0, (4, 2)), linewidth=1.4, zorder=4)
         else:
             baselines = draw_baselines(ax, _loss_baselines(found))
@@ -222,7 +219,7 @@ def over_epochs(points, found, column, narrow=False):
         ]
     if column == "mse":
         handles += baselines
-    elif points[UNTRAINED[column]].notna().any():
+    elif column in UNTRAINED and points[UNTRAINED[column]].notna().any():
         handles.append(Line2D([], [], color=GREEN, linestyle=(0, (4, 2)), label="untrained encoder"))
     _finish(figure, handles, points, column)
     return figure
@@ -296,7 +293,7 @@ def _draw_untrained(ax, statistics, norm, colour=None):
 def _loss_baselines(found):
     """Flat and smoothed colour, where runs of this kit say them; means over runs."""
     known = {}
-    for name in ("flat_colour", "smooth_colour"):
+    for name in BASELINES:
         values = [run[name] for run in found if run.get(name) is not None]
         if values:
             known[name] = float(np.mean(values))

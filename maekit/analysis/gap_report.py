@@ -4,8 +4,9 @@ import math
 import time
 from pathlib import Path
 
+from ..runs import measures
 from ..runs.folder import RunFolder
-from ..runs.reading import is_evaluation, load_runs
+from ..runs.reading import is_evaluation
 from ..runs.status import FINISHED
 from ..settings.spelling import spell
 from . import provenance, report
@@ -24,17 +25,16 @@ CAPTIONS = {
     "accuracy_over_epochs": "Accuracy over epochs, means over seeds. An accuracy below the untrained encoder's says that the "
     "classes are harder to read than before any training.",
 }
-PROBES = {"": "joint probe", "_frozen": "frozen probe", "_knn": "k-NN"}
 PICTURES = 3  # as many alphas have their reconstructions shown
 
 
-def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
+def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, plot):
     """The page as report.write takes it.
 
-    found: trajectories of trajectories.read_trajectories; table: gap.tabulate; described: {column: gap.describe with "probe"};
+    found: trajectories of trajectories.read_trajectories; runs: of reading.load_runs below log_dir; table: gap.tabulate; described: {column: gap.describe with "probe"};
     drawn: names of figures; notes: sentences; plot: plots.tube, or a sentence on why there is none.
     """
-    everything = {str(run["path"]): run for run in load_runs(log_dir) if not is_evaluation(run)}
+    everything = {str(run["path"]): run for run in runs if not is_evaluation(run)}
     known = [everything[run["run"]] for run in found if run["run"] in everything]
     names = [f"α {spell(run['config']['identity'].get('alpha', 0.0))}" for run in known]
     ended = sorted({run["alpha"] for run in found})
@@ -61,7 +61,7 @@ def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
             + (f" One of {plot['every']} epochs is drawn, and every run's last." if plot["every"] > 1 else ""),
         },
         "plot_missing": plot if isinstance(plot, str) else None,
-        "figures": report.figures(output_dir, {name: caption(name) for name in by_probe(drawn)}),
+        "figures": report.figures(output_dir, captions(drawn)),
         "pictures": shown,
         "facts": provenance.facts(known),
         "settings": provenance.settings(known, names),
@@ -72,7 +72,7 @@ def page(log_dir, output_dir, found, table, described, *, drawn, notes, plot):
 
 def finding(s):
     """What the statistics of one accuracy say, a paragraph. s: gap.describe with "probe"."""
-    name = PROBES["" if s["probe"] == "joint" else f"_{s['probe']}"]
+    name = measures.MEASURES[measures.ACCURACIES[s["probe"]]].label
     if s["reconstruction_gap"] is None:
         return f"{name}: there is no gap: {s['note']}"
     whole = (
@@ -112,16 +112,14 @@ def _sentence(note):
     return f"{note[0].upper()}{note[1:]}."
 
 
-def by_probe(drawn):
-    """Names of figures in the order of the captions."""
-    return [name for start in CAPTIONS for name in drawn if name.startswith(start)]
-
-
-def caption(name):
-    """The caption of a figure, with the accuracy that it shows."""
-    start = next(start for start in CAPTIONS if name.startswith(start))
-    probe = "" if start == "mse_over_epochs" else f" ({PROBES[name[len(start) :]]})"
-    return CAPTIONS[start] + probe
+def captions(drawn):
+    """{name of a figure: its caption, with the accuracy that it shows}, in the order of CAPTIONS."""
+    found = {}
+    for name, key in report.in_order(drawn, CAPTIONS).items():
+        column = measures.ACCURACIES.get(name.removeprefix(key or "").removeprefix("_") or "joint")
+        shown = f" ({measures.MEASURES[column].label})" if column and key and key != "mse_over_epochs" else ""
+        found[name] = CAPTIONS.get(key, "") + shown
+    return found
 
 
 def problems(log_dir, output_dir, found, known):
@@ -148,9 +146,8 @@ def listed(run, everything, log_dir, output_dir):
 
 def final_table(table):
     """A row per norm, learning rate and α: means at the last epoch and standard deviations over seeds."""
-    columns = {"mse": "validation MSE", "accuracy": "joint (%)", "frozen_accuracy": "frozen (%)", "knn_accuracy": "k-NN (%)",
-               "untrained_frozen_accuracy": "untrained, frozen (%)", "untrained_knn_accuracy": "untrained, k-NN (%)"}  # fmt: skip
-    columns = {name: label for name, label in columns.items() if f"{name}_mean" in table}
+    columns = {name: measures.MEASURES[column].title for name, column in measures.POINT_COLUMNS.items()
+               if f"{name}_mean" in table}  # fmt: skip
     rows = []
     for _, row in table.iterrows():
         cells = [spell(row["alpha"]), row["norm"], spell(row["lr"]), ended(row)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..runs.measures import BASELINES, MEASURES
 from ..settings import methods
 from ..settings.spelling import spell
 from . import figures
@@ -34,13 +35,13 @@ def losses(logs, table):
             )  # fmt: skip
             for name, of in values.items():
                 of.append(_floats(rows[name]))
-    for column, label in figures.BASELINES.items():
+    for column in BASELINES:
         value = table[column].mean() if column in table else np.nan
         if np.isfinite(value):
             plot.add_hline(y=value, line={"color": figures.GREY, "dash": "dot", "width": 1},
-                           annotation_text=label[0],
+                           annotation_text=MEASURES[column].label,
                            annotation_position="top right" if column == "flat_colour" else "bottom right")  # fmt: skip
-    _lay_out(plot, "epoch", "loss (MSE, hidden patches)")
+    _lay_out(plot, "epoch", figures.LOSS_AXIS)
     views = [{"label": label, "restyle": {"y": values[name]}, "relayout": {}}
              for name, label in (("val_mse", "validation"), ("train_loss", "training"))]  # fmt: skip
     return {**plot.to_plotly_json(), "views": views}
@@ -84,7 +85,7 @@ def tube(points, columns):
             )  # fmt: skip
             for column, of in values.items():
                 of.append(_floats(rows[column]))
-    _lay_out(plot, "validation MSE (hidden patches)", next(iter(columns.values())))
+    _lay_out(plot, MEASURES["val_mse"].axis, next(iter(columns.values())))
     if points["mse"].max() > 20 * points["mse"].min() > 0:
         plot.update_xaxes(type="log")
     views = [{"label": label.partition(" (")[0], "restyle": {"y": values[column]},

@@ -1,12 +1,12 @@
 """Where runs come from: how they were started, with which settings, data, versions and hardware, and how they ended."""
 
+import shlex
 from pathlib import Path
 
-from .. import files
-from ..drivers import tasks
 from ..errors import InputError
+from ..runs import grid
 from ..runs.folder import RunFolder
-from ..runs.status import FAILED, FINISHED
+from ..runs.status import FAILED, FINISHED, read_status
 from ..settings import identities
 from ..settings.methods import OPTIONS
 
@@ -20,7 +20,7 @@ def command(run):
         return ""
     processes = run["config"]["identity"].get("processes", 1)
     start = ["torchrun", "--nproc_per_node", str(processes)] if processes > 1 else ["python"]
-    return tasks.for_shell([*start, Path(words[0]).name, *words[1:]])
+    return grid.for_shell([*start, Path(words[0]).name, *words[1:]])
 
 
 def typed(root):
@@ -85,25 +85,22 @@ def problems(root, everything):
         if file.parent.resolve() not in known and told.get("status") == FAILED:
             known.add(file.parent.resolve())
             found.append((file.parent, FAILED, str(told.get("error", ""))))
-    return found + [(folder, NEVER, "") for folder in _planned(root) if folder.resolve() not in known]
+    left = [folder for folder in _planned(root) if folder.resolve() not in known]
+    return found + [(folder, NEVER, "") for folder in left if not RunFolder(folder).config.exists()]
 
 
 def _planned(root):
     """Folders below root that a driver has written down to fill."""
     for name in ("commands.txt", "evaluations.txt"):
         try:
-            planned = tasks.read_tasks(Path(root) / name)
+            planned = [grid.output_dir(shlex.split(line)) for line in grid.read_grid(Path(root) / name)]
         except (OSError, InputError):
             continue
-        yield from (task.folder.path for task in planned if Path(root).resolve() in task.folder.path.resolve().parents)
+        yield from (folder for folder in planned if Path(root).resolve() in folder.resolve().parents)
 
 
 def _told(folder):
-    try:
-        told = files.read_json(RunFolder(folder).status)
-    except (OSError, InputError):
-        return {}
-    return told if isinstance(told, dict) else {}
+    return read_status(RunFolder(folder))
 
 
 def _data(config):

@@ -77,6 +77,16 @@ def link(path, folder):
         return path.as_uri()
 
 
+def in_order(drawn, captions):
+    """{name of a drawn figure: key of its caption} in the order of captions, {key: caption}.
+
+    A key begins the names of its figures. One that no caption is for comes last, with the key None, not nowhere.
+    """
+    key_of = {name: next((key for key in captions if name.startswith(key)), None) for name in drawn}
+    known = [name for key in captions for name in drawn if key_of[name] == key]
+    return {name: key_of[name] for name in (*known, *(name for name in drawn if key_of[name] is None))}
+
+
 def figures(folder, captions):
     """Figures of the page, {name: caption}: their PNGs in a folder, on a page's width and, if there is one, on a column's."""
     return each(lambda item: _figure(folder, *item), captions.items())

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 from maekit import errors, files, locks
 from maekit.drivers.processes import Child
 from maekit.runs.folder import RunFolder
-from maekit.runs.status import FAILED, FINISHED, PREEMPTED, RUNNING
+from maekit.runs.grid import for_shell, output_dir, read_grid
+from maekit.runs.status import FAILED, FINISHED, PREEMPTED, RUNNING, read_status
 
 DONE, LEFT = "done", "left"
 
@@ -22,7 +22,7 @@ class Task:
     def __init__(self, line, root="."):
         self.words = shlex.split(line)
         self.line = for_shell(self.words)
-        self.folder = RunFolder(self.words[self.words.index("--output_dir") + 1])
+        self.folder = RunFolder(output_dir(self.words))
         self.name = self.label = os.path.relpath(self.folder.path, root)
         self.child = self.ending_before = None
         self.output, self.words_from = None, 0  # file, and where in it what this start prints begins
@@ -81,10 +81,7 @@ class Task:
 
     def progress(self):
         """status.json, {} if there is none that can be read."""
-        try:
-            return files.read_json(self.folder.status)
-        except (OSError, errors.InputError):
-            return {}
+        return read_status(self.folder)
 
     def share(self):
         """How much of its epochs is done, 0 to 1."""
@@ -122,22 +119,4 @@ class Task:
 
 def read_tasks(path):
     """Tasks of a grid file. Raises InputError naming a line that is no command of a run."""
-    tasks = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="surrogateescape").split("\n"), 1):
-        if line.strip():
-            try:
-                tasks.append(Task(line, Path(path).parent))
-            except (ValueError, IndexError):
-                raise errors.InputError(f"{path}: line {number} is no command with an --output_dir: {line}") from None
-    return tasks
-
-
-def write_tasks(path, commands):
-    """Write a grid file of commands, each a list of words; whole or not at all."""
-    with files.atomic_write(path) as f:
-        f.writelines(f"{shlex.join(words)}\n".encode(errors="surrogateescape") for words in commands)
-
-
-def for_shell(words):
-    """A command as a line that the user's shell takes, cmd.exe on Windows."""
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    return [Task(line, Path(path).parent) for line in read_grid(path)]

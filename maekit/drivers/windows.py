@@ -17,9 +17,9 @@ sys.path.insert(0, str(KIT))  # started by path, so that runs keep the user's PY
 from maekit import errors
 from maekit.drivers import pool
 from maekit.drivers.check_commands import check
-from maekit.drivers.tasks import for_shell, write_tasks
 from maekit.drivers.values import compared, grid_values, kind_of
 from maekit.errors import InputError
+from maekit.runs.grid import for_shell, write_grid
 from maekit.settings import methods, recipes
 from maekit.settings.flags import FLAGS
 
@@ -219,7 +219,7 @@ def run(comparison, typed):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, commands in grids.items():
-            write_tasks(folder / f"{name}.txt", commands)
+            write_grid(folder / f"{name}.txt", commands)
         with open(folder / "typed.txt", "a+", encoding="utf-8", errors="surrogateescape") as f:
             f.seek(0)
             if typed not in f.read().split("\n"):

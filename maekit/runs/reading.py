@@ -2,29 +2,46 @@
 
 from pathlib import Path
 
-from ..files import read_csv, read_json
+from ..files import Damaged, read_csv, read_json
 from ..settings.tasks import PRETRAIN
 from .folder import RunFolder
 
 
 def load_runs(root):
-    """All runs below a folder, sorted by path: a list of dicts with path, config, summary or None, log rows, alphas."""
-    runs = []
+    """All runs below a folder, sorted by path: (runs, problems).
+
+    A run is a dict with path, config, summary or None, log and norm_alpha, lists of rows. One with a damaged file is left
+    out and gives a line in problems.
+    """
+    runs, problems = [], []
     for config in sorted(Path(root).rglob("config.json")):
-        folder = RunFolder(config.parent)
-        settings = read_json(config)
-        if "identity" not in settings:
+        try:
+            run = _read_run(RunFolder(config.parent))
+        except (Damaged, UnicodeDecodeError) as error:
+            text = str(error) if isinstance(error, Damaged) else f"{config.parent}: is damaged ({error})."
+            problems.append(f"{text} Left out.")
             continue
-        runs.append(
-            {
-                "path": folder.path,
-                "config": settings,
-                "summary": read_json(folder.summary) if folder.summary.exists() else None,
-                "log": read_csv(folder.log),
-                "norm_alpha": read_csv(folder.norm_alpha),
-            }
-        )
-    return runs
+        if run is not None:
+            runs.append(run)
+    return runs, problems
+
+
+def _read_run(folder):
+    """The run in a folder, None if its config.json is another program's. Raises Damaged."""
+    config = read_json(folder.config)
+    if not isinstance(config, dict) or "identity" not in config:
+        return None
+    summary = read_json(folder.summary) if folder.summary.exists() else None
+    for file, part in ((folder.config, config["identity"]), (folder.summary, {} if summary is None else summary)):
+        if not isinstance(part, dict):
+            raise Damaged(f"{file}: is damaged (holds {part!r:.40}). Delete the run's folder, or --overwrite it.")
+    return {
+        "path": folder.path,
+        "config": config,
+        "summary": summary,
+        "log": read_csv(folder.log),
+        "norm_alpha": read_csv(folder.norm_alpha),
+    }
 
 
 def is_evaluation(run):

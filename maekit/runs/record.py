@@ -1,15 +1,15 @@
 """What a run has measured, epoch by epoch, and the files that hold it. No torch."""
 
 from ..files import write_csv, write_json
-from .measures import ACCURACY_COLUMNS, ALPHA_COLUMNS, MEASURED_LAST
+from .measures import ALPHA_COLUMNS, BASELINES, MEASURED_LAST, POINT_COLUMNS
 
 
 class Record:
     """What a run has measured so far, epoch by epoch, and the files that hold it.
 
-    folder: RunFolder, or None to write nothing. columns: of log.csv, LOG_COLUMNS or EVALUATION_COLUMNS. head: the run's entry in trajectory.json
-    (alpha, lr, model, decoder, norm, seed), None for no such file. log, alphas: the rows of log.csv and norm_alpha.csv
-    so far; the checkpoint keeps them, so that files and weights always agree.
+    folder: RunFolder, or None to write nothing. columns: of log.csv, LOG_COLUMNS or EVALUATION_COLUMNS. head: the run's
+    entry in trajectory.json (alpha, lr, model, decoder, norm, seed), None for no such file. log, alphas: the rows of
+    log.csv and norm_alpha.csv so far; the checkpoint keeps them, so that files and weights always agree.
     """
 
     def __init__(self, folder, columns, head, log=(), alphas=()):
@@ -23,10 +23,14 @@ class Record:
     def add(self, row, layers, status):
         """Append an epoch and write.
 
-        row: values of the columns but the norms' alphas, others are left out; layers: (name, alpha, saturated or None)
-        of each norm layer.
+        row: values of the columns but the norms' alphas; the baselines, which are measured once, may be in it and are in
+        no row of the log. layers: (name, alpha, saturated or None) of each norm layer. Raises ValueError for a column
+        that the log does not have.
         """
         row = {**row, **_alpha_columns(layers)}
+        unknown = [name for name in row if name not in self.columns and name not in BASELINES]
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no such column of log.csv. Add a row to maekit/runs/measures.py.")
         self.log.append({name: row.get(name) for name in self.columns})
         self.alphas += [dict(zip(ALPHA_COLUMNS, (row["epoch"], *layer))) for layer in layers]
         self.write(status)
@@ -42,16 +46,8 @@ class Record:
         write_csv(self.folder.norm_alpha, ALPHA_COLUMNS, self.alphas)
         if self.head is None:
             return
-        points = [
-            {
-                "epoch": row["epoch"],
-                "mse": row["val_mse"],
-                **{name: row.get(name) for name in ACCURACY_COLUMNS},
-                "alpha": self.head["alpha"],
-                "lr": self.head["lr"],
-            }
-            for row in self.log
-        ]
+        of_run = {name: self.head[name] for name in ("alpha", "lr")}
+        points = [{**{name: row.get(column) for name, column in POINT_COLUMNS.items()}, **of_run} for row in self.log]
         write_json(self.folder.trajectory, {**self.head, "status": status, "trajectory": points})
 
 

@@ -5,10 +5,20 @@ import os
 import socket
 import time
 
-from ..files import write_json
+from ..errors import InputError
+from ..files import read_json, write_json
 
 FINISHED, DIVERGED, RUNNING, PREEMPTED, FAILED = "finished", "diverged", "running", "preempted", "failed"
 STATUS_SECONDS = 3.0  # between two status.json
+
+
+def read_status(folder):
+    """status.json of a RunFolder as a dict, {} if there is none that can be read."""
+    try:
+        told = read_json(folder.status)
+    except (OSError, InputError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 class Status:

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from ..model.formats import encoder_weights
 from ..model.patches import interpolate_positions
-from ..settings import identities
+from ..settings import identities, methods
 
 # What torch.load raises for bytes that are no checkpoint, or none any more.
 UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
@@ -151,25 +151,35 @@ def _python_object(error):
     return found.group(1) if found else None
 
 
-def load_model(path, state, model):
-    """Load a checkpoint's weights strictly. Raises InputError naming the first parameter that does not fit."""
-    _load(path, state["model"], model, model.state_dict())
+def load_model(path, state, model, norm=None):
+    """Load a checkpoint's weights strictly. Raises InputError naming the first parameter that does not fit.
+
+    norm: name of the model's norm. A checkpoint that says it has another one is refused, whatever its parameters are
+    called; of None only these are compared.
+    """
+    _check_norm(path, state, norm)
+    _load(path, state, state["model"], model, model.state_dict())
 
 
-def load_encoder(path, state, mae, *, needs_norm=True, say=print):
+def load_encoder(path, state, mae, *, needs_norm=True, norm=None, say=print):
     """Load the encoder of any MAE checkpoint, position tables interpolated for another input size, which is said.
 
     Decoder and classifier of the file are left alone. needs_norm: whether the final norm has to be in it; a network that
-    upstream fine-tuned has none. Raises InputError naming the first parameter that does not fit.
+    upstream fine-tuned has none. norm: as of load_model. Raises InputError naming the first parameter that does not fit.
     """
+    _check_norm(path, state, norm)
     theirs, ours = encoder_weights(state["model"]), encoder_weights(mae.state_dict())
     if not needs_norm:
         theirs, ours = ({k: v for k, v in w.items() if not k.startswith("norm.")} for w in (theirs, ours))
-    _load(path, _resized(path, theirs, ours, say), mae, ours)
+    _load(path, state, _resized(path, theirs, ours, say), mae, ours)
 
 
-def load_weights(path, state, mae, say=print):
-    """Load encoder and, if it is there, decoder of any MAE checkpoint, for pre-training; what is special is said."""
+def load_weights(path, state, mae, norm=None, say=print):
+    """Load encoder and, if it is there, decoder of any MAE checkpoint, for pre-training; what is special is said.
+
+    norm: as of load_model.
+    """
+    _check_norm(path, state, norm)
     theirs, ours = dict(state["model"]), mae.state_dict()
     if not has_decoder(state):
         load_encoder(path, state, mae, say=say)
@@ -179,7 +189,7 @@ def load_weights(path, state, mae, say=print):
         )
         return
     theirs = {name: value for name, value in theirs.items() if not name.startswith(("head.", "fc_norm."))}
-    _load(path, _resized(path, theirs, ours, say), mae, ours)
+    _load(path, state, _resized(path, theirs, ours, say), mae, ours)
 
 
 def has_decoder(state):
@@ -200,13 +210,15 @@ def _resized(path, theirs, ours, say):
     return theirs
 
 
-def _load(path, theirs, model, ours):
+def _load(path, state, theirs, model, ours):
     """Load the entries named in `ours`, part of the model's state dict, from `theirs`, which must have no others."""
     for name in [*ours, *theirs]:
         if name not in theirs or name not in ours:
             what = f"has no {name}" if name in ours else f"has {name}"
-            raise InputError(f"{path}: belongs to another model, {what}{_other_norm(theirs, ours)}. "
-                             "See --model, --norm, --decoder_type.")  # fmt: skip
+            raise InputError(
+                f"{path}: belongs to another model, {what}{_other_norm(theirs, state, ours)}. "
+                "See --model, --norm, --decoder_type."
+            )
         if theirs[name].shape != ours[name].shape and not theirs[name].numel() == ours[name].numel() == 1:
             raise InputError(
                 f"{path}: belongs to another model, {name} is {tuple(theirs[name].shape)} there and "
@@ -215,18 +227,55 @@ def _load(path, theirs, model, ours):
     model.load_state_dict({name: theirs[name].reshape(ours[name].shape) for name in ours}, strict=False)
 
 
-def norm_of(weights):
-    """Registry name of the norm whose parameters a state dict has in its first block."""
+# Parameters and buffers of the kit's norms, for weights that come without a name of their norm.
+_PARTS = {
+    "LayerNorm": {"weight", "bias"},
+    "RMSNorm": {"weight"},
+    "DynamicTanh": {"alpha", "weight", "bias"},
+    "AdaptiveDynamicTanh": {"alpha_base", "grad_norm_smoothed", "weight", "bias"},
+    "DynamicErf": {"alpha", "shift", "weight", "bias"},
+}
+
+
+def norm_of(weights, args=None):
+    """Name of the norm of a checkpoint's weights: the one that its args have, else the one whose parameters they are.
+
+    weights: a state dict; args: a checkpoint's. None where no norm of the kit has such parameters in the first block.
+    """
+    if stored := _stored_norm(args):
+        return stored
     parts = {name.rpartition(".")[2] for name in weights if name.startswith("blocks.0.norm1.")}
-    for part, norm in (("alpha_base", "AdaptiveDynamicTanh"), ("shift", "DynamicErf"), ("alpha", "DynamicTanh")):
-        if part in parts:
-            return norm
-    return "LayerNorm" if "bias" in parts else "RMSNorm"
+    return next((norm for norm, own in _PARTS.items() if own == parts), None)
 
 
-def _other_norm(theirs, ours):
-    there, here = norm_of(theirs), norm_of(ours)
-    return "" if there == here else f" (its norm layers are {there}, here they are {here})"
+def _stored_norm(args):
+    """The norm that a checkpoint's args name; None in files of others, upstream's among them."""
+    stored = args.get("norm") if isinstance(args, dict) else None
+    return stored if isinstance(stored, str) else None
+
+
+def _check_norm(path, state, norm):
+    """Raise InputError if a checkpoint says that its norm is another one than `norm`, None: whatever it is."""
+    stored = _stored_norm(state.get("args"))
+    if norm is not None and stored not in (None, norm):
+        raise InputError(
+            f"{path}: belongs to another model, its norm layers are {_named(stored)}, here they are {norm}. See --norm."
+        )
+
+
+def _other_norm(theirs, state, ours):
+    """What a message adds where weights of a checkpoint have another norm than ours; "" where that cannot be told."""
+    there, here = norm_of(theirs, state.get("args")), norm_of(ours)
+    blocks = any(name.startswith("blocks.0.norm1.") for name in theirs)
+    if there == here or here is None or not (there or blocks):
+        return ""
+    return f" (its norm layers are {_named(there)}, here they are {here})"
+
+
+def _named(norm):
+    if norm is None:
+        return "of a norm that this kit does not know"
+    return norm if norm in methods.NORMS else f"{norm}, a norm that this kit does not know"
 
 
 def load_probes(path, state, probes, seed):

@@ -34,7 +34,7 @@ class Finetuning(Classification):
             self.network = self.model = self.classifier(mae, state)
             return
         if state is not None:
-            checkpoint.load_encoder(run.init, state, mae, needs_norm=False)
+            checkpoint.load_encoder(run.init, state, mae, needs_norm=False, norm=run.norm.name)
         vit = to_timm(mae, num_classes=self.classes, global_pool="avg", drop_path_rate=run.finetune.drop_path)
         # Nearly zero, upstream's value
         nn.init.trunc_normal_(vit.head.weight, std=2e-5, generator=torch.Generator().manual_seed(run.seed))
@@ -72,7 +72,7 @@ class Finetuning(Classification):
                 "fine-tuned on, or fine-tune it with --epochs 1 or more, which gives it a new head."
             )
         vit = to_timm(mae, num_classes=len(head), global_pool="avg")
-        checkpoint.load_model(path, state, vit)
+        checkpoint.load_model(path, state, vit, self.run.norm.name)
         return vit.to(self.device.torch)
 
     def losses(self, batch, epoch, i):

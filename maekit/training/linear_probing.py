@@ -21,7 +21,7 @@ class LinearProbing(Classification):
         super().__init__(run, source, norms, with_labels=True)
         mae = build()
         if run.init is not None:
-            checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae)
+            checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae, norm=run.norm.name)
         self.network = to_timm(mae).requires_grad_(False)
         self.network.head = probe_layers(mae.cls_token.shape[-1], self.classes, run.seed)
         layer = self.network.head[1]

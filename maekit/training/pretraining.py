@@ -35,7 +35,7 @@ class Pretraining(Task):
         self.model = JointMAE(self.mae, run.probes.alpha, joint, run.seed)
         self.probes = open_probes(run.probes.names, self)
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
-            checkpoint.load_weights(run.init, checkpoint.read(run.init), self.mae)
+            checkpoint.load_weights(run.init, checkpoint.read(run.init), self.mae, run.norm.name)
         self.captured, self.to_capture = None, False  # the CUDA graph of a step; whether there is to be one
         self.captured_validation, self.whole = None, None  # that of a batch of validation images; how large these are
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)

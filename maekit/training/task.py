@@ -133,7 +133,7 @@ class Task:
             raise InputError(
                 f"{path}: an encoder without decoder, no state of a training. Start from its weights: --init {path}."
             )
-        checkpoint.load_model(path, state, self.network)
+        checkpoint.load_model(path, state, self.network, self.run.norm.name)
         checkpoint.load_probes(path, state, self.probes, self.run.seed)
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.epochs:

@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import statistics
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import maekit.analysis.comparison
 from maekit import files
 from maekit.analysis import comparison_figures, figures
 from maekit.runs.reading import is_evaluation
-from tests.support import KIT, run, train_here
+from tests.support import analyse_here, train_here
 from tests.support.runs import fabricated
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
@@ -39,7 +38,7 @@ def copy(comparison, tmp_path):
 
 
 def analyse(root, check=0):
-    return run(sys.executable, KIT / "analysis.py", "comparison", "--output_dir", root, check=check)
+    return analyse_here("comparison", "--output_dir", root, check=check)
 
 
 def test_the_table_says_what_the_logs_say(copy):
@@ -196,7 +195,7 @@ def test_chance_is_one_of_the_classes_and_unknown_where_their_number_differs():
 
 def test_baselines_are_drawn_though_the_first_run_has_none_yet(copy):
     (copy / "LayerNorm/seed0/summary.json").unlink()
-    found = maekit.analysis.comparison.load(copy)
+    found, _ = maekit.analysis.comparison.load(copy)
     table = maekit.analysis.comparison.tabulate(found)
     assert np.isnan(table["flat_colour"].iloc[0]) and table["flat_colour"].notna().any()
     figure = comparison_figures.loss_comparison(maekit.analysis.comparison.stack(found, "log"), table)
@@ -211,7 +210,7 @@ def test_an_evaluation_that_diverged_has_no_accuracy(copy):
     files.write_json(folder / "config.json", config)
     for status, known in (("finished", True), ("diverged", False)):
         files.write_json(folder / "summary.json", {**summary, "acc1": 12.5, "status": status})
-        found = maekit.analysis.comparison.load(copy)
+        found, _ = maekit.analysis.comparison.load(copy)
         evaluations = [run for run in found if is_evaluation(run)]
         table = maekit.analysis.comparison.tabulate([run for run in found if run not in evaluations], evaluations)
         assert ("linprobe_accuracy" in table) is known
@@ -222,6 +221,23 @@ def test_one_run_alone_can_be_analysed(comparison, tmp_path):
     shutil.copytree(comparison / "LayerNorm/seed0", tmp_path / "alone")
     out = analyse(tmp_path).stdout
     assert "LayerNorm" in out and "±" not in out and not (tmp_path / "alpha_dynamics.png").exists()
+
+
+def test_a_run_with_a_damaged_file_is_left_out_of_a_comparison_and_named(tmp_path):
+    identity = {"norm": "LayerNorm", "seed": 0, "task": "pretrain"}
+    for name, config, summary in (
+        ("whole", {"identity": identity}, {}),
+        ("config", "{", {}),
+        ("summary", {"identity": identity}, "["),
+    ):
+        (tmp_path / name).mkdir()
+        for file, content in (("config.json", config), ("summary.json", summary)):
+            (tmp_path / name / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    found, problems = maekit.analysis.comparison.load(tmp_path)
+    assert [run["path"].name for run in found] == ["whole"]
+    assert [line.partition(": ")[0] for line in problems] == [
+        f"{tmp_path}/{name}/{name}.json" for name in ("config", "summary")
+    ]
 
 
 def test_a_folder_without_runs_is_one_line_and_exit_code_2(tmp_path):
@@ -242,7 +258,7 @@ def test_pictures_of_other_images_are_left_out(comparison, copy):
     arrays = dict(np.load(file))
     files.write_arrays(file, {**arrays, "image": arrays["image"][::-1]})
     (copy / "DynamicTanh/seed1/reconstructions.npz").unlink()
-    assert list(maekit.analysis.comparison.load_pictures(maekit.analysis.comparison.load(copy))) == [
+    assert list(maekit.analysis.comparison.load_pictures(maekit.analysis.comparison.load(copy)[0])) == [
         "LayerNorm",
         "AdaptiveDynamicTanh",
     ]

@@ -15,7 +15,7 @@ from PIL import Image
 from maekit.analysis import gap, gap_figures
 from maekit.runs import measures
 from maekit.runs.trajectories import load_trajectories, read_trajectories
-from tests.support import KIT, run
+from tests.support import KIT, analyse_here, run
 from tests.support.runs import write_trajectory
 
 FIGURES = ("tube_scatter_signed_alpha", "alpha_vs_final_metrics", "negative_vs_positive_comparison",
@@ -34,9 +34,7 @@ def write_original(root, alpha, *, lr=None, folder=None, points=((0.7, 20.0), (0
 
 
 def analyse(log_dir, out, *flags, check=0):
-    return run(
-        sys.executable, KIT / "analysis.py", "gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check
-    )
+    return analyse_here("gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check)
 
 
 def statistics(out, suffix=""):
@@ -317,6 +315,21 @@ def test_a_trajectory_that_cannot_be_used_is_named_and_the_rest_is_analysed(dama
     assert found["summary"]["n_runs"] == 2 and len(found["skipped"]) == 1 and str(bad) in found["skipped"][0]
 
 
+@pytest.mark.parametrize(
+    "content", ['{"identity": {', '{"identity": [1]}', '{"identity": "\xff"}'.encode("latin-1"), '{"identity": null}']
+)
+def test_a_damaged_config_is_named_once_and_everything_is_written(content, tmp_path):
+    for alpha in (0.0, 0.5):
+        write_trajectory(tmp_path / "in", alpha)
+    bad = write_trajectory(tmp_path / "in", -0.5).with_name("config.json")
+    bad.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (bad.parents[1] / "config.json").write_text("[]")  # of another program's, perhaps
+    result = analyse(tmp_path / "in", tmp_path / "out", "--accuracy", "joint")
+    lines = [line for line in result.stdout.splitlines() if str(bad.parent) in line]
+    assert len(lines) == 1 and lines[0].startswith("note: ") and "is damaged" in lines[0] and "eft out" in lines[0]
+    assert (tmp_path / "out/report.html").exists() and statistics(tmp_path / "out")["summary"]["n_runs"] == 3
+
+
 def test_bins_below_one_and_words_for_numbers(sweep, tmp_path):
     assert "--n_bins 0: must be 1 or more" in complaint(sweep, tmp_path, "--n_bins", "0")
     assert "--n_bins" in complaint(sweep, tmp_path, "--n_bins", "many")
@@ -438,7 +451,16 @@ def test_a_thousand_trajectories_of_fifty_epochs_take_at_most_a_minute(tmp_path)
                 for i in range(25):
                     write_trajectory(tmp_path / "in", (i - 12) / 4, lr=lr, norm=norm, seed=seed, epochs=50)
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out = analyse(tmp_path / "in", tmp_path / "out").stdout
+    command = (
+        sys.executable,
+        KIT / "analysis.py",
+        "gap",
+        "--log_dir",
+        tmp_path / "in",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    out = run(*command, check=0).stdout  # in a process of its own, whose time is measured
     assert "1000 trajectories with 50000 points analysed" in out
     took = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert took.ru_utime - began.ru_utime < 2 * 60  # of two cores, and whatever else they do

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from maekit import files
-from tests.support import KIT, browser, run, train_here
+from maekit.analysis import comparison_report, gap_report, report
+from tests.support import KIT, analyse_here, browser, run, train_here
 from tests.support.runs import write_trajectory
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
@@ -30,7 +31,9 @@ needs_browser = pytest.mark.skipif(
 
 
 def analyse(*words, check=0, **options):
-    return run(sys.executable, KIT / "analysis.py", *words, check=check, **options)
+    if options:
+        return run(sys.executable, KIT / "analysis.py", *words, check=check, **options)
+    return analyse_here(*words, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def test_the_table_of_methods_says_what_the_logs_say(comparison):
         for column, label in (
             ("val_mse", "validation loss"),
             ("train_loss", "training loss"),
-            ("epoch_time_s", "s per epoch"),
+            ("epoch_time_s", "training time per epoch (s)"),
         ):
             logs = logged(root, method, column)
             values = [statistics.mean(log) if column == "epoch_time_s" else log[-1] for log in logs]
@@ -202,6 +205,19 @@ def test_one_seed_is_said_to_have_no_interval(comparison, tmp_path):
     assert "in the one seed there is; no interval: needs 3 seeds or more, there is 1." in out
     assert not any(" 95 % interval " in item for item in page.items if " ends " in item)
     assert any("No intervals: they need 3 seeds" in item for item in page.items)
+
+
+def test_every_figure_has_a_caption_and_one_without_is_shown_all_the_same(comparison, sweep):
+    for page in (comparison[0] / "report.html", sweep / "analysis/report.html"):
+        drawn = {f.stem for f in page.parent.glob("*.png") if not f.stem.endswith("_column")}
+        shown = dict(re.findall(r"<figcaption><b>(\S+)</b> (.*)</figcaption>", page.read_text(encoding="utf-8")))
+        assert set(shown) == drawn and all(len(caption) > 40 for caption in shown.values())
+    names = ["new_figure", "loss_comparison"]
+    assert report.in_order(names, comparison_report.CAPTIONS) == {
+        "loss_comparison": "loss_comparison",
+        "new_figure": None,
+    }
+    assert list(gap_report.captions(["new_frozen", "mse_over_epochs"])) == ["mse_over_epochs", "new_frozen"]
 
 
 def test_names_paths_and_errors_are_shown_as_text(comparison, tmp_path):

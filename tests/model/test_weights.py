@@ -293,6 +293,26 @@ def test_only_weights_of_the_same_norm_are_loaded(theirs, ours):
             assert same(mae.state_dict(), before)
 
 
+@pytest.mark.parametrize("load", [checkpoint.load_weights, checkpoint.load_encoder, checkpoint.load_model])
+def test_weights_of_a_users_own_norm_are_not_taken_for_dynamic_tanh(load):
+    """A norm whose parameters have the names and shapes of DynamicTanh's."""
+    mae = norms.convert_norms(build_mae(MODEL, img_size=64), "DynamicTanh")
+    state = {"model": mae.state_dict(), "args": {"norm": "OwnNorm"}}
+    assert checkpoint.norm_of(state["model"], state["args"]) == "OwnNorm"
+    says = "its norm layers are OwnNorm, a norm that this kit does not know, here they are DynamicTanh"
+    with pytest.raises(InputError, match=f"x.pth: .*{says}"):
+        load("x.pth", state, mae, norm="DynamicTanh")
+    load("x.pth", {"model": mae.state_dict(), "args": {"norm": "DynamicTanh"}}, mae, norm="DynamicTanh")
+
+
+def test_parameters_that_no_norm_of_the_kit_has_are_of_none():
+    own = {"blocks.0.norm1.alpha": torch.ones(1), "blocks.0.norm1.gain": torch.ones(96)}
+    assert checkpoint.norm_of(own) is None
+    theirs = {**build_mae(MODEL, img_size=64).state_dict(), **own}
+    with pytest.raises(InputError, match="its norm layers are of a norm that this kit does not know, here they are L"):
+        checkpoint.load_weights("x.pth", {"model": theirs}, build_mae(MODEL, img_size=64))
+
+
 # What may be in a file
 
 

@@ -253,7 +253,11 @@ def test_a_checkpoint_named_by_hand_that_cannot_be_used(damage, finished, tmp_pa
         named.write_bytes(whole)
         flags = ["--norm", "adyt"]
     line = complaint(*QUICK, *flags, "--output_dir", tmp_path / "run", "--resume", named)
-    says = {"missing": "no such file", "other_model": "belongs to another model", "other_norm": "alpha_base"}
+    says = {
+        "missing": "no such file",
+        "other_model": "belongs to another model",
+        "other_norm": "its norm layers are LayerNorm, here they",
+    }
     assert str(named) in line and says.get(damage, "no checkpoint") in line
     assert not (tmp_path / "run" / "checkpoint.pth").exists()
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -13,6 +14,7 @@ from PIL import Image
 KIT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(KIT))
 
+import analysis
 import train as train_module
 from maekit import errors
 from maekit.data import demo
@@ -49,9 +51,24 @@ def ended(stdout):
 
 def train_here(*flags, check=None):
     """Run train.py's main in this process, which has torch already; the result looks like a process's."""
+    return _here(train_module.main, flags, check)
+
+
+def analyse_here(*words, check=None):
+    """Run analysis.py's main likewise. What numpy, pandas or matplotlib would warn of is an error."""
+    with warnings.catch_warnings():
+        for kind in (RuntimeWarning, UserWarning):
+            warnings.simplefilter("error", kind)
+        return _here(analysis.main, words, check)
+
+
+def _here(main, flags, check):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = errors.exit_code(lambda: train_module.main([str(flag) for flag in flags]))
+        try:
+            code = errors.exit_code(lambda: main([str(flag) for flag in flags]))
+        except SystemExit as ended:  # of argparse
+            code = ended.code
     if check is not None:
         assert code == check, err.getvalue()
     return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
