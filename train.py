@@ -131,7 +131,7 @@ def check_labels(run, source):
     without = "" if evaluates else " Or train without: --alpha 0 --probes none."
     if source.val.labels is None:
         raise InputError(f"{wanted}: the validation images in {source.val.root} have no labels. ILSVRC has them in "
-                         f"LOC_val_solution.csv beside Data, see README 'Data'.{without}")  # fmt: skip
+                         f"LOC_val_solution.csv beside Data, see docs/data.md.{without}")  # fmt: skip
     if len(source.classes) < 2:
         raise InputError(f"{wanted}: the data set has {len(source.classes)} class, classification needs 2 or more. "
                          f"Use other data.{without}")  # fmt: skip
