@@ -57,7 +57,10 @@ def main():
         rows = measure(source.train, stored.train, args.rounds)
         difference, reduced = differences(source.train, stored.train)
         report(
-            "data", rows, args, torch.device("cpu"),
+            "data",
+            rows,
+            args,
+            torch.device("cpu"),
             data=describe(args.imagenet_dir, stored.train.store),
             images=len(source.train),
             rounds=args.rounds,
@@ -66,7 +69,7 @@ def main():
                 "cached crops differ from fresh ones by (levels of 255)": round(difference, 2),
                 "building the cache, images/s, all cores": round(building),
             },
-        )  # fmt: skip
+        )
 
 
 def describe(folder, store):
@@ -91,9 +94,13 @@ def measure(images, stored, rounds):
     rows = []
     for name, values in speeds.items():
         ratios = [own / theirs for own, theirs in zip(values, speeds["upstream"])]
-        rows.append({
-            "pipeline": name, "images/s of a core": statistics.median(values), "of upstream": statistics.median(ratios)
-        })  # fmt: skip
+        rows.append(
+            {
+                "pipeline": name,
+                "images/s of a core": statistics.median(values),
+                "of upstream": statistics.median(ratios),
+            }
+        )
     return rows
 
 
@@ -109,12 +116,14 @@ def differences(images, stored):
 
 def upstream_batches(images):
     """Upstream's loader, main_pretrain.py, of the same images."""
-    transform = transforms.Compose([
-        transforms.RandomResizedCrop(SIDE, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    ])  # fmt: skip
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIDE, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        ]
+    )
     dataset = ImageFolder(images.root, transform)
     number = {path: i for i, (path, _) in enumerate(dataset.samples)}
     chosen = [number[images.file(i)] for i in range(len(images))]

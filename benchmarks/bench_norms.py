@@ -52,14 +52,16 @@ def main():
         copy_rate = 2 * x.nbytes / seconds.pop("copy")
         for name, layer in variants:
             share = 5 * x.nbytes / seconds[name] / copy_rate
-            rows.append({
-                "width": width,
-                "norm": name,
-                "ms": 1000 * seconds[name],
-                "of F.layer_norm": seconds[name] / seconds["F.layer_norm"],
-                "bandwidth": f"{share:.0%}",
-                "kept": kept(layer, x, torch),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "width": width,
+                    "norm": name,
+                    "ms": 1000 * seconds[name],
+                    "of F.layer_norm": seconds[name] / seconds["F.layer_norm"],
+                    "bandwidth": f"{share:.0%}",
+                    "kept": kept(layer, x, torch),
+                }
+            )
     report("norms", rows, args, device, shape=f"({batch}, 197, width)", dtype=str(dtype).removeprefix("torch."))
 
 

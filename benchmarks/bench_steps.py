@@ -100,8 +100,22 @@ def open_job(norm, batch_size, args, device, folder, compiled, graph):
     from maekit.model import compiling
     from maekit.settings.resolution import resolve
 
-    words = ["--norm", norm, "--alpha", "0.1", "--probes", "joint,frozen", "--device", device, "--output_dir", folder,
-             "--compile", "on" if compiled else "off", "--epochs", 1000]  # fmt: skip
+    words = [
+        "--norm",
+        norm,
+        "--alpha",
+        "0.1",
+        "--probes",
+        "joint,frozen",
+        "--device",
+        device,
+        "--output_dir",
+        folder,
+        "--compile",
+        "on" if compiled else "off",
+        "--epochs",
+        1000,
+    ]
     words += ["--imagenet_dir", args.imagenet_dir] if args.imagenet_dir else ["--demo"]
     if not args.demo:
         words += ["--input_size", 224, "--model", args.model, "--decoder_type", args.decoder_type]

@@ -41,10 +41,34 @@ def main():
     p.add_argument("--hf_config")
     args = p.parse_args()
     device = set_up(args)
-    command = [sys.executable, str(KIT / "train.py"), "--alpha", "0.1", "--probes", "all", "--eval_every", str(EVAL_EVERY),
-               "--device", str(device), "--norm", args.norm]  # fmt: skip
-    command += ["--demo"] if args.demo else ["--model", args.model, "--decoder_type", args.decoder_type, "--lr", "0.00015",
-                                             "--batch_size", str(args.batch_size)]  # fmt: skip
+    command = [
+        sys.executable,
+        str(KIT / "train.py"),
+        "--alpha",
+        "0.1",
+        "--probes",
+        "all",
+        "--eval_every",
+        str(EVAL_EVERY),
+        "--device",
+        str(device),
+        "--norm",
+        args.norm,
+    ]
+    command += (
+        ["--demo"]
+        if args.demo
+        else [
+            "--model",
+            args.model,
+            "--decoder_type",
+            args.decoder_type,
+            "--lr",
+            "0.00015",
+            "--batch_size",
+            str(args.batch_size),
+        ]
+    )
     for name in ("imagenet_dir", "hf_dataset", "hf_config", "max_images", "num_workers"):
         if getattr(args, name):
             command += [f"--{name}", getattr(args, name)]

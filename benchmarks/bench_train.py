@@ -195,9 +195,11 @@ def upstreams_epoch(run, job, args, clone, steps):
         warmup_epochs=run.optim.warmup_epochs,
         epochs=run.optim.epochs,
     )
-    batches = upstreams_loader(run, job, args) if args.with_data else [
-        (job.pixels.normalize(batch["images"]), batch["labels"]) for batch in ready_batches(job, steps)
-    ]  # fmt: skip
+    batches = (
+        upstreams_loader(run, job, args)
+        if args.with_data
+        else [(job.pixels.normalize(batch["images"]), batch["labels"]) for batch in ready_batches(job, steps)]
+    )
 
     def epoch():
         scaler = NativeScalerWithGradNormCount(device)
@@ -214,17 +216,23 @@ def upstreams_loader(run, job, args):
 
     from maekit.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 
-    transform = transforms.Compose([
-        transforms.RandomResizedCrop(run.model.input_size, scale=(0.2, 1.0), interpolation=3),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    ])  # fmt: skip
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(run.model.input_size, scale=(0.2, 1.0), interpolation=3),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        ]
+    )
     images = datasets.ImageFolder(os.path.join(job.source.train.root), transform=transform)
     return torch.utils.data.DataLoader(
-        images, batch_size=run.optim.batch_size, shuffle=True, num_workers=args.num_workers, pin_memory=job.device.torch.type == "cuda",
+        images,
+        batch_size=run.optim.batch_size,
+        shuffle=True,
+        num_workers=args.num_workers,
+        pin_memory=job.device.torch.type == "cuda",
         drop_last=True,
-    )  # fmt: skip
+    )
 
 
 def flops_per_image(job, device):

@@ -147,8 +147,14 @@ def tabulate(found, evaluations=()):
         identity = run["config"]["identity"]
         unended = {"seed": identity["seed"], "status": UNFINISHED}
         summary = run["summary"] or {**unended, **summarize_log(run["log"])}
-        rows.append({"model": run["method"], **{k: v for k, v in summary.items() if k != "model"},
-                     **scores.get(run["path"], {}), "path": str(run["path"])})  # fmt: skip
+        rows.append(
+            {
+                "model": run["method"],
+                **{k: v for k, v in summary.items() if k != "model"},
+                **scores.get(run["path"], {}),
+                "path": str(run["path"]),
+            }
+        )
     columns = dict.fromkeys(["model", "seed", "status", *MEASURES, *(name for row in rows for name in row)])
     table = pd.DataFrame(rows, columns=list(columns))
     table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)

@@ -53,21 +53,27 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
             for folder, status, text in provenance.problems(root, everything)
         ],
         "tables": [methods_table(table, known), *differences_table(known), *speed_table(known), *lens_table(known)],
-        "plot": None if isinstance(plot, str) else {
-            "title": "Losses, to be looked into", "data": plot,
+        "plot": None
+        if isinstance(plot, str)
+        else {
+            "title": "Losses, to be looked into",
+            "data": plot,
             "caption": "A line is a run. A click on a method hides it, a double click leaves it alone; dragging enlarges.",
         },
         "plot_missing": plot if isinstance(plot, str) else None,
-        "figures": report.figures(root, {name: CAPTIONS.get(key, "") for name, key in report.in_order(drawn, CAPTIONS).items()}),
+        "figures": report.figures(
+            root, {name: CAPTIONS.get(key, "") for name, key in report.in_order(drawn, CAPTIONS).items()}
+        ),
         "pictures": shown,
         "facts": provenance.facts(found),
         "settings": provenance.settings(found, [run["method"] for run in found]),
         "commands": provenance.typed(root),
         "runs": [
             {"title": title, "runs": [entry(run, root) for run in those]}
-            for title, those in (("pre-training", found), ("evaluations", evaluations)) if those
+            for title, those in (("pre-training", found), ("evaluations", evaluations))
+            if those
         ],
-    }  # fmt: skip
+    }
 
 
 def name_of(folder, root):
@@ -109,8 +115,9 @@ def methods_table(table, known):
     some = any(d["low"] is not None for of in known["means"].values() for d in of.values())
     caption = (
         "Means over the n finished seeds at the last epoch; below them the 95 % interval of the mean (Student's t)."
-        if some else "Values at the last epoch of finished runs. No intervals: they need 3 seeds or more."
-    )  # fmt: skip
+        if some
+        else "Values at the last epoch of finished runs. No intervals: they need 3 seeds or more."
+    )
     return {
         "title": "Methods",
         "columns": ["method", "n", *(measures.MEASURES[name].title for name in columns)],
@@ -148,8 +155,14 @@ def differences_table(known):
         "95 % interval (Student's t) where n is 3 or more."
     )
     labels = [measures.MEASURES[name].title for name in columns]
-    return [{"title": f"Differences to {known['reference']}, paired by seed", "columns": ["method", "n", *labels],
-             "rows": rows, "caption": caption}]  # fmt: skip
+    return [
+        {
+            "title": f"Differences to {known['reference']}, paired by seed",
+            "columns": ["method", "n", *labels],
+            "rows": rows,
+            "caption": caption,
+        }
+    ]
 
 
 def signed(difference):
@@ -171,9 +184,14 @@ def decimals(uncertainty):
 def speed_table(known):
     """Epochs and seconds to the reference's final validation loss; no table without a reference."""
     rows = [
-        [method, f"{s['reached']} of {s['n']}", *(spelled(s[unit]) if s[unit] else "–" for unit in ("epochs", "seconds"))]
-        for method, s in known["convergence"].items() if s["n"]
-    ]  # fmt: skip
+        [
+            method,
+            f"{s['reached']} of {s['n']}",
+            *(spelled(s[unit]) if s[unit] else "–" for unit in ("epochs", "seconds")),
+        ]
+        for method, s in known["convergence"].items()
+        if s["n"]
+    ]
     if not rows:
         return []
     caption = (
@@ -197,5 +215,11 @@ def lens_table(known):
     ]
     options = ", ".join(option.name for option in options_of(findings.ADAPTIVE))
     caption = f"Share of norm layers whose α sits at a bound of its range, means over seeds. Names may carry {options}."
-    return [{"title": "Saturation over time", "columns": ["method", *(f"epoch {e}" for e in epochs)], "rows": rows,
-             "caption": caption}]  # fmt: skip
+    return [
+        {
+            "title": "Saturation over time",
+            "columns": ["method", *(f"epoch {e}" for e in epochs)],
+            "rows": rows,
+            "caption": caption,
+        }
+    ]

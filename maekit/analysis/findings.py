@@ -90,8 +90,15 @@ def lens(method, ended, losses):
     over_time = [math.fsum(at) / len(at) for at in zip(*shares)]
     since = next((e for e in range(len(over_time)) if all(share >= MOST for share in over_time[e:])), None)
     control = next((run for run in ended if run["config"]["identity"].get("dyt_alpha_init") == bound), None)
-    known = {"n": len(mine), "layers": len(last), "share_over_time": over_time, "share": over_time[-1],
-             "upper": sum(upper) / len(upper), "bound": bound, "most_since": since}  # fmt: skip
+    known = {
+        "n": len(mine),
+        "layers": len(last),
+        "share_over_time": over_time,
+        "share": over_time[-1],
+        "upper": sum(upper) / len(upper),
+        "bound": bound,
+        "most_since": since,
+    }
     if control is None:
         return {**known, "control": None, "control_alpha": None, "difference": None}
     name = control["method"]
@@ -165,8 +172,10 @@ def on_lens(method, seen):
         )
     said = [where]
     if seen["control"] is None:
-        said.append(f"Does {method} adapt, or is it DynamicTanh with a larger α? Open: there is no finished run of "
-                    f"DynamicTanh with --dyt_alpha_init {spell(seen['bound'])} to hold it against (--control).")  # fmt: skip
+        said.append(
+            f"Does {method} adapt, or is it DynamicTanh with a larger α? Open: there is no finished run of "
+            f"DynamicTanh with --dyt_alpha_init {spell(seen['bound'])} to hold it against (--control)."
+        )
         return said
     d = seen["difference"]
     said.append(on_difference(method, seen["control"], d))
@@ -176,10 +185,15 @@ def on_lens(method, seen):
     if d["low"] is None:
         answer = f"open: {layers}, but {d['note']}"
     elif d["low"] <= 0 <= d["high"]:
-        answer = f"{layers}, and its loss cannot be told from the control's: " + (
-            "these runs give no sign that it does more than DynamicTanh with a larger α"
-            if most else "that it adapts makes no difference that these runs could show"
-        ) + f"; differences of up to {number(max(-d['low'], d['high']), (d['high'] - d['low']) / 2)} remain possible"  # fmt: skip
+        answer = (
+            f"{layers}, and its loss cannot be told from the control's: "
+            + (
+                "these runs give no sign that it does more than DynamicTanh with a larger α"
+                if most
+                else "that it adapts makes no difference that these runs could show"
+            )
+            + f"; differences of up to {number(max(-d['low'], d['high']), (d['high'] - d['low']) / 2)} remain possible"
+        )
     else:
         answer = f"{layers}, and it ends {'lower' if d['mean'] < 0 else 'higher'} than the control: " + (
             "a larger α at the start alone does not explain its loss"

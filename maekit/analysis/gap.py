@@ -38,8 +38,10 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     measured = [probe for probe, column in measures.ACCURACIES.items() if points[column].notna().any()]
     chosen = [probe for probe in measured if accuracy in (probe, "all")]
     if accuracy != "all" and not chosen and len(points):
-        raise InputError(f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have "
-                         f"{', '.join(measured) or 'none'}. Train with --probes {accuracy}, or choose another.")  # fmt: skip
+        raise InputError(
+            f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have "
+            f"{', '.join(measured) or 'none'}. Train with --probes {accuracy}, or choose another."
+        )
     _make(output_dir)
     table = tabulate(found, points)
     with files.atomic_write(output_dir / "gap_table.csv") as f:
@@ -64,12 +66,21 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         print(f"note: {note}")
     measured = {column: gap_figures.LABELS[column] for column in described}
     page = gap_report.page(
-        log_dir, output_dir, found, runs, table, described, drawn=drawn, notes=[*notes, *problems, *damaged],
+        log_dir,
+        output_dir,
+        found,
+        runs,
+        table,
+        described,
+        drawn=drawn,
+        notes=[*notes, *problems, *damaged],
         plot=report.plot("tube", points if measured else (), measured),
-    )  # fmt: skip
+    )
     report.write(output_dir / "report.html", page)
-    print(f"{len(found)} trajectories with {len(points)} points analysed, {len(problems)} left out; "
-          f"written to {output_dir}.")  # fmt: skip
+    print(
+        f"{len(found)} trajectories with {len(points)} points analysed, {len(problems)} left out; "
+        f"written to {output_dir}."
+    )
     if not chosen:
         raise InputError(f"--log_dir {log_dir}: no trajectory has an accuracy, so there is no gap. {_cure(found)}")
     refused = [f"{s['probe']}: {s['note']}" for s in described.values() if s["reconstruction_gap"] is None]
@@ -100,9 +111,17 @@ def tabulate(found, points):
         ended = [m["run"] for m in members if m["status"] == FINISHED]
         diverged = sum(m["status"] == DIVERGED for m in members)
         whole = last.loc[ended]
-        row = {"norm": norm, "lr": lr, "alpha": alpha, "model": model, "decoder": decoder, "n_seeds": len(whole),
-               "n_diverged": diverged, "n_unended": len(members) - len(ended) - diverged,
-               "epochs": whole["epoch"].max() + 1}  # fmt: skip
+        row = {
+            "norm": norm,
+            "lr": lr,
+            "alpha": alpha,
+            "model": model,
+            "decoder": decoder,
+            "n_seeds": len(whole),
+            "n_diverged": diverged,
+            "n_unended": len(members) - len(ended) - diverged,
+            "epochs": whole["epoch"].max() + 1,
+        }
         for name in columns:
             row |= {f"{name}_mean": whole[name].mean(), f"{name}_std": whole[name].std()}
         rows.append(row)
@@ -120,8 +139,13 @@ def describe(points, column, n_bins=15, binning="equal"):
     untrained = _untrained(points, column)
     points = points[points["status"] != DIVERGED]
     if not len(points):
-        return {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": [], "note": "every run diverged.",
-                "untrained": untrained}  # fmt: skip
+        return {
+            "reconstruction_gap": None,
+            "n_bins": 0,
+            "bin_statistics": [],
+            "note": "every run diverged.",
+            "untrained": untrained,
+        }
     summary = {
         "n_experiments": int(points["alpha"].nunique()),
         "total_points": len(points),
@@ -222,21 +246,36 @@ def render(statistics):
     if s["reconstruction_gap"] is None:
         lines.append(f"{s['probe']} accuracy: no gap: {s['note']}")
     else:
-        lines.append(f"{s['probe']} accuracy: gap Γ = {s['reconstruction_gap']:.1f} points over {s['n_bins']} of "
-                     f"{len(s['bin_edges']) - 1} bins ({s['binning']}), {s['n_runs']} runs, {s['n_points']} points")  # fmt: skip
-        lines.append(f"  5 to 95 percentile: {s['reconstruction_gap_5_95']:.1f}; largest spread of a bin "
-                     f"{s['largest_bin_spread'] or 0:.1f}; {s['bins_over_5_points']} bins with more than 5 points")  # fmt: skip
+        lines.append(
+            f"{s['probe']} accuracy: gap Γ = {s['reconstruction_gap']:.1f} points over {s['n_bins']} of "
+            f"{len(s['bin_edges']) - 1} bins ({s['binning']}), {s['n_runs']} runs, {s['n_points']} points"
+        )
+        lines.append(
+            f"  5 to 95 percentile: {s['reconstruction_gap_5_95']:.1f}; largest spread of a bin "
+            f"{s['largest_bin_spread'] or 0:.1f}; {s['bins_over_5_points']} bins with more than 5 points"
+        )
         lines.append(f"  one seed's sweep: {_interval(s['over_seeds'])}")
         floor = s["noise_floor"]
-        lines.append("  " + (floor["note"] or f"noise floor (one configuration over its seeds): {floor['mean']:.1f} on "
-                             f"average over {floor['n']}, at most {floor['largest']:.1f}"))  # fmt: skip
+        lines.append(
+            "  "
+            + (
+                floor["note"]
+                or f"noise floor (one configuration over its seeds): {floor['mean']:.1f} on "
+                f"average over {floor['n']}, at most {floor['largest']:.1f}"
+            )
+        )
         if len(s["per_norm"]) > 1:
-            lines += [f"  {norm}: Γ = {part['reconstruction_gap']:.1f}, {part['n_runs']} runs; one seed's sweep: "
-                      f"{_interval(part['over_seeds'])}" for norm, part in s["per_norm"].items()]  # fmt: skip
+            lines += [
+                f"  {norm}: Γ = {part['reconstruction_gap']:.1f}, {part['n_runs']} runs; one seed's sweep: "
+                f"{_interval(part['over_seeds'])}"
+                for norm, part in s["per_norm"].items()
+            ]
     rho = s.get("overall_correlation", {})
     if rho.get("spearman_r") is not None:
-        lines.append(f"  Spearman of MSE and accuracy: {rho['spearman_r']:+.2f} (p {rho['p_value']:.2g}, "
-                     "which takes epochs for independent)")  # fmt: skip
+        lines.append(
+            f"  Spearman of MSE and accuracy: {rho['spearman_r']:+.2f} (p {rho['p_value']:.2g}, "
+            "which takes epochs for independent)"
+        )
     if s["untrained"]:
         each = ", ".join(f"{norm} {value:.1f} %" for norm, value in s["untrained"]["per_norm"].items())
         lines.append(f"  untrained encoder: {each}")

@@ -53,8 +53,11 @@ def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, pl
         "notes": notes,
         "problems": problems(log_dir, output_dir, found, known),
         "tables": [final_table(table)],
-        "plot": None if isinstance(plot, str) else {
-            "title": "The tube, to be looked into", "data": plot,
+        "plot": None
+        if isinstance(plot, str)
+        else {
+            "title": "The tube, to be looked into",
+            "data": plot,
             "caption": "A point is an epoch of a run; it says which where it is touched. A click on an α hides it, a double "
             "click leaves it alone; dragging enlarges."
             + "".join(f" A {symbol} is {norm}." for norm, symbol in plot["symbols"].items())
@@ -67,7 +70,7 @@ def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, pl
         "settings": provenance.settings(known, names),
         "commands": provenance.typed(log_dir),
         "runs": [{"title": "runs", "runs": [listed(run, everything, log_dir, output_dir) for run in found]}],
-    }  # fmt: skip
+    }
 
 
 def finding(s):
@@ -125,13 +128,21 @@ def captions(drawn):
 def problems(log_dir, output_dir, found, known):
     """Runs that diverged, failed or have not ended, also those that left no trajectory."""
     listed = {Path(run["run"]).resolve(): (run["status"], len(run["trajectory"])) for run in found}
-    told = [(folder, status, text) for folder, status, text in provenance.problems(log_dir, known)
-            if folder.resolve() not in listed or status != FINISHED]  # fmt: skip
+    told = [
+        (folder, status, text)
+        for folder, status, text in provenance.problems(log_dir, known)
+        if folder.resolve() not in listed or status != FINISHED
+    ]
     seen = {folder.resolve() for folder, _, _ in told}
-    told += [(Path(run["run"]), run["status"], f"{len(run['trajectory'])} finite epochs") for run in found
-             if run["status"] != FINISHED and Path(run["run"]).resolve() not in seen]  # fmt: skip
-    return [{"run": name_of(folder, log_dir), "link": report.link(folder, output_dir), "status": status, "text": text}
-            for folder, status, text in told]  # fmt: skip
+    told += [
+        (Path(run["run"]), run["status"], f"{len(run['trajectory'])} finite epochs")
+        for run in found
+        if run["status"] != FINISHED and Path(run["run"]).resolve() not in seen
+    ]
+    return [
+        {"run": name_of(folder, log_dir), "link": report.link(folder, output_dir), "status": status, "text": text}
+        for folder, status, text in told
+    ]
 
 
 def listed(run, everything, log_dir, output_dir):
@@ -146,8 +157,11 @@ def listed(run, everything, log_dir, output_dir):
 
 def final_table(table):
     """A row per norm, learning rate and α: means at the last epoch and standard deviations over seeds."""
-    columns = {name: measures.MEASURES[column].title for name, column in measures.POINT_COLUMNS.items()
-               if f"{name}_mean" in table}  # fmt: skip
+    columns = {
+        name: measures.MEASURES[column].title
+        for name, column in measures.POINT_COLUMNS.items()
+        if f"{name}_mean" in table
+    }
     rows = []
     for _, row in table.iterrows():
         cells = [spell(row["alpha"]), row["norm"], spell(row["lr"]), ended(row)]
@@ -158,8 +172,11 @@ def final_table(table):
             cells.append("–" if math.isnan(mean) else f"{mean:.{digits}f}{spread}")
         rows.append(cells)
     several = (table["n_seeds"] > 1).any()
-    text = "Last epoch of finished runs" + (", mean ± standard deviation over seeds." if several else ". One seed each: there is "
-                                            "no spread, and no interval.")  # fmt: skip
+    text = "Last epoch of finished runs" + (
+        ", mean ± standard deviation over seeds."
+        if several
+        else ". One seed each: there is no spread, and no interval."
+    )
     return {
         "title": "Last epochs",
         "columns": ["α", "norm", "lr", "n", *columns.values()],

@@ -7,8 +7,13 @@ from ..settings import methods
 from ..settings.spelling import spell
 from . import figures
 
-DASHES = {"LayerNorm": "solid", "RMSNorm": "dashdot", "DynamicTanh": "dash", "AdaptiveDynamicTanh": "longdashdot",
-          "DynamicErf": "dot"}  # fmt: skip
+DASHES = {
+    "LayerNorm": "solid",
+    "RMSNorm": "dashdot",
+    "DynamicTanh": "dash",
+    "AdaptiveDynamicTanh": "longdashdot",
+    "DynamicErf": "dot",
+}
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 MOST_POINTS = 8000  # in one plot; runs of more are thinned out
 
@@ -28,22 +33,32 @@ def losses(logs, table):
         seeds = logs[logs["model"] == method].groupby("seed")
         for i, (seed, rows) in enumerate(seeds):
             plot.add_scatter(
-                x=rows["epoch"].tolist(), y=_floats(rows["val_mse"]), mode="lines+markers", name=method,
-                legendgroup=method, showlegend=i == 0, marker={"size": 4},
+                x=rows["epoch"].tolist(),
+                y=_floats(rows["val_mse"]),
+                mode="lines+markers",
+                name=method,
+                legendgroup=method,
+                showlegend=i == 0,
+                marker={"size": 4},
                 line={"color": look[method][0], "dash": DASHES.get(method, "dash"), "width": 2},
                 hovertemplate=f"{_plain(method)}, seed {seed}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
-            )  # fmt: skip
+            )
             for name, of in values.items():
                 of.append(_floats(rows[name]))
     for column in BASELINES:
         value = table[column].mean() if column in table else np.nan
         if np.isfinite(value):
-            plot.add_hline(y=value, line={"color": figures.GREY, "dash": "dot", "width": 1},
-                           annotation_text=MEASURES[column].label,
-                           annotation_position="top right" if column == "flat_colour" else "bottom right")  # fmt: skip
+            plot.add_hline(
+                y=value,
+                line={"color": figures.GREY, "dash": "dot", "width": 1},
+                annotation_text=MEASURES[column].label,
+                annotation_position="top right" if column == "flat_colour" else "bottom right",
+            )
     _lay_out(plot, "epoch", figures.LOSS_AXIS)
-    views = [{"label": label, "restyle": {"y": values[name]}, "relayout": {}}
-             for name, label in (("val_mse", "validation"), ("train_loss", "training"))]  # fmt: skip
+    views = [
+        {"label": label, "restyle": {"y": values[name]}, "relayout": {}}
+        for name, label in (("val_mse", "validation"), ("train_loss", "training"))
+    ]
     return {**plot.to_plotly_json(), "views": views}
 
 
@@ -65,31 +80,49 @@ def tube(points, columns):
     for alpha in sorted(points["alpha"].unique()):
         rgb, name = hues.rgb([alpha])[0], f"α {spell(alpha)}"
         edge = {"line": {"color": "#606060", "width": 0.5}}
-        plot.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name,
-                         marker={"color": _rgb(rgb), "size": 9, **edge})  # fmt: skip
+        plot.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            name=name,
+            legendgroup=name,
+            marker={"color": _rgb(rgb), "size": 9, **edge},
+        )
         for of in values.values():
             of.append([None])
         for norm in norms:
             rows = points[(points["norm"] == norm) & (points["alpha"] == alpha)]
-            said = [f"{_plain(row.norm)}, α {spell(row.alpha)}, lr {spell(row.lr)}, seed {row.seed}, "
-                    f"epoch {row.epoch}" for row in rows.itertuples()]  # fmt: skip
+            said = [
+                f"{_plain(row.norm)}, α {spell(row.alpha)}, lr {spell(row.lr)}, seed {row.seed}, epoch {row.epoch}"
+                for row in rows.itertuples()
+            ]
             plot.add_scatter(
-                x=_floats(rows["mse"]), y=_floats(rows[next(iter(columns))]), mode="markers", text=said,
-                legendgroup=name, showlegend=False,
+                x=_floats(rows["mse"]),
+                y=_floats(rows[next(iter(columns))]),
+                mode="markers",
+                text=said,
+                legendgroup=name,
+                showlegend=False,
                 marker={
-                    "color": rows["epoch"].tolist(), "cmin": 0, "cmax": max(1, int(points["epoch"].max())), "size": 7,
+                    "color": rows["epoch"].tolist(),
+                    "cmin": 0,
+                    "cmax": max(1, int(points["epoch"].max())),
+                    "size": 7,
                     "colorscale": [[0, _rgb(rgb * DARKEST)], [1, _rgb(rgb)]],
-                    "symbol": SYMBOLS[norms.index(norm) % len(SYMBOLS)], **edge,
+                    "symbol": SYMBOLS[norms.index(norm) % len(SYMBOLS)],
+                    **edge,
                 },
                 hovertemplate="%{text}<br>MSE %{x:.4f}, accuracy %{y:.1f} %<extra></extra>",
-            )  # fmt: skip
+            )
             for column, of in values.items():
                 of.append(_floats(rows[column]))
     _lay_out(plot, MEASURES["val_mse"].axis, next(iter(columns.values())))
     if points["mse"].max() > 20 * points["mse"].min() > 0:
         plot.update_xaxes(type="log")
-    views = [{"label": label.partition(" (")[0], "restyle": {"y": values[column]},
-              "relayout": {"yaxis.title.text": label}} for column, label in columns.items()]  # fmt: skip
+    views = [
+        {"label": label.partition(" (")[0], "restyle": {"y": values[column]}, "relayout": {"yaxis.title.text": label}}
+        for column, label in columns.items()
+    ]
     shapes = dict(zip(norms, SYMBOLS)) if len(norms) > 1 else {}
     return {**plot.to_plotly_json(), "views": views, "every": every, "symbols": shapes}
 
@@ -97,10 +130,16 @@ def tube(points, columns):
 def _lay_out(plot, x, y):
     axis = {"automargin": True, "zeroline": False}
     plot.update_layout(
-        template=None, height=460, margin={"l": 10, "r": 10, "t": 20, "b": 10}, hovermode="closest",
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", xaxis={**axis, "title": {"text": x}},
-        yaxis={**axis, "title": {"text": y}}, legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
-    )  # fmt: skip
+        template=None,
+        height=460,
+        margin={"l": 10, "r": 10, "t": 20, "b": 10},
+        hovermode="closest",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        xaxis={**axis, "title": {"text": x}},
+        yaxis={**axis, "title": {"text": y}},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+    )
 
 
 def _floats(values):

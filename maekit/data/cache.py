@@ -293,9 +293,17 @@ class _Maker:
         ready = len(stored) - sum(len(_images_of(part, len(stored))) for part in todo)
         with (
             open(self.parts, "a", encoding="utf-8") as journal,
-            tqdm(desc="cache", unit="img", total=len(stored), initial=ready, dynamic_ncols=True,
-                 mininterval=0.5 if sys.stderr.isatty() else 60, file=sys.stderr, disable=not todo) as bar,
-        ):  # fmt: skip
+            tqdm(
+                desc="cache",
+                unit="img",
+                total=len(stored),
+                initial=ready,
+                dynamic_ncols=True,
+                mininterval=0.5 if sys.stderr.isatty() else 60,
+                file=sys.stderr,
+                disable=not todo,
+            ) as bar,
+        ):
             for part, crc, broken, problem in loader:
                 if problem:
                     raise OSError(problem, os.strerror(problem), str(self.draft))
@@ -306,8 +314,13 @@ class _Maker:
         for _, broken in done.values():
             stored[broken] = 0
         original = np.where(stored > 0, np.array(self.original, np.int32).reshape(-1, 2), 0)
-        arrays = {"stored": stored, "original": original, "offsets": offsets, "looked": _looks(self.draft),
-                  "checksums": np.array([done[part][0] for part in range(n_parts)], np.int64)}  # fmt: skip
+        arrays = {
+            "stored": stored,
+            "original": original,
+            "offsets": offsets,
+            "looked": _looks(self.draft),
+            "checksums": np.array([done[part][0] for part in range(n_parts)], np.int64),
+        }
         files.write_arrays(self.index, arrays)
         os.replace(self.draft, self.pixels)
         self.parts.unlink(missing_ok=True)

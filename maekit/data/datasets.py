@@ -110,8 +110,9 @@ def _read(images, index, others, **how):
 def check_root(images):
     """Raise InputError if the folder of the images has gone."""
     if not images.is_there():
-        raise InputError(f"{images.root}: is not there any more. Mount it again; the same command goes on from the last "
-                         "checkpoint.")  # fmt: skip
+        raise InputError(
+            f"{images.root}: is not there any more. Mount it again; the same command goes on from the last checkpoint."
+        )
 
 
 def _sample(image, labels, index, noise, broken):

@@ -120,9 +120,19 @@ def workers(setting, images, device):
 
 
 def train_batches(
-    images, model, optim, *, seed, broken, workers, pin=False, with_labels=False, crop_box=None, transform=None,
+    images,
+    model,
+    optim,
+    *,
+    seed,
+    broken,
+    workers,
+    pin=False,
+    with_labels=False,
+    crop_box=None,
+    transform=None,
     boxes_only=False,
-):  # fmt: skip
+):
     """Training batches in the order of a BatchOrder. model, optim: ModelSettings, OptimSettings.
 
     boxes_only: see TrainImages. The images are TrainImages or, with a transform, AugmentedImages.

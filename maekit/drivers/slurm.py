@@ -46,20 +46,32 @@ def submit(options, paths, nproc, analysis):
             after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else first["--dependency"]
             jobs.append(
                 _sbatch(
-                    [f"--job-name={folder.parent.name}-{path.stem}", f"--output={logs}/%A_%a.txt", "--requeue",
-                     "--open-mode=append", f"--signal=B:USR1@{WARNING_SECONDS}", *words, array, *after],
+                    [
+                        f"--job-name={folder.parent.name}-{path.stem}",
+                        f"--output={logs}/%A_%a.txt",
+                        "--requeue",
+                        "--open-mode=append",
+                        f"--signal=B:USR1@{WARNING_SECONDS}",
+                        *words,
+                        array,
+                        *after,
+                    ],
                     _script(folder / f"{path.stem}.sbatch", command),
                 )
-            )  # fmt: skip
+            )
             print(f"job {jobs[-1]}: {lines} runs of {path}" + (f", {each} a task" if each > 1 else ""))
         if analysis:
             jobs.append(
                 _sbatch(
-                    [f"--job-name={folder.parent.name}-analysis", f"--output={logs}/%j_analysis.txt", *words,
-                     f"--dependency=afterany:{jobs[-1]}"],
+                    [
+                        f"--job-name={folder.parent.name}-analysis",
+                        f"--output={logs}/%j_analysis.txt",
+                        *words,
+                        f"--dependency=afterany:{jobs[-1]}",
+                    ],
                     _script(folder / "analysis.sbatch", analysis),
                 )
-            )  # fmt: skip
+            )
             print(f"job {jobs[-1]}: the analysis, after the last of them")
     except InputError:
         if jobs:
@@ -117,10 +129,24 @@ def across_nodes(words, nproc):
     job = os.environ["SLURM_JOB_ID"]
     port = 20000 + int(job) % 10000  # below those that systems deal out
     return [
-        "bash", "-c", _RELAY, "bash", "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
-        words[0], "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={nproc}",
-        "--rdzv_backend=c10d", f"--rdzv_id={job}", f"--rdzv_endpoint={head}:{port}", *words[script:],
-    ]  # fmt: skip
+        "bash",
+        "-c",
+        _RELAY,
+        "bash",
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        words[0],
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={nodes}",
+        f"--nproc_per_node={nproc}",
+        "--rdzv_backend=c10d",
+        f"--rdzv_id={job}",
+        f"--rdzv_endpoint={head}:{port}",
+        *words[script:],
+    ]
 
 
 _SHORT = {"-a": "--array", "-d": "--dependency"}

@@ -62,9 +62,20 @@ def _places(start, column, rows, width, ROWS: tl.constexpr, LARGE: tl.constexpr)
 
 @triton.jit
 def _forward_kernel(
-    x, alpha, shift, weight, bias, y, rows, width: tl.constexpr,
-    ERF: tl.constexpr, EXACT: tl.constexpr, LARGE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    alpha,
+    shift,
+    weight,
+    bias,
+    y,
+    rows,
+    width: tl.constexpr,
+    ERF: tl.constexpr,
+    EXACT: tl.constexpr,
+    LARGE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = column < width
     at, inside = _places(tl.program_id(0) * ROWS, column, rows, width, ROWS, LARGE)
@@ -80,9 +91,23 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    x, alpha, shift, weight, grad, dx, sums, scalars, rows, width: tl.constexpr, each,
-    ERF: tl.constexpr, EXACT: tl.constexpr, LARGE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    alpha,
+    shift,
+    weight,
+    grad,
+    dx,
+    sums,
+    scalars,
+    rows,
+    width: tl.constexpr,
+    each,
+    ERF: tl.constexpr,
+    EXACT: tl.constexpr,
+    LARGE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Of `each` rows, a multiple of ROWS. sums (programs, 2, width): of weight and bias; scalars (2, all programs): of
     alpha and shift."""
     a = tl.load(alpha).to(tl.float32)
@@ -119,9 +144,19 @@ def _backward_kernel(
 
 @triton.jit
 def _finish_kernel(
-    sums, scalars, d_alpha, d_shift, d_weight, d_bias, programs, n_scalars, width: tl.constexpr,
-    ERF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    sums,
+    scalars,
+    d_alpha,
+    d_shift,
+    d_weight,
+    d_bias,
+    programs,
+    n_scalars,
+    width: tl.constexpr,
+    ERF: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """The sums of the backward kernel's sums; the last program does the scalars."""
     block = tl.program_id(0)
     if block < tl.num_programs(0) - 1:
@@ -162,9 +197,20 @@ def forward(rows, alpha, shift, weight, bias, y):
     columns = _columns(width)
     tile = max(1, FORWARD_ROWS * COLUMNS // columns)
     _forward_kernel[(triton.cdiv(n, tile), triton.cdiv(width, columns))](  # of the second there are at most 65,535
-        rows, alpha, shift if erf else alpha, weight, bias, y, n, width,
-        ERF=erf, **_constants(rows, y), ROWS=tile, COLUMNS=columns, num_warps=FORWARD_WARPS,
-    )  # fmt: skip
+        rows,
+        alpha,
+        shift if erf else alpha,
+        weight,
+        bias,
+        y,
+        n,
+        width,
+        ERF=erf,
+        **_constants(rows, y),
+        ROWS=tile,
+        COLUMNS=columns,
+        num_warps=FORWARD_WARPS,
+    )
 
 
 def backward(rows, alpha, shift, weight, bias, grad):
@@ -180,13 +226,37 @@ def backward(rows, alpha, shift, weight, bias, grad):
     d_alpha, d_weight, d_bias = torch.empty_like(alpha), torch.empty_like(weight), torch.empty_like(bias)
     d_shift = torch.empty_like(shift) if erf else None
     _backward_kernel[(blocks, programs)](
-        rows, alpha, shift if erf else alpha, weight, grad, dx, sums, scalars, n, width, each,
-        ERF=erf, **_constants(rows, grad), ROWS=tile, COLUMNS=columns, num_warps=BACKWARD_WARPS,
-    )  # fmt: skip
+        rows,
+        alpha,
+        shift if erf else alpha,
+        weight,
+        grad,
+        dx,
+        sums,
+        scalars,
+        n,
+        width,
+        each,
+        ERF=erf,
+        **_constants(rows, grad),
+        ROWS=tile,
+        COLUMNS=columns,
+        num_warps=BACKWARD_WARPS,
+    )
     _finish_kernel[(triton.cdiv(2 * width, _FINISH_COLUMNS) + 1,)](
-        sums, scalars, d_alpha, d_shift if erf else d_alpha, d_weight, d_bias, programs, programs * blocks, width,
-        ERF=erf, ROWS=_FINISH_ROWS, COLUMNS=_FINISH_COLUMNS,
-    )  # fmt: skip
+        sums,
+        scalars,
+        d_alpha,
+        d_shift if erf else d_alpha,
+        d_weight,
+        d_bias,
+        programs,
+        programs * blocks,
+        width,
+        ERF=erf,
+        ROWS=_FINISH_ROWS,
+        COLUMNS=_FINISH_COLUMNS,
+    )
     return dx, d_alpha, d_shift, d_weight, d_bias
 
 

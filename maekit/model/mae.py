@@ -224,9 +224,19 @@ def upstream_mae(module, img_size, patch_size, encoder, decoder, *, norm_pix_los
 
     sizes = decoder or Transformer(encoder.width, 0, 1)
     mae = UpstreamMAE(
-        img_size, patch_size, 3, encoder.width, encoder.depth, encoder.heads, sizes.width, sizes.depth, sizes.heads,
-        mlp_ratio=4, norm_layer=partial(nn.LayerNorm, eps=1e-6), norm_pix_loss=norm_pix_loss,
-    )  # fmt: skip
+        img_size,
+        patch_size,
+        3,
+        encoder.width,
+        encoder.depth,
+        encoder.heads,
+        sizes.width,
+        sizes.depth,
+        sizes.heads,
+        mlp_ratio=4,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_pix_loss=norm_pix_loss,
+    )
     if decoder is None:  # upstream has no linear decoder
         mae.decoder_embed, mae.decoder_norm = nn.Identity(), nn.Identity()
     return mae

@@ -30,8 +30,16 @@ PATIENCE = 2.0  # seconds that another process is given to finish patching, or t
 
 _BUILTIN = "--mae_dir builtin for the kit's own model"
 # What would make git look at another repository than the folder it is started in.
-_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
-              "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")  # fmt: skip
+_ELSEWHERE = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+)
 # Files compare by what is in them: no line ends or filters of this user's git.
 _PLAIN = ("core.autocrlf=input", "core.safecrlf=false", "core.attributesFile=")
 
@@ -74,8 +82,9 @@ class Clone:
             return importlib.import_module("models_mae")
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-            raise InputError(f"--mae_dir {self.path}: importing its models_mae.py fails ({why}). Mend that, or "
-                             f"{_BUILTIN}.") from error  # fmt: skip
+            raise InputError(
+                f"--mae_dir {self.path}: importing its models_mae.py fails ({why}). Mend that, or {_BUILTIN}."
+            ) from error
 
 
 def find(mae_dir, kit=KIT):
@@ -185,8 +194,10 @@ def _check_folder(path, named):
         raise InputError(f"{named}: no models_mae.py in it. Name a clone of {URL}, or {_BUILTIN}.")
     # Without a .git of its own, or with a broken one, git would answer for a repository around it, such as the kit's.
     if not (path / ".git").exists():
-        raise InputError(f"{named}: is not a git clone (no .git in it), so nothing tells whether it was changed. "
-                         f"git clone {URL}, or {_BUILTIN}.")  # fmt: skip
+        raise InputError(
+            f"{named}: is not a git clone (no .git in it), so nothing tells whether it was changed. "
+            f"git clone {URL}, or {_BUILTIN}."
+        )
     result = _Git(path, named)("rev-parse", "--show-prefix")
     if "dubious ownership" in result.stderr:
         raise InputError(
@@ -235,8 +246,10 @@ class _Look:
         if patched is not None:
             return head, patched
         if self.commit == COMMIT:
-            raise InputError(f"{PATCH}: does not apply to upstream's commit {COMMIT[:7]}, so the file is damaged. Get "
-                             f"the kit's own back, or {_BUILTIN}.")  # fmt: skip
+            raise InputError(
+                f"{PATCH}: does not apply to upstream's commit {COMMIT[:7]}, so the file is damaged. Get "
+                f"the kit's own back, or {_BUILTIN}."
+            )
         raise InputError(
             f"{self.named}: is at commit {self.commit[:7]}, which {PATCH.name} does not fit. "
             f"git -C {_quoted(self.path)} checkout {COMMIT}, or {_BUILTIN}."
@@ -296,8 +309,9 @@ class _Look:
                     break
                 except OSError as error:  # on Windows also while another process reads the file
                     if time.monotonic() > deadline:
-                        raise InputError(f"{self.named}: {name} cannot be written ({error.strerror}). Allow it, or "
-                                         f"{_BUILTIN}.") from error  # fmt: skip
+                        raise InputError(
+                            f"{self.named}: {name} cannot be written ({error.strerror}). Allow it, or {_BUILTIN}."
+                        ) from error
                     time.sleep(0.1)
 
 

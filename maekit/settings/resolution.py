@@ -114,8 +114,10 @@ def _check(v):
 def _check_together(v):
     """Raise InputError for the first values that cannot be used together."""
     if v["task"] == FINETUNE and (v["mixup"] or v["cutmix"]) and v["batch_size"] % 2:
-        raise InputError(f"--batch_size {v['batch_size']}: mixup and cutmix mix pairs of images, so it must be even. "
-                         "Or go without: --mixup 0 --cutmix 0.")  # fmt: skip
+        raise InputError(
+            f"--batch_size {v['batch_size']}: mixup and cutmix mix pairs of images, so it must be even. "
+            "Or go without: --mixup 0 --cutmix 0."
+        )
     if v["task"] == LINPROBE and v["batch_size"] * distributed.size() < 2:
         raise InputError(
             "--batch_size 1: linear probing normalises over the images of a batch, of which it needs 2 or more."
@@ -132,15 +134,21 @@ def _check_together(v):
         )
 
     if "frozen" in probe_names(v["probes"], v["alpha"]) and v["batch_size"] * v["accum_iter"] < 2:
-        raise InputError("--batch_size 1: the frozen probe normalises over the images of a step, of which it needs 2 or "
-                         "more. Raise it or --accum_iter, or leave the probe out with --probes.")  # fmt: skip
+        raise InputError(
+            "--batch_size 1: the frozen probe normalises over the images of a step, of which it needs 2 or "
+            "more. Raise it or --accum_iter, or leave the probe out with --probes."
+        )
     patch = MODELS[v["model"]]
     if v["input_size"] % patch:
         lower = max(patch, v["input_size"] // patch * patch)
-        raise InputError(f"--input_size {v['input_size']}: not a multiple of the {patch}-pixel patches of "
-                         f"{v['model']}. Try {lower} or {lower + patch}.")  # fmt: skip
+        raise InputError(
+            f"--input_size {v['input_size']}: not a multiple of the {patch}-pixel patches of "
+            f"{v['model']}. Try {lower} or {lower + patch}."
+        )
     patches = (v["input_size"] // patch) ** 2
     kept = visible_patches(patches, v["mask_ratio"])
     if kept in (0, patches):
-        raise InputError(f"--mask_ratio {v['mask_ratio']}: of {patches} patches {kept} would be visible; "
-                         "at least one must be, and at least one hidden.")  # fmt: skip
+        raise InputError(
+            f"--mask_ratio {v['mask_ratio']}: of {patches} patches {kept} would be visible; "
+            "at least one must be, and at least one hidden."
+        )

@@ -71,11 +71,15 @@ def choose(name):
         raise InputError(f"--device {name}: torch {torch.__version__} sees no CUDA device. Use --device auto or cpu.")
     gpus, processes = torch.cuda.device_count(), distributed.local_size()
     if number and processes > 1:
-        raise InputError(f"--device {name}: {processes} processes need a GPU each. Use --device cuda; "
-                         "CUDA_VISIBLE_DEVICES says which.")  # fmt: skip
+        raise InputError(
+            f"--device {name}: {processes} processes need a GPU each. Use --device cuda; "
+            "CUDA_VISIBLE_DEVICES says which."
+        )
     if processes > gpus:
-        raise InputError(f"--device {name}: {processes} processes need a GPU each, there are {gpus}. Use fewer (--nproc), "
-                         "or --device cpu.")  # fmt: skip
+        raise InputError(
+            f"--device {name}: {processes} processes need a GPU each, there are {gpus}. Use fewer (--nproc), "
+            "or --device cpu."
+        )
     if number and int(number) >= gpus:
         raise InputError(f"--device {name}: there are {gpus} CUDA devices, counted from 0.")
     return torch.device("cuda", int(number) if number else distributed.local_rank())

@@ -49,10 +49,12 @@ class Finetuning(Classification):
                 options.mixup, options.cutmix, label_smoothing=options.smoothing, num_classes=self.classes
             )
         self.criterion = (
-            SoftTargetCrossEntropy() if self.mixup
-            else LabelSmoothingCrossEntropy(options.smoothing) if options.smoothing
+            SoftTargetCrossEntropy()
+            if self.mixup
+            else LabelSmoothingCrossEntropy(options.smoothing)
+            if options.smoothing
             else nn.CrossEntropyLoss()
-        )  # fmt: skip
+        )
         groups = param_groups_layer_decay(
             vit, run.optim.weight_decay, vit.no_weight_decay(), layer_decay=options.layer_decay
         )
@@ -108,8 +110,10 @@ def augmentation(run):
             std=IMAGENET_STD,
         )
     except (AssertionError, ValueError, IndexError, KeyError) as error:
-        raise InputError(f"--aa {policy}: timm makes no augmentation of it ({error}). Use none, or such as "
-                         f"{DEFAULTS['aa']}, augmix-m5-w4, original.") from error  # fmt: skip
+        raise InputError(
+            f"--aa {policy}: timm makes no augmentation of it ({error}). Use none, or such as "
+            f"{DEFAULTS['aa']}, augmix-m5-w4, original."
+        ) from error
 
 
 def posterize_increasing(image, bits, **_):
