@@ -8,11 +8,9 @@
 
     model = convert_norms(model, "DynamicTanh")                 # every nn.LayerNorm replaced
     model = convert_norms(model, "adyt", lam=0.1, smooth=0.9)   # aliases work
-    ...
     loss.backward(); update_adaptive(model); optimizer.step()   # AdaptiveDynamicTanh: one line per optimizer step
 
-This file needs torch only and nothing of the kit around it: copy it into your project. Layers come first, then the registry,
-the conversion and what training calls; last the arithmetic in one pass each way that keeps a CPU's memory bus free.
+This file needs torch only and nothing of the kit around it: copy it into your project.
 """
 
 import math
@@ -24,10 +22,9 @@ from torch import nn
 
 
 class _AffineNorm(nn.Module):
-    """What the layers below share: per-channel weight and bias, and where the channels are.
+    """What the layers below share: per-channel weight and bias; normalized_shape, affine and bias as nn.LayerNorm has them.
 
-    normalized_shape: int or tuple, as nn.LayerNorm. `channels_first`: the input is (N, C, H, W) and C has the weight
-    (timm's LayerNorm2d), else channels are the last dimensions. `affine`, `bias`: as nn.LayerNorm's.
+    channels_first: the input is (N, C, H, W) and C has the weight (timm's LayerNorm2d), else channels come last.
     """
 
     def __init__(self, normalized_shape, *, affine=True, bias=True, channels_first=False):
@@ -170,10 +167,8 @@ class AdaptiveDynamicTanh(_AffineNorm):
         return self.squash(x, self.alpha)
 
     def extra_repr(self):
-        return (
-            f"{super().extra_repr()}, alpha_init={self.alpha_init}, lam={self.lam}, smooth={self.smooth}, "
-            f"range=({self.alpha_min}, {self.alpha_max})"
-        )
+        bounds = f"range=({self.alpha_min}, {self.alpha_max})"
+        return f"{super().extra_repr()}, alpha_init={self.alpha_init}, lam={self.lam}, smooth={self.smooth}, {bounds}"
 
 
 NORMS = {
@@ -238,17 +233,15 @@ def update_adaptive(model):
     """Move G of every AdaptiveDynamicTanh in `model` by the gradients it has now; nothing to do without such layers.
 
     Call once per optimizer step, with gradients accumulated, reduced over processes and unscaled, before clipping.
-    If any of these gradients is not finite, as in a step that a GradScaler is about to skip, no layer moves.
-    Runs on the device without synchronising.
+    If one of these gradients is not finite, as in a step that a GradScaler skips, no layer moves. Nothing synchronises.
     """
     layers = [m for m in model.modules() if isinstance(m, AdaptiveDynamicTanh)]
     if all(p.grad is None for m in layers for p in m.parameters(recurse=False)):
         return
     buffers = [m.grad_norm_smoothed for m in layers]
     zero = buffers[0].new_zeros(1)
-    gradients = [
-        zero if p is None or p.grad is None else p.grad for m in layers for p in (m.alpha_base, m.weight, m.bias)
-    ]
+    parameters = [p for m in layers for p in (m.alpha_base, m.weight, m.bias)]
+    gradients = [zero if p is None or p.grad is None else p.grad for p in parameters]
     norms = torch.stack(torch._foreach_norm(gradients)).view(len(layers), 3).norm(dim=1)
     moved = torch._foreach_mul(buffers, [m.smooth for m in layers])
     torch._foreach_add_(moved, torch._foreach_mul(list(norms.split(1)), [1 - m.smooth for m in layers]))

@@ -9,9 +9,7 @@ python -m maekit.model.upstream [DIR]     clone it, patched, to DIR (default: ma
 import argparse
 import importlib
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,26 +20,11 @@ from pathlib import Path
 from .. import errors
 from ..errors import InputError
 from ..files import KIT, atomic_write
+from .git import BUILTIN, URL, Git, last_line
 
-URL = "https://github.com/facebookresearch/mae"
 COMMIT = "efb2a8062c206524e35e47d04501ed4f544c0ae8"
 PATCH = KIT / "compatibility-fix.patch"
 PATIENCE = 2.0  # seconds that another process is given to finish patching, or to let go of a file
-
-_BUILTIN = "--mae_dir builtin for the kit's own model"
-# What would make git look at another repository than the folder it is started in.
-_ELSEWHERE = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_COMMON_DIR",
-    "GIT_NAMESPACE",
-    "GIT_PREFIX",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-)
-# Files compare by what is in them: no line ends or filters of this user's git.
-_PLAIN = ("core.autocrlf=input", "core.safecrlf=false", "core.attributesFile=")
 
 
 @dataclass(frozen=True)
@@ -83,7 +66,7 @@ class Clone:
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"--mae_dir {self.path}: importing its models_mae.py fails ({why}). Mend that, or {_BUILTIN}."
+                f"--mae_dir {self.path}: importing its models_mae.py fails ({why}). Mend that, or {BUILTIN}."
             ) from error
 
 
@@ -139,10 +122,10 @@ def _fetch(draft, new, named):
         (draft, "clone", "--quiet", "--", URL, new.name),
         (new, "checkout", "--quiet", "--detach", COMMIT),
     ):
-        result = _Git(folder, named)(*words)
+        result = Git(folder, named)(*words)
         if result.returncode:
             raise InputError(
-                f"{named}: git {words[0]} failed ({_last_line(result.stderr)}). The same command tries again; without "
+                f"{named}: git {words[0]} failed ({last_line(result.stderr)}). The same command tries again; without "
                 f"network, copy a clone of {URL} there, or leave --clone_mae out for the kit's own model."
             )
 
@@ -153,7 +136,7 @@ def _place(mae_dir, kit):
         return None, ""
     if mae_dir is not None:
         if not str(mae_dir):
-            raise InputError(f"--mae_dir: is empty. Name a folder, or {_BUILTIN}.")
+            raise InputError(f"--mae_dir: is empty. Name a folder, or {BUILTIN}.")
         return mae_dir, ""
     if os.path.lexists(kit / "mae"):
         return kit / "mae", " (found beside the scripts)"
@@ -189,25 +172,25 @@ def _check_folder(path, named):
     """Raise InputError unless the folder is a git clone of its own that holds a models_mae.py."""
     if not path.is_dir():
         kind = "is a file" if path.exists() else "no such folder"
-        raise InputError(f"{named}: {kind}. Name a clone of {URL}, or {_BUILTIN}.")
+        raise InputError(f"{named}: {kind}. Name a clone of {URL}, or {BUILTIN}.")
     if not (path / "models_mae.py").is_file():
-        raise InputError(f"{named}: no models_mae.py in it. Name a clone of {URL}, or {_BUILTIN}.")
+        raise InputError(f"{named}: no models_mae.py in it. Name a clone of {URL}, or {BUILTIN}.")
     # Without a .git of its own, or with a broken one, git would answer for a repository around it, such as the kit's.
     if not (path / ".git").exists():
         raise InputError(
             f"{named}: is not a git clone (no .git in it), so nothing tells whether it was changed. "
-            f"git clone {URL}, or {_BUILTIN}."
+            f"git clone {URL}, or {BUILTIN}."
         )
-    result = _Git(path, named)("rev-parse", "--show-prefix")
+    result = Git(path, named)("rev-parse", "--show-prefix")
     if "dubious ownership" in result.stderr:
         raise InputError(
             f"{named}: belongs to another user, so git does not read it. If you trust it: git config --global --add "
-            f"safe.directory {_quoted(path.as_posix())}. Or {_BUILTIN}."
+            f"safe.directory {_quoted(path.as_posix())}. Or {BUILTIN}."
         )
     if result.returncode or result.stdout.strip():
         raise InputError(
-            f"{named}: its .git is not one that git can read ({_last_line(result.stderr) or 'not a repository'}). "
-            f"Clone {URL} anew, or {_BUILTIN}."
+            f"{named}: its .git is not one that git can read ({last_line(result.stderr) or 'not a repository'}). "
+            f"Clone {URL} anew, or {BUILTIN}."
         )
 
 
@@ -219,11 +202,11 @@ class _Look:
 
     def __init__(self, path, named, scratch):
         self.path, self.named = path, named
-        objects = _Git(path, named).line("rev-parse", "--git-path", "objects")
-        self.git = _Git(path, named, scratch, path / objects)
+        objects = Git(path, named).line("rev-parse", "--git-path", "objects")
+        self.git = Git(path, named, scratch, path / objects)
         head = self.git("rev-parse", "--verify", "HEAD^{commit}")
         if head.returncode:
-            raise InputError(f"{named}: has no commit ({_last_line(head.stderr)}). Clone {URL} anew, or {_BUILTIN}.")
+            raise InputError(f"{named}: has no commit ({last_line(head.stderr)}). Clone {URL} anew, or {BUILTIN}.")
         self.commit = head.stdout.decode().strip()
         before, after = self._trees()
         self.before, self.after = self._files(before), self._files(after)
@@ -237,7 +220,7 @@ class _Look:
     def _trees(self):
         """Trees of HEAD's files before and after the patch, which may have been committed."""
         if not PATCH.is_file():
-            raise InputError(f"{PATCH}: is missing. It is part of the kit, get it back, or {_BUILTIN}.")
+            raise InputError(f"{PATCH}: is missing. It is part of the kit, get it back, or {BUILTIN}.")
         head = self.git.line("rev-parse", self.commit + "^{tree}")
         unpatched = None if self.commit == COMMIT else self._apply(head, "--reverse")
         if unpatched is not None:
@@ -248,11 +231,11 @@ class _Look:
         if self.commit == COMMIT:
             raise InputError(
                 f"{PATCH}: does not apply to upstream's commit {COMMIT[:7]}, so the file is damaged. Get "
-                f"the kit's own back, or {_BUILTIN}."
+                f"the kit's own back, or {BUILTIN}."
             )
         raise InputError(
             f"{self.named}: is at commit {self.commit[:7]}, which {PATCH.name} does not fit. "
-            f"git -C {_quoted(self.path)} checkout {COMMIT}, or {_BUILTIN}."
+            f"git -C {_quoted(self.path)} checkout {COMMIT}, or {BUILTIN}."
         )
 
     def _apply(self, tree, *options):
@@ -285,14 +268,14 @@ class _Look:
             some = ", ".join(edited[:3]) + (f" and {len(edited) - 3} more" if len(edited) > 3 else "")
             raise (_Unsettled if set(edited) <= set(self.patch_files) else InputError)(
                 f"{self.named}: has changes other than {PATCH.name}, in {some}. "
-                f"git -C {_quoted(self.path)} stash puts them aside; or commit them, or {_BUILTIN}."
+                f"git -C {_quoted(self.path)} stash puts them aside; or commit them, or {BUILTIN}."
             )
         done = [n for n in self.patch_files if found.get(n) == self.after.get(n)]
         if done and len(done) < len(self.patch_files):
             left = next(n for n in self.patch_files if n not in done)
             raise _Unsettled(
                 f"{self.named}: is half patched: {PATCH.name} is in {done[0]}, not in {left}. "
-                f"git -C {_quoted(self.path)} checkout HEAD . takes it out, then start again; or {_BUILTIN}."
+                f"git -C {_quoted(self.path)} checkout HEAD . takes it out, then start again; or {BUILTIN}."
             )
         self.clone = Clone(self.path, self.commit, patched=bool(done))
 
@@ -310,55 +293,9 @@ class _Look:
                 except OSError as error:  # on Windows also while another process reads the file
                     if time.monotonic() > deadline:
                         raise InputError(
-                            f"{self.named}: {name} cannot be written ({error.strerror}). Allow it, or {_BUILTIN}."
+                            f"{self.named}: {name} cannot be written ({error.strerror}). Allow it, or {BUILTIN}."
                         ) from error
                     time.sleep(0.1)
-
-
-class _Git:
-    """git in one folder, whatever the environment says of others.
-
-    scratch, objects: what git writes goes to the folder `scratch`; what it reads comes from the folder `objects` too.
-    """
-
-    def __init__(self, path, named, scratch=None, objects=None):
-        self.path, self.named, self.options = path, named, ()
-        if shutil.which("git") is None:
-            raise InputError(f"{named}: git, which tells what is in it, is not installed. Install it, or {_BUILTIN}.")
-        self.env = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-        self.env.update(LC_ALL="C", GIT_TERMINAL_PROMPT="0")
-        if scratch is not None:
-            self.options = tuple(word for setting in _PLAIN for word in ("-c", setting))
-            store = scratch / "objects"
-            (store / "info").mkdir(parents=True)
-            (store / "info" / "alternates").write_bytes(os.fsencode(objects.resolve().as_posix()) + b"\n")
-            self.env.update(GIT_INDEX_FILE=str(scratch / "index"), GIT_OBJECT_DIRECTORY=str(store))
-            self.env["GIT_ATTR_NOSYSTEM"] = "1"
-
-    def line(self, *words, stdin=b""):
-        """What git prints, as text without the line end. Raises InputError if it fails."""
-        return self.bytes(*words, stdin=stdin).decode("utf-8", "surrogateescape").rstrip("\n")
-
-    def bytes(self, *words, stdin=b""):
-        """What git prints. Raises InputError if it fails."""
-        result = self(*words, stdin=stdin)
-        if result.returncode:
-            why = _last_line(result.stderr)
-            raise InputError(f"{self.named}: git {words[0]} failed ({why}). Clone {URL} anew, or {_BUILTIN}.")
-        return result.stdout
-
-    def __call__(self, *words, stdin=b""):
-        """Run git: exit code, stdout in bytes, stderr as text."""
-        command = ["git", *self.options, *words]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, cwd=self.path, env=self.env, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-            try:
-                out, err = process.communicate(stdin)
-            except BaseException:
-                process.terminate()  # not kill: git then stops what it started and removes what it began
-                process.wait()
-                raise
-        return subprocess.CompletedProcess(command, process.returncode, out, err.decode("utf-8", "replace"))
 
 
 def _entries(listing):
@@ -383,13 +320,6 @@ def _forget_other_clone(path):
 def _quoted(path):
     """A path as both bash and cmd take it."""
     return f'"{path}"' if " " in str(path) else str(path)
-
-
-def _last_line(stderr):
-    """What git complains of: the last line that says so, else the last one."""
-    lines = stderr.strip().splitlines() or [""]
-    said = [line for line in lines if line.startswith(("fatal:", "error:"))]
-    return (said or lines)[-1].strip().rstrip(".")
 
 
 def main(argv):
