@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from pathlib import Path
 
@@ -251,19 +251,17 @@ def visible_gpus():
         return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), None)]  # CUDA, too, stops there
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def show_status(paths):
     """Print how many runs are done, running, failed, diverged, left, and where those are that run or failed."""
     states = [(task, task.state()) for path in paths for task in read_tasks(path)]
-    counts = {
-        name: sum(state == name for _, state in states) for name in (DONE, RUNNING, FAILED, DIVERGED, PREEMPTED, LEFT)
-    }
-    shown = [f"{n} {name}" for name, n in counts.items() if n or name != PREEMPTED]
+    counts = Counter(state for _, state in states)
+    shown = [f"{counts[name]} {name}" for name in (DONE, RUNNING, FAILED, DIVERGED, PREEMPTED, LEFT)]
+    shown = [text for text in shown if text != f"0 {PREEMPTED}"]
     print(f"{_runs(len(states))}: {', '.join(shown)}")
     for task, state in states:
         if state == RUNNING:

@@ -13,15 +13,9 @@ class Child:
     """
 
     def __init__(self, words, env=None, output=None, pass_fds=()):
-        self.process = subprocess.Popen(
-            words,
-            env=env,
-            stdout=output,
-            stderr=output and subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=os.name == "posix",
-            pass_fds=pass_fds,
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output and subprocess.STDOUT}
+        own_session = os.name == "posix"
+        self.process = subprocess.Popen(words, env=env, **streams, start_new_session=own_session, pass_fds=pass_fds)
         self.groups = {self.process.pid}  # process groups of what it started, as far as seen
 
     def poll(self):

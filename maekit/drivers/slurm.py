@@ -44,34 +44,15 @@ def submit(options, paths, nproc, analysis):
             command = [sys.executable, Path(__file__).resolve(), "--task", each, "--nproc", nproc, _kept(path, folder)]
             array = f"--array=0-{-(-lines // each) - 1}{first['--array']}"
             after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else first["--dependency"]
-            jobs.append(
-                _sbatch(
-                    [
-                        f"--job-name={folder.parent.name}-{path.stem}",
-                        f"--output={logs}/%A_%a.txt",
-                        "--requeue",
-                        "--open-mode=append",
-                        f"--signal=B:USR1@{WARNING_SECONDS}",
-                        *words,
-                        array,
-                        *after,
-                    ],
-                    _script(folder / f"{path.stem}.sbatch", command),
-                )
-            )
+            named = [f"--job-name={folder.parent.name}-{path.stem}", f"--output={logs}/%A_%a.txt"]
+            again = ["--requeue", "--open-mode=append", f"--signal=B:USR1@{WARNING_SECONDS}"]
+            script = _script(folder / f"{path.stem}.sbatch", command)
+            jobs.append(_sbatch([*named, *again, *words, array, *after], script))
             print(f"job {jobs[-1]}: {lines} runs of {path}" + (f", {each} a task" if each > 1 else ""))
         if analysis:
-            jobs.append(
-                _sbatch(
-                    [
-                        f"--job-name={folder.parent.name}-analysis",
-                        f"--output={logs}/%j_analysis.txt",
-                        *words,
-                        f"--dependency=afterany:{jobs[-1]}",
-                    ],
-                    _script(folder / "analysis.sbatch", analysis),
-                )
-            )
+            named = [f"--job-name={folder.parent.name}-analysis", f"--output={logs}/%j_analysis.txt"]
+            script = _script(folder / "analysis.sbatch", analysis)
+            jobs.append(_sbatch([*named, *words, f"--dependency=afterany:{jobs[-1]}"], script))
             print(f"job {jobs[-1]}: the analysis, after the last of them")
     except InputError:
         if jobs:
@@ -128,25 +109,10 @@ def across_nodes(words, nproc):
     head = _ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).stdout.split()[0]
     job = os.environ["SLURM_JOB_ID"]
     port = 20000 + int(job) % 10000  # below those that systems deal out
-    return [
-        "bash",
-        "-c",
-        _RELAY,
-        "bash",
-        "srun",
-        f"--nodes={nodes}",
-        f"--ntasks={nodes}",
-        "--ntasks-per-node=1",
-        words[0],
-        "-m",
-        "torch.distributed.run",
-        f"--nnodes={nodes}",
-        f"--nproc_per_node={nproc}",
-        "--rdzv_backend=c10d",
-        f"--rdzv_id={job}",
-        f"--rdzv_endpoint={head}:{port}",
-        *words[script:],
-    ]
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    torchrun = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={nproc}"]
+    meeting = ["--rdzv_backend=c10d", f"--rdzv_id={job}", f"--rdzv_endpoint={head}:{port}"]
+    return ["bash", "-c", _RELAY, "bash", *srun, words[0], *torchrun, *meeting, *words[script:]]
 
 
 _SHORT = {"-a": "--array", "-d": "--dependency"}

@@ -46,8 +46,11 @@ def test_a_dry_run_lists_the_originals_three_methods_and_needs_no_data(tmp_path)
 def test_methods_seeds_and_paths_with_spaces_reach_every_command():
     commands = grid("--norms", "ln derf ln", "--seeds=0 7", "--output_dir", "a b/c'd", "--imagenet_dir", "x $y")
     assert [(value(c, "--seed"), value(c, "--norm")) for c in commands] == [
-        ("0", "LayerNorm"), ("0", "DynamicErf"), ("7", "LayerNorm"), ("7", "DynamicErf")
-    ]  # fmt: skip
+        ("0", "LayerNorm"),
+        ("0", "DynamicErf"),
+        ("7", "LayerNorm"),
+        ("7", "DynamicErf"),
+    ]
     assert value(commands[3], "--output_dir") == "a b/c'd/DynamicErf/seed7"
     assert all(value(c, "--imagenet_dir") == "x $y" for c in commands)
 
@@ -58,17 +61,20 @@ def test_every_run_has_a_checkpoint_folder_of_its_own():
 
 
 def test_evaluations_get_what_describes_network_and_data_and_their_own_flags():
-    commands = grid("--methods", "ln dyt", "--eval", "linprobe,finetune", "--imagenet_dir", "x y", "--epochs", "7",
-                    "--lr", "1", "--model", "vit_tiny", "--dyt_alpha_init=0.7", "--alpha", "0.5", "--max_images", "64",
-                    "--finetune_flags", "--epochs 3 --mixup 0", "--overwrite", "--output_dir", "out")  # fmt: skip
+    flags = shlex.split(
+        "--epochs 7 --lr 1 --model vit_tiny --dyt_alpha_init=0.7 --alpha 0.5 --max_images 64 --overwrite"
+    )
+    evaluations = ("--eval", "linprobe,finetune", "--finetune_flags", "--epochs 3 --mixup 0")
+    commands = grid("--methods", "ln dyt", *evaluations, "--imagenet_dir", "x y", *flags, "--output_dir", "out")
     assert all("--overwrite" in c for c in commands)
     trained, evaluated = commands[:2], commands[2:]
     assert all("--task" not in c and value(c, "--epochs") == "7" for c in trained) and len(evaluated) == 8
     assert [(value(c, "--task"), value(c, "--norm"), value(c, "--init")) for c in evaluated] == [
         (task, norm, init)
-        for task in ("linprobe", "finetune") for norm in ("LayerNorm", "DynamicTanh")
+        for task in ("linprobe", "finetune")
+        for norm in ("LayerNorm", "DynamicTanh")
         for init in (f"out/{norm}/seed0", "untrained")
-    ]  # fmt: skip
+    ]
     assert value(evaluated[0], "--output_dir") == "out/LayerNorm/seed0/linprobe"
     assert value(evaluated[1], "--output_dir") == "out/LayerNorm/seed0/untrained_linprobe"
     for c in evaluated:
@@ -83,8 +89,11 @@ def test_a_list_of_lambdas_or_smooths_is_a_method_per_value():
     names = [f"AdaptiveDynamicTanh-lambda{x}-smooth{y}" for x in ("0.01", "0.1") for y in ("0.9", "0.99")]
     assert [value(c, "--output_dir") for c in commands] == [f"o/{name}/seed0" for name in ("LayerNorm", *names)]
     assert [(value(c, "--adyt_lambda"), value(c, "--adyt_smooth")) for c in commands[1:]] == [
-        ("0.01", "0.9"), ("0.01", "0.99"), ("0.1", "0.9"), ("0.1", "0.99")
-    ]  # fmt: skip
+        ("0.01", "0.9"),
+        ("0.01", "0.99"),
+        ("0.1", "0.9"),
+        ("0.1", "0.99"),
+    ]
     assert "--adyt_lambda" not in commands[0] and all(value(c, "--norm") == "AdaptiveDynamicTanh" for c in commands[1:])
     (one,) = grid("--adyt_lambda", "0.01", "--methods", "adyt", "--output_dir", "o")  # an option of train.py, as ever
     assert (value(one, "--output_dir"), value(one, "--adyt_lambda")) == ("o/AdaptiveDynamicTanh/seed0", "0.01")
@@ -92,11 +101,9 @@ def test_a_list_of_lambdas_or_smooths_is_a_method_per_value():
 
 def test_the_control_is_dynamic_tanh_at_the_upper_bound():
     commands = grid("--control", "--dyt_alpha_init", "0.7", "--eval", "knn", "--methods", "dyt", "--output_dir", "o")
-    assert [value(c, "--output_dir") for c in commands] == [
-        f"o/{method}/seed0{task}" for task in ("", "/knn") for method in ("DynamicTanh", "DynamicTanh-alpha2.0")
-    ][:2] + [
-        f"o/{method}/seed0/{task}" for method in ("DynamicTanh", "DynamicTanh-alpha2.0") for task in ("knn", "untrained_knn")
-    ]  # fmt: skip
+    runs = ["o/DynamicTanh/seed0", "o/DynamicTanh-alpha2.0/seed0"]
+    evaluations = [f"{run}/{task}" for run in runs for task in ("knn", "untrained_knn")]
+    assert [value(c, "--output_dir") for c in commands] == [*runs, *evaluations]
     last = [c[len(c) - 1 - c[::-1].index("--dyt_alpha_init") + 1] for c in commands]  # what argparse takes
     assert last == ["0.7", "2.0", "0.7", "0.7", "2.0", "2.0"]
     assert value(commands[4], "--init") == "o/DynamicTanh-alpha2.0/seed0"
@@ -202,18 +209,8 @@ def test_a_dry_run_needs_no_packages(driver, tmp_path):
 
 
 def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_path):
-    flags = (
-        *QUICK,
-        "--methods",
-        "adyt",
-        "--adyt_lambda",
-        "0.01 0.5",
-        "--control",
-        "--output_dir",
-        tmp_path,
-        "--jobs",
-        "2",
-    )
+    methods = ("--methods", "adyt", "--adyt_lambda", "0.01 0.5", "--control")
+    flags = (*QUICK, *methods, "--output_dir", tmp_path, "--jobs", "2")
     run(DRIVER, *flags, check=0)
     names = ("AdaptiveDynamicTanh-lambda0.01", "AdaptiveDynamicTanh-lambda0.5", "DynamicTanh-alpha2.0")
     for name, flag, expected in zip(names, ("adyt_lambda", "adyt_lambda", "dyt_alpha_init"), (0.01, 0.5, 2.0)):
@@ -229,8 +226,8 @@ def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_
 
 def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     """Pre-trained and untrained, for two seeds; a column each, and their difference paired by seed."""
-    flags = (*QUICK, "--methods", "dyt", "--seeds", "0 1 2", "--eval", "linprobe", "--output_dir", tmp_path,
-             "--linprobe_flags", "--epochs 1 --batch_size 16")  # fmt: skip
+    evaluations = ("--eval", "linprobe", "--linprobe_flags", "--epochs 1 --batch_size 16")
+    flags = (*QUICK, "--methods", "dyt", "--seeds", "0 1 2", *evaluations, "--output_dir", tmp_path)
     result = run(DRIVER, *flags, check=0)
     with open(tmp_path / "comparison_table.csv", newline="") as f:
         table = {(row["model"], row["seed"]): row for row in csv.DictReader(f)}
@@ -241,9 +238,10 @@ def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
                 assert float(row[f"{name}_accuracy"]) == summary["acc1"]
                 assert summary["task"] in name and summary["status"] == "finished"
     differences = [
-        float(table["DynamicTanh", seed]["linprobe_accuracy"]) - float(table["DynamicTanh", seed]["untrained_linprobe_accuracy"])
+        float(table["DynamicTanh", seed]["linprobe_accuracy"])
+        - float(table["DynamicTanh", seed]["untrained_linprobe_accuracy"])
         for seed in "012"
-    ]  # fmt: skip
+    ]
     mean, half = statistics.mean(differences), 4.302653 * statistics.stdev(differences) / math.sqrt(3)
     line = next(text for text in result.stdout.splitlines() if "DynamicTanh linprobe" in text)
     assert f"{mean:+.1f} (95 %: {mean - half:+.1f} to {mean + half:+.1f}), n = 3" in line
@@ -255,21 +253,8 @@ def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
 
 
 def test_the_encoder_of_a_run_that_diverged_is_shown_as_such(tmp_path):
-    result = run(
-        DRIVER,
-        *QUICK,
-        "--batch_size",
-        "8",
-        "--methods",
-        "ln",
-        "--lr",
-        "1e18",
-        "--eval",
-        "knn",
-        "--output_dir",
-        tmp_path,
-        check=0,
-    )
+    flags = shlex.split("--batch_size 8 --methods ln --lr 1e18 --eval knn")
+    result = run(DRIVER, *QUICK, *flags, "--output_dir", tmp_path, check=0)
     assert "has diverged in its first epoch, there is nothing to evaluate" in result.stdout
     assert "untrained_knn_accuracy" in (tmp_path / "comparison_table.csv").read_text().splitlines()[0]
 
@@ -340,8 +325,8 @@ def test_when_every_run_fails_each_is_listed(tmp_path):
 
 def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
     """Wnid folders, flat val, LOC_val_solution.csv, photographs at full size; the README's second command, shortened."""
-    run(DRIVER, "--imagenet_dir", ilsvrc, "--epochs", "1", "--max_images", "64", "--batch_size", "16", "--model",
-        "mae_vit_tiny_patch16", "--output_dir", tmp_path, check=0)  # fmt: skip
+    flags = shlex.split("--epochs 1 --max_images 64 --batch_size 16 --model mae_vit_tiny_patch16")
+    run(DRIVER, "--imagenet_dir", ilsvrc, *flags, "--output_dir", tmp_path, check=0)
     for method in ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh"):
         config = json.loads((tmp_path / method / "seed0/config.json").read_text())
         assert config["data"]["source"] == "ILSVRC" and config["data"]["classes"] == 3
@@ -351,24 +336,15 @@ def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
 
 
 def test_ctrl_c_stops_the_driver_and_its_run(tmp_path):
-    command = [
-        DRIVER,
-        "--demo",
-        "--epochs",
-        "200",
-        "--max_images",
-        "64",
-        "--num_workers",
-        "1",
-        "--jobs",
-        "1",
-        "--output_dir",
-        tmp_path,
-    ]
+    flags = shlex.split("--demo --epochs 200 --max_images 64 --num_workers 1 --jobs 1")
+    command = [DRIVER, *flags, "--output_dir", tmp_path]
     with subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True, env={**os.environ, "PYTHON": sys.executable},
-    ) as driver:  # fmt: skip
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    ) as driver:
         while not (tmp_path / "LayerNorm/seed0/checkpoint.pth").exists():
             assert driver.poll() is None
             time.sleep(0.05)
@@ -436,9 +412,12 @@ class TestEnvironment:
     def test_killed_in_the_middle_it_is_made_anew(self, kit):
         env = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "CI", "PYTHONPATH")}
         with subprocess.Popen(
-            ["bash", "-c", self.USE, "-", kit], env=env, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ) as making:  # fmt: skip
+            ["bash", "-c", self.USE, "-", kit],
+            env=env,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as making:
             while not (kit / ".venv/bin/python").exists():
                 assert making.poll() is None
                 time.sleep(0.01)

@@ -109,14 +109,24 @@ def words(file, jobs, *flags, analysis=()):
 def go(file, jobs, *flags, analysis=(), check=None, **env):
     """Run a pool to its end."""
     without = {"OMP_NUM_THREADS": None, "CUDA_VISIBLE_DEVICES": None, **env}
-    return run("env", *(f"-u{name}" for name, value in without.items() if value is None),
-               *(f"{name}={value}" for name, value in without.items() if value is not None),
-               *words(file, jobs, *flags, analysis=analysis), check=check)  # fmt: skip
+    return run(
+        "env",
+        *(f"-u{name}" for name, value in without.items() if value is None),
+        *(f"{name}={value}" for name, value in without.items() if value is not None),
+        *words(file, jobs, *flags, analysis=analysis),
+        check=check,
+    )
 
 
 def start(command):
-    return subprocess.Popen([str(w) for w in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            start_new_session=True, env={**os.environ, "PYTHON": sys.executable})  # fmt: skip
+    return subprocess.Popen(
+        [str(w) for w in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
 
 
 def wait_for(condition, seconds=60):
@@ -184,8 +194,11 @@ class TestSharing:
     def test_threads_are_shared_out_unless_they_were_chosen(self, grid):
         cores = available_cores()
         for jobs, nproc, chosen, expected in (
-            (2, 1, None, max(1, cores // 2)), (2, 4, None, max(1, cores // 8)), (1, 1, None, None), (2, 1, 5, 5)
-        ):  # fmt: skip
+            (2, 1, None, max(1, cores // 2)),
+            (2, 4, None, max(1, cores // 8)),
+            (1, 1, None, None),
+            (2, 1, 5, 5),
+        ):
             go(grid("", name=f"x{jobs}{nproc}{chosen}"), jobs, "--nproc", nproc, OMP_NUM_THREADS=chosen, check=0)
             (found,) = summaries(grid)
             for folder in grid.folders:
@@ -377,8 +390,10 @@ class TestProgress:
         for folder, state in zip(grid.folders, states):
             if state:
                 folder.path.mkdir()
-                files.write_json(folder.status if state in (FAILED, RUNNING) else folder.summary,
-                                 {"status": state, "error": "OSError: gone"})  # fmt: skip
+                files.write_json(
+                    folder.status if state in (FAILED, RUNNING) else folder.summary,
+                    {"status": state, "error": "OSError: gone"},
+                )
         only = file.with_name("slow.txt")
         only.write_text("".join(file.read_text().splitlines(keepends=True)[3:5]))
         with start(words(only, 2)) as driver:
@@ -425,9 +440,12 @@ class TestProgress:
             up = re.fullmatch(r"\x1b\[(\d)A\r\x1b\[J", piece)
             screen = screen[: -int(up.group(1))] if up else screen + piece.split("\n")[:-1]
         assert [line[:17] for line in screen if line.startswith("[")] == [
-            "[1/3] c0: started", "[2/3] c1: started", *sorted(["[1/3] c0: done", "[2/3] c1: done"]),
-            "[3/3] c2: started", "[3/3] c2: failed,"
-        ] or len(screen) >= 6  # fmt: skip
+            "[1/3] c0: started",
+            "[2/3] c1: started",
+            *sorted(["[1/3] c0: done", "[2/3] c1: done"]),
+            "[3/3] c2: started",
+            "[3/3] c2: failed,",
+        ] or len(screen) >= 6
         assert not any(line.startswith("  |") for line in screen)
 
     def test_the_time_left_is_that_of_what_is_left_to_train(self, grid, monkeypatch):
@@ -504,8 +522,8 @@ def _children():
 def test_the_commands_of_a_grid_are_read_back_as_they_were_meant():
     folder = "Ergebnisse ä/it's $x\t\"&\\*"
     for language in ("C", "C.UTF-8"):
-        out = run(KIT / "run_comparison.sh", "--methods", "ln", "--output_dir", folder, "--dry_run", check=0,
-                  env={"LC_ALL": language}).stdout  # fmt: skip
+        typed = (KIT / "run_comparison.sh", "--methods", "ln", "--output_dir", folder, "--dry_run")
+        out = run(*typed, check=0, env={"LC_ALL": language}).stdout
         command = shlex.split(out)
         assert command[command.index("--output_dir") + 1] == f"{folder}/LayerNorm/seed0"
 
@@ -519,8 +537,8 @@ class TestRealRuns:
         mse = []
         for threads in ("1", "2"):
             folder = tmp_path / threads
-            train(*SMALL, "--norm", "adyt", "--alpha", "0.1", "--probes", "frozen", "--output_dir", folder,
-                  env={"OMP_NUM_THREADS": threads}, check=0)  # fmt: skip
+            flags = (*SMALL, "--norm", "adyt", "--alpha", "0.1", "--probes", "frozen", "--output_dir", folder)
+            train(*flags, env={"OMP_NUM_THREADS": threads}, check=0)
             mse.append(files.read_csv(folder / "log.csv")[-1]["val_mse"])
         assert mse[0] == pytest.approx(mse[1], rel=1e-5)
 

@@ -18,33 +18,8 @@ from maekit.settings import recipes
 from tests.support import KIT, ended, run
 
 SWEEP, QUICK, RATES = (KIT / f"{name}.sh" for name in ("run_alpha_sweep", "quick_sweep_test", "lr_alpha_sweep"))
-THE_SEEDS_ALPHAS = [
-    "-10.0",
-    "-5.0",
-    "-2.0",
-    "-1.0",
-    "-0.5",
-    "-0.1",
-    "-0.05",
-    "-0.01",
-    "-0.005",
-    "-0.001",
-    "-0.0001",
-    "-0.00001",
-    "0.0",
-    "0.00001",
-    "0.0001",
-    "0.001",
-    "0.005",
-    "0.01",
-    "0.05",
-    "0.1",
-    "0.5",
-    "1.0",
-    "2.0",
-    "5.0",
-    "10.0",
-]
+THE_SEEDS_ALPHAS = shlex.split("-10.0 -5.0 -2.0 -1.0 -0.5 -0.1 -0.05 -0.01 -0.005 -0.001 -0.0001 -0.00001")
+THE_SEEDS_ALPHAS += shlex.split("0.0 0.00001 0.0001 0.001 0.005 0.01 0.05 0.1 0.5 1.0 2.0 5.0 10.0")
 SMALL = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
 
 
@@ -84,7 +59,9 @@ def test_the_presets_are_the_seeds():
     assert [c["--alpha"] for c in quick] == ["-0.5", "0.0", "0.5"]
     assert {(c["--epochs"], c["--batch_size"], c["--lr"]) for c in quick} == {("10", "64", "0.00015")}
     rates = grid(RATES)
-    assert [(c["--lr"], c["--alpha"]) for c in rates] == [(lr, a) for lr in ("0.001", "0.0001") for a in ("-0.5", "0.0", "0.5")]  # fmt: skip
+    assert [(c["--lr"], c["--alpha"]) for c in rates] == [
+        (lr, a) for lr in ("0.001", "0.0001") for a in ("-0.5", "0.0", "0.5")
+    ]
     assert {(c["--epochs"], c["--batch_size"]) for c in rates} == {("10", "64")}
     folders = {c["--output_dir"] for c in [*quick, *rates, *grid(SWEEP)]}
     assert len(folders) == 3 + 6 + 25, "sweeps must not share folders"
@@ -104,10 +81,9 @@ def test_what_the_demo_sets_is_left_to_it_and_the_grid_stays_the_sweeps():
 
 
 def test_what_is_typed_wins_and_reaches_every_command():
-    commands = grid(
-        QUICK, "--alphas=0 1e-5 -2", "--lrs", "1e-3", "--seeds", "0 1", "--norms", "ln dyt", "--epochs", "3",
-        "--imagenet_dir", "a b/$x", "--output_dir", "my out", "--name", "mine", "--mask_ratio", "0.5",
-    )  # fmt: skip
+    lists = ("--alphas=0 1e-5 -2", "--lrs", "1e-3", "--seeds", "0 1", "--norms", "ln dyt")
+    flags = ("--epochs", "3", "--imagenet_dir", "a b/$x", "--name", "mine", "--mask_ratio", "0.5")
+    commands = grid(QUICK, *lists, *flags, "--output_dir", "my out")
     expected = [(a, n, s) for a in ("0.0", "0.00001", "-2.0") for n in ("LayerNorm", "DynamicTanh") for s in "01"]
     assert [(c["--alpha"], c["--norm"], c["--seed"]) for c in commands] == expected
     for c in commands:
@@ -269,8 +245,14 @@ def test_a_point_that_diverges_is_a_result_of_the_sweep(tmp_path):
 
 def start(tmp_path, *flags):
     command = [str(part) for part in (QUICK, *flags, "--output_dir", tmp_path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                            text=True, env={**os.environ, "PYTHON": sys.executable})  # fmt: skip
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
 
 
 def wait_for(file, driver):
@@ -285,8 +267,8 @@ def processes(text):
     return [int(pid) for pid in found.split()]
 
 
-LONG = ("--demo", "--epochs", "40", "--max_images", "64", "--batch_size", "32", "--num_workers", "0", "--probes",
-        "frozen", "--alphas", "0.1 0.5")  # fmt: skip
+LONG = shlex.split("--demo --epochs 40 --max_images 64 --batch_size 32 --num_workers 0 --probes frozen")
+LONG += ["--alphas", "0.1 0.5"]
 
 
 def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_completes_it(tmp_path):

@@ -29,24 +29,31 @@ TYPED = [
     ["--adyt_lambda", "0.3", "--adyt_smooth", "0.5", "--model", "vit_tiny", "--checkpoint_dir", "fast disk/k"],
     [
         *WIDE,
-        "--methods",
-        "ln dyt-alpha2",
-        "--overwrite",
-        "--imagenet_dir",
-        "d",
-        "--max_images",
-        "9",
-        "--alpha",
-        "1",
-        "--device=cpu",
+        *shlex.split("--methods 'ln dyt-alpha2' --overwrite --imagenet_dir d --max_images 9 --alpha 1 --device=cpu"),
     ],
+    shlex.split("--methods 'ln adyt-max3 adyt' --control --dyt_alpha_init '0.5 1' --init=untrained --mae_dir status"),
     ["--jobs", "3", "--nproc", "2", "--demo", "--wandb", "--open"],
     ["--wandb_project", "my project", "--eval", "knn"],
     ["--clone_mae", "--methods", "rms"],
 ]
-WRONG = [["--methods", "ln x"], ["--methods", ""], ["--seeds", "-1"], ["--seeds"], ["--output_dir", "--demo"], ["--jobs", "0"],
-         ["--nproc", "two"], ["--eval", "mae"], ["--adyt_lambda", "1 x"], ["--methods", "ln", "--adyt_lambda", "1 2"],
-         ["--control", "--adyt_alpha_max", "x"], ["--adyt_lambda="], ["status", "--output_dir", "nowhere"]]  # fmt: skip
+WRONG = [
+    ["--methods", "ln x"],
+    ["--methods", ""],
+    ["--seeds", "-1"],
+    ["--seeds"],
+    ["--output_dir", "--demo"],
+    ["--jobs", "0"],
+    ["--nproc", "two"],
+    ["--eval", "mae"],
+    ["--adyt_lambda", "1 x"],
+    ["--methods", "ln", "--adyt_lambda", "1 2"],
+    ["--control", "--adyt_alpha_max", "x"],
+    ["--adyt_lambda="],
+    ["status", "--output_dir", "nowhere"],
+    ["--inti", "status"],
+    ["--dry_run", "--mask_ratio", "2"],
+    ["--eval", "finetune", "--finetune_flags", "--epoch 3"],
+]
 
 
 def comparison(*words, **options):
@@ -103,17 +110,8 @@ def cmd(tmp_path_factory):
         )
         pytest.skip(f"no wine, or no {COMPILER}")
     folder = tmp_path_factory.mktemp("wine")
-    run(
-        COMPILER,
-        "-municode",
-        "-O1",
-        "-Wall",
-        "-Werror",
-        "-o",
-        folder / "python.exe",
-        KIT / "tests/windows/bridge.c",
-        check=0,
-    )
+    flags = shlex.split("-municode -O1 -Wall -Werror -o")
+    run(COMPILER, *flags, folder / "python.exe", KIT / "tests/windows/bridge.c", check=0)
     start = folder / "host"
     start.write_text(
         f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(KIT / "tests/windows/host.py"))} "$@"\n'
@@ -122,15 +120,25 @@ def cmd(tmp_path_factory):
     (folder / "codes").mkdir()
     (folder / "prefix").mkdir()
     settings = {
-        "WINEPREFIX": str(folder / "prefix"), "WINEDEBUG": "-all", "PYTHON": windows(folder / "python.exe"),
-        "BRIDGE": windows(start), "BRIDGE_CODES": windows(folder / "codes"),
-    }  # fmt: skip
+        "WINEPREFIX": str(folder / "prefix"),
+        "WINEDEBUG": "-all",
+        "PYTHON": windows(folder / "python.exe"),
+        "BRIDGE": windows(start),
+        "BRIDGE_CODES": windows(folder / "codes"),
+    }
 
     without_screen = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
     # One server for all, and its services, which keep what they print to: started here, not by a command that is read from.
     for start in (["wineserver", "-p"], ["wine", "cmd", "/c", "ver"]):
-        subprocess.run(start, env={**without_screen, **settings}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                       stderr=subprocess.DEVNULL, timeout=120, check=True)  # fmt: skip
+        subprocess.run(
+            start,
+            env={**without_screen, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=120,
+            check=True,
+        )
 
     def run_cmd(*words, cwd, check, env=None):
         env = {**without_screen, **settings, **(env or {})}
@@ -210,9 +218,9 @@ def test_help_is_the_comment_at_its_top_then_train_py(cmd, tmp_path):
 
 
 def test_help_names_every_option_of_the_shell_driver():
-    ours, shells = (run(*start, "--help", check=0).stdout.split("usage: ")[0].split() for start in
-                    ([sys.executable, KIT / "maekit/drivers/windows.py"], [KIT / "run_comparison.sh"]))  # fmt: skip
-    ours, shells = ({word.rstrip(",;") for word in words if word.startswith("--")} for words in (ours, shells))
+    said = (run(KIT / "run_comparison.sh", "--help", check=0), comparison("--help", check=0))
+    banners = (result.stdout.split("usage: ")[0].split() for result in said)
+    shells, ours = ({word.rstrip(",;") for word in words if word.startswith("--")} for words in banners)
     assert ours | {"--slurm"} == shells
 
 

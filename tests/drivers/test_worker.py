@@ -46,8 +46,13 @@ def go(*words, **options):
 
 
 def start(*words):
-    return subprocess.Popen([str(w) for w in (sys.executable, POOL, *words)], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    return subprocess.Popen(
+        [str(w) for w in (sys.executable, POOL, *words)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def wait_for(condition, seconds=120):
@@ -72,8 +77,10 @@ def assert_same_run(mine, theirs):
     one, two = (torch.load(folder / "checkpoint.pth", weights_only=False) for folder in (mine, theirs))
     for part in ("model", "probes", "optimizer"):
         assert_same(one.get(part), two.get(part), part)
-    logs = [[{k: v for k, v in row.items() if k not in CLOCKS} for row in files.read_csv(folder / "log.csv")]
-            for folder in (mine, theirs)]  # fmt: skip
+    logs = [
+        [{k: v for k, v in row.items() if k not in CLOCKS} for row in files.read_csv(folder / "log.csv")]
+        for folder in (mine, theirs)
+    ]
     assert logs[0] == logs[1] and logs[0]
     for name in ("trajectory.json", "norm_alpha.csv", "loss_curve.png"):
         assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
@@ -253,8 +260,15 @@ class TestWorker:
         script, before = tmp_path / "script.py", tmp_path / "before.py"
         script.write_text(SCRIPTS[name])
         before.write_text("print('before')")
-        apart = subprocess.run([sys.executable, script, "--flag"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, check=False, env=BUFFERED)  # fmt: skip
+        apart = subprocess.run(
+            [sys.executable, script, "--flag"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            env=BUFFERED,
+        )
         code = apart.returncode if apart.returncode >= 0 else 128 - apart.returncode
         this = worker()
         assert end_of(this, before) == (0, "before\n")

@@ -102,10 +102,13 @@ def cluster():
         configuration = folder / "slurm.conf"
         configuration.write_text(
             CONFIGURATION.format(
-                folder=folder, host=host, user=pwd.getpwuid(os.getuid()).pw_name,
-                ports=free_ports(3), largest=LARGEST_ARRAY,
+                folder=folder,
+                host=host,
+                user=pwd.getpwuid(os.getuid()).pw_name,
+                ports=free_ports(3),
+                largest=LARGEST_ARRAY,
             )
-        )  # fmt: skip
+        )
         os.environ["SLURM_CONF"] = str(configuration)
         munge = [f"--{name}={folder}/munge.{name[:4]}" for name in ("pid-file", "log-file", "seed-file")]
         commands = [
@@ -281,8 +284,11 @@ def test_a_run_that_fails_is_counted_and_the_others_and_the_analysis_go_on(clust
     array, analysis = jobs_of(run(*flags, "--slurm", "", check=0))
     wait_over(analysis)
     assert [shown(job)["JobState"] for job in (f"{array}_0", f"{array}_1", f"{array}_2", analysis)] == [
-        "FAILED", "COMPLETED", "COMPLETED", "COMPLETED"
-    ]  # fmt: skip
+        "FAILED",
+        "COMPLETED",
+        "COMPLETED",
+        "COMPLETED",
+    ]
     status = run(QUICK, "status", "--demo", "--output_dir", tmp_path, check=0).stdout
     assert status.startswith("3 runs: 2 done, 0 running, 1 failed, 0 diverged, 0 left") and "damaged" in status
     statistics = json.loads((tmp_path / "analysis_demo-quick/gap_statistics.json").read_text())
@@ -462,8 +468,10 @@ def test_a_comparison_with_evaluations_is_three_jobs(cluster, tmp_path):
     fields = [shown(job) for job in jobs]
     assert [f.get("ArrayTaskId") for f in fields] == ["0-1%3", "0-1%3", None]  # 4 evaluations, 3 tasks at most: 2 each
     assert [f["Dependency"].split("(")[0].replace("_*", "") for f in fields] == [
-        "", f"afterany:{jobs[0]}", f"afterany:{jobs[1]}"
-    ]  # fmt: skip
+        "",
+        f"afterany:{jobs[0]}",
+        f"afterany:{jobs[1]}",
+    ]
     assert all(f["Requeue"] == "1" for f in fields[:2])
     assert "--standalone --nproc_per_node 2" in (tmp_path / "commands.txt").read_text()
     assert counted(COMPARISON, "status", "--output_dir", tmp_path, cwd=tmp_path)["left"] == 6
@@ -483,11 +491,11 @@ def test_a_command_across_nodes_is_torchrun_on_each(monkeypatch, tmp_path):
     for name, value in (("SLURM_NNODES", "3"), ("SLURM_JOB_NODELIST", "node[7-9]"), ("SLURM_JOB_ID", "123456")):
         monkeypatch.setenv(name, value)
     words = slurm.across_nodes(torchrun, 8)
-    assert words[:2] == ["bash", "-c"] and words[4:] == [
-        "srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "/my python", "-m", "torch.distributed.run",
-        "--nnodes=3", "--nproc_per_node=8", "--rdzv_backend=c10d", "--rdzv_id=123456", "--rdzv_endpoint=node7:23456",
-        "/kit/train.py", "--output_dir", "a/train.py", "--seed", "0",
-    ]  # fmt: skip
+    assert words[:2] == ["bash", "-c"]
+    assert words[4:9] == ["srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "/my python"]
+    meeting = "--rdzv_backend=c10d --rdzv_id=123456 --rdzv_endpoint=node7:23456"
+    torchrun = f"-m torch.distributed.run --nnodes=3 --nproc_per_node=8 {meeting}"
+    assert words[9:] == f"{torchrun} /kit/train.py --output_dir a/train.py --seed 0".split()
     assert slurm.across_nodes(line, 8) == words
 
 
@@ -495,9 +503,12 @@ def test_a_signal_to_all_processes_of_a_run_still_saves_it(tmp_path):
     """SLURM tells every process of a job, those that decode images as well, and the task passes on what it is told."""
     flags = ("--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "2", "--epochs", "500")
     process = subprocess.Popen(
-        [sys.executable, KIT / "train.py", *flags, "--output_dir", tmp_path], start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, KIT / "train.py", *flags, "--output_dir", tmp_path],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         wait_for((tmp_path / "checkpoint.pth").exists)
         os.killpg(process.pid, signal.SIGTERM)
