@@ -16,9 +16,9 @@ from maekit.settings.parser import build_parser
 DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh")
 
 ABOUT = (
-    "Written by `python docs/flags.py` from the parsers and from the drivers themselves. `train.py` does one run; the "
-    "drivers pass on every flag that is not their own. `run_comparison.bat` has the flags of `run_comparison.sh` but for "
-    "`--slurm`."
+    "Written by `python docs/flags.py` from the parsers and from the drivers themselves. `train.py` does one run; a flag "
+    "that a driver does not list goes to every pre-training as it is, and evaluations get those on data, model, norm and "
+    "device, and `--overwrite`. `run_comparison.bat` has the flags of `run_comparison.sh` but for `--slurm`."
 )
 
 

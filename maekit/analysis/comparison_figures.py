@@ -276,7 +276,7 @@ TASK_TITLES = {"finetune": "fine-tuning", "linprobe": "linear probing", "knn": "
 
 
 def _by_method(frame):
-    """(method, rows) in the order of LOOK, methods that are no norms of ours last."""
+    """(method, rows) in the order of the registry, methods that are no norms of ours last."""
     if not len(frame):
         return []
     names = in_order(frame["model"].unique())

@@ -78,18 +78,18 @@ def open_splits(root):
     base, name = (ilsvrc, "ILSVRC") if (ilsvrc / "train").is_dir() else (root, "folders")
     if not (base / "train").is_dir():
         raise InputError(
-            f"--imagenet_dir {root}: no Data/CLS-LOC/train and no train/ in it. Try --demo, or see README 'Data'."
+            f"--imagenet_dir {root}: no Data/CLS-LOC/train and no train/ in it. Try --demo, or see docs/data.md."
         )
     val_folder = next((base / n for n in ("val", "validation", "test") if (base / n).is_dir()), None)
     if val_folder is None:
-        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has no val/ beside it. See README 'Data'.")
+        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has no val/ beside it. See docs/data.md.")
 
     train_paths = _list_images(base / "train")
     train_classes = _class_names(train_paths)
     classes = sorted(set(train_classes) - {""})
     if not classes:
         what = "images directly in it but no class folders" if len(train_paths) else "no images in it"
-        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has {what}. See README 'Data'.")
+        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has {what}. See docs/data.md.")
     if "" in train_classes:
         stray = train_paths[train_classes.index("")]
         raise InputError(f"{base / 'train' / os.fsdecode(stray)}: an image outside the class folders. Move it away.")
@@ -99,7 +99,7 @@ def open_splits(root):
 
     val_paths = _list_images(val_folder)
     if not len(val_paths):
-        raise InputError(f"--imagenet_dir {root}: {val_folder} has no images in it. See README 'Data'.")
+        raise InputError(f"--imagenet_dir {root}: {val_folder} has no images in it. See docs/data.md.")
     val_classes = _class_names(val_paths)
     unknown = sorted(set(val_classes) - {""} - set(classes))
     if unknown:
