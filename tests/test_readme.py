@@ -238,7 +238,7 @@ def test_the_journeys_name_what_is_in_the_code():
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the kit to add to."""
-    for file in run("git", "ls-files", "--", "*.py", "*.sh", "maekit", check=0).stdout.split():
+    for file in run("git", "ls-files", "--", "*.py", "*.sh", "*.txt", "maekit", check=0).stdout.split():
         (tmp_path / "kit" / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(KIT / file, tmp_path / "kit" / file)
     return tmp_path / "kit"
@@ -309,7 +309,8 @@ def test_what_an_image_set_needs_is_what_the_protocol_says():
 
 
 def test_a_norm_is_added_as_it_says(copy, tmp_path):
-    """In a copy of the kit: the class from the page, its names, its row in the table of methods, and an epoch."""
+    """In a copy of the kit: the class from the page, its names, its row in the table of methods; and a comparison by the
+    shell driver of a method with its option."""
     row = example('    "Softsign": Norm(')
     for file, before, text in (
         ("norms.py", "NORMS = {", example("class Softsign(_AffineNorm)") + "\n\n"),
@@ -319,11 +320,15 @@ def test_a_norm_is_added_as_it_says(copy, tmp_path):
     ):
         put(copy / file, before, text)
         assert text.strip().rstrip(",") in PAGES["extending.md"]
-    flags = ("--demo", "--epochs", "1", "--max_images", "64", "--num_workers", "0", "--norm", "soft")
-    flags += ("--soft_alpha_init", "1.0", "--output_dir", tmp_path / "run", "--mae_dir", "builtin")
-    run(sys.executable, copy / "train.py", *flags, cwd=copy, check=0)
-    assert files.read_json(tmp_path / "run/summary.json")["model"] == "Softsign"
-    assert files.read_json(tmp_path / "run/config.json")["identity"]["soft_alpha_init"] == 1.0
+    out = tmp_path / "comparison"
+    flags = ("--demo", "--epochs", "2", "--max_images", "64", "--num_workers", "0", "--mae_dir", "builtin")
+    run("bash", copy / "run_comparison.sh", "--methods", "soft-alpha1.0", *flags, "--output_dir", out, check=0)
+    trained = RunFolder(out / "Softsign-alpha1.0/seed0")
+    assert files.read_json(trained.config)["identity"]["soft_alpha_init"] == 1.0
+    assert all(0.5 < row["norm_alpha_mean"] < 1.5 for row in files.read_csv(trained.log))  # the column
+    assert {row["model"] for row in files.read_csv(out / "comparison_table.csv")} == {"Softsign-alpha1.0"}
+    assert (out / "loss_comparison.png").is_file() and (out / "alpha_dynamics.png").is_file()
+    assert "Softsign-alpha1.0" in (out / "report.html").read_text(encoding="utf-8")
     spec = importlib.util.spec_from_file_location("norms_of_the_copy", copy / "norms.py")
     norms = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(norms)
