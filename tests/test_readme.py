@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import analysis
 from maekit import files
@@ -333,6 +334,23 @@ def test_a_norm_is_added_as_it_says(copy, tmp_path):
     norms = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(norms)
     assert len(list(norms.convert_norms(norms.nn.LayerNorm(4), "soft").parameters())) == 3
+
+
+def test_a_probe_is_added_as_it_says(copy, tmp_path):
+    """In a copy of the kit: the page's file, its row in the table; columns, a figure, and what a checkpoint keeps of it."""
+    (copy / "maekit/probes/nearest_mean.py").write_text(example("class NearestMean(Probe)"), encoding="utf-8")
+    put(copy / "maekit/settings/probes.py", '    "joint": Probe(', example('    "mean": Probe('))
+    flags = ("--demo", "--max_images", "64", "--num_workers", "0", "--mae_dir", "builtin", "--probes", "joint mean")
+    out = tmp_path / "0.0/LayerNorm_lr0.004_seed0"
+    run(sys.executable, copy / "train.py", *flags, "--epochs", "2", "--output_dir", out, check=0)
+    assert all(0 <= row["mean_accuracy"] <= 100 for row in files.read_csv(RunFolder(out).log))
+    points = files.read_json(out / "trajectory.json")["trajectory"]
+    assert [point["mean_accuracy"] for point in points] == [r["mean_accuracy"] for r in files.read_csv(out / "log.csv")]
+    kept = torch.load(out / "checkpoint.pth", weights_only=True)["probes"]
+    assert kept["mean"]["means"].norm() > 0
+    gap = ("gap", "--log_dir", tmp_path, "--output_dir", tmp_path / "analysis", "--accuracy", "mean")
+    run(sys.executable, copy / "analysis.py", *gap, check=0)
+    assert (tmp_path / "analysis/tube_scatter_signed_alpha_mean.png").is_file()
 
 
 def test_a_flag_is_added_as_it_says(copy):
