@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import analysis
 from maekit import files
@@ -293,6 +294,24 @@ def test_a_data_source_is_added_as_it_says(copy, tmp_path):
     data = files.read_json(tmp_path / "run/config.json")["data"]
     assert (data["source"], data["train_images"], data["val_images"], data["classes"]) == ("arrays", 24, 12, 3)
     assert 0 <= files.read_json(tmp_path / "run/summary.json")["knn_accuracy"] <= 100
+
+
+def test_a_probe_is_added_as_it_says(copy, tmp_path):
+    """In a copy of the kit: the page's file and row, a run that it watches, and the analysis."""
+    (copy / "maekit/probes/centroids.py").write_text(example("class Centroids(Probe)"), encoding="utf-8")
+    put(copy / "maekit/settings/probes.py", '    "knn": Probe(', example('    "centroids": Probe('))
+    flags = ("--demo", "--epochs", "1", "--max_images", "64", "--num_workers", "0", "--mae_dir", "builtin")
+    flags += ("--probes", "frozen centroids", "--output_dir", tmp_path / "run")
+    said = run(sys.executable, copy / "train.py", *flags, check=0)
+    folder = RunFolder(tmp_path / "run")
+    (row,) = files.read_csv(folder.log)
+    assert 0 <= row["centroid_accuracy"] <= 100 and "centroids" in said.stdout + said.stderr
+    state = torch.load(folder.checkpoint, weights_only=True)["probes"]["centroids"]
+    assert state["sums"].shape == (10, 96) and state["sums"].abs().sum() > 0
+    out = tmp_path / "analysis"
+    flags = ("--log_dir", tmp_path, "--output_dir", out, "--accuracy", "centroids")
+    run(sys.executable, copy / "analysis.py", "gap", *flags)  # of one point there is no gap, which is said
+    assert "centroid_accuracy" in (out / "gap_table.csv").read_text(encoding="utf-8")
 
 
 def test_what_an_image_set_needs_is_what_the_protocol_says():

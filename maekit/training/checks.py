@@ -41,7 +41,7 @@ def _check_labels(run, source):
     if source.val.labels is None:
         raise InputError(
             f"{wanted}: the validation images in {source.val.root} have no labels. ILSVRC has them in "
-            f"LOC_val_solution.csv beside Data, see README 'Data'.{without}"
+            f"LOC_val_solution.csv beside Data, see docs/data.md.{without}"
         )
     if len(source.classes) < 2:
         raise InputError(
