@@ -1,30 +1,23 @@
 """The README and the pages of docs/ say what the code does."""
 
-import importlib.util
-import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import torch
 
 import analysis
-from maekit import files
-from maekit.data.protocol import SourceImages
 from maekit.drivers.windows import banner
 from maekit.runs.folder import RunFolder
 from maekit.settings import recipes
 from maekit.settings.flags import DEFAULTS
 from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
+from tests.pages import PAGES, blocks
 from tests.support import KIT, run
 
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (KIT / "README.md", *(KIT / "docs").glob("*.md"))}
 README = PAGES["README.md"]
 EVERYTHING = "\n".join(PAGES.values())
 DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh")
@@ -36,11 +29,6 @@ OTHERS |= {"rdzv_endpoint", "max-restarts", "logdir", "finetune"}
 def parser_flags():
     parser = build_parser("", "")
     return {action.dest for action in parser._actions} - {"help"}
-
-
-def blocks(page, language):
-    """The blocks of code of a page in a language, without what marks them."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
 def shell_lines(page):
@@ -234,130 +222,3 @@ def test_the_journeys_name_what_is_in_the_code():
         text = (KIT / path).read_text(encoding="utf-8")
         for name in names.split(", "):
             assert re.search(rf"\b(def|class) {name}\b|^{name}\(\)", text, flags=re.MULTILINE), (path, name)
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the kit to add to."""
-    for file in run("git", "ls-files", "--", "*.py", "*.sh", "*.txt", "maekit", check=0).stdout.split():
-        (tmp_path / "kit" / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(KIT / file, tmp_path / "kit" / file)
-    return tmp_path / "kit"
-
-
-def put(file, before, text):
-    """Put text into a file before the first place of a line that begins so."""
-    code = file.read_text(encoding="utf-8")
-    at = code.index(f"\n{before}") + 1
-    file.write_text(code[:at] + text + code[at:], encoding="utf-8")
-
-
-def example(start):
-    """The block of Python of docs/extending.md that has a line that begins so."""
-    (block,) = [block for block in blocks(PAGES["extending.md"], "python") if f"\n{start}" in f"\n{block}"]
-    return block
-
-
-def test_the_examples_run(tmp_path):
-    """Each block of Python that begins with an import, in a folder with a sweep in it."""
-    points = [{"epoch": i, "mse": 0.5 + i / 100, "accuracy": 10.0 * i, "frozen_accuracy": 50.0 + i} for i in range(4)]
-    for alpha in (0.0, 0.5):
-        run_folder = tmp_path / f"outputs/imagenette-mae-reconstruction-gap/full/{alpha}/LayerNorm_lr0.00015_seed0"
-        run_folder.mkdir(parents=True)
-        files.write_json(run_folder / "trajectory.json", {"alpha": alpha, "trajectory": points})
-    found = [block for page in PAGES.values() for block in blocks(page, "python")]
-    examples = [block for block in found if block.startswith(("from ", "import "))]
-    assert len(examples) >= 3
-    for name in ("build_mae", "to_timm", "load_trajectories", "import gap", "update_adaptive"):
-        assert any(name in example for example in examples)
-    code = "import json, sys\nfor example in json.loads(sys.argv[1]): exec(example, {'__name__': 'example'})"
-    run(sys.executable, "-c", code, json.dumps(examples), cwd=tmp_path, env={"PYTHONPATH": str(KIT)}, check=0)
-
-
-def test_a_data_source_is_added_as_it_says(copy, tmp_path):
-    """In a copy of the kit: the page's file, its row in the registry, and an epoch on its images."""
-    (copy / "maekit/data/arrays.py").write_text(example("class ArrayImages"), encoding="utf-8")
-    sources = copy / "maekit/data/sources.py"
-    put(sources, "SOURCES = (", f"{example('def _arrays(data)')}\n\n")
-    code = sources.read_text(encoding="utf-8")
-    code, registry = code[: code.index("SOURCES = (")], code[code.index("SOURCES = (") :]
-    sources.write_text(code + registry.replace("_folder", "_arrays, _folder", 1), encoding="utf-8")
-    rng = np.random.default_rng(0)
-    pixels, labels = rng.integers(0, 256, (48, 70, 80, 3), dtype=np.uint8), np.arange(48) % 3
-    (tmp_path / "images").mkdir()
-    for split, of in (("train", slice(0, 36)), ("val", slice(36, 48))):
-        np.savez(tmp_path / f"images/{split}.npz", images=pixels[of], labels=labels[of])
-    flags = ("--imagenet_dir", tmp_path / "images", "--model", "mae_vit_demo_patch8", "--input_size", "64")
-    flags += ("--epochs", "1", "--batch_size", "8", "--max_images", "24", "--probes", "knn", "--num_workers", "1")
-    flags += ("--output_dir", tmp_path / "run", "--mae_dir", "builtin")
-    run(sys.executable, copy / "train.py", *flags, env={"MAEKIT_CACHE": str(tmp_path / "cache")}, check=0)
-    data = files.read_json(tmp_path / "run/config.json")["data"]
-    assert (data["source"], data["train_images"], data["val_images"], data["classes"]) == ("arrays", 24, 12, 3)
-    assert 0 <= files.read_json(tmp_path / "run/summary.json")["knn_accuracy"] <= 100
-
-
-def test_what_an_image_set_needs_is_what_the_protocol_says():
-    told = set(re.findall(r"^\| `(?:images\.)?(\w+)", PAGES["extending.md"], flags=re.MULTILINE)) - {"len"} | {
-        "__len__"
-    }
-    protocol = {"root", "labels", "__len__", "open", "file", "is_there", "signature", "subset"}
-    assert told == protocol
-    stand_in = type("Images", (), dict.fromkeys(protocol, lambda self: None))
-    assert isinstance(stand_in(), SourceImages)
-    for name in protocol:
-        lacking = type("Images", (), dict.fromkeys(protocol - {name}, lambda self: None))
-        assert not isinstance(lacking(), SourceImages), name
-
-
-def test_a_norm_is_added_as_it_says(copy, tmp_path):
-    """In a copy of the kit: the class from the page, its names, its row in the table of methods; and a comparison by the
-    shell driver of a method with its option."""
-    row = example('    "Softsign": Norm(')
-    for file, before, text in (
-        ("norms.py", "NORMS = {", example("class Softsign(_AffineNorm)") + "\n\n"),
-        ("norms.py", '    "LayerNorm": nn.LayerNorm', '    "Softsign": Softsign,\n'),
-        ("norms.py", '    "ln": "LayerNorm"', '    "soft": "Softsign",\n'),
-        ("maekit/settings/methods.py", '    "LayerNorm": Norm(', row),
-    ):
-        put(copy / file, before, text)
-        assert text.strip().rstrip(",") in PAGES["extending.md"]
-    out = tmp_path / "comparison"
-    flags = ("--demo", "--epochs", "2", "--max_images", "64", "--num_workers", "0", "--mae_dir", "builtin")
-    run("bash", copy / "run_comparison.sh", "--methods", "soft-alpha1.0", *flags, "--output_dir", out, check=0)
-    trained = RunFolder(out / "Softsign-alpha1.0/seed0")
-    assert files.read_json(trained.config)["identity"]["soft_alpha_init"] == 1.0
-    assert all(0.5 < row["norm_alpha_mean"] < 1.5 for row in files.read_csv(trained.log))  # the column
-    assert {row["model"] for row in files.read_csv(out / "comparison_table.csv")} == {"Softsign-alpha1.0"}
-    assert (out / "loss_comparison.png").is_file() and (out / "alpha_dynamics.png").is_file()
-    assert "Softsign-alpha1.0" in (out / "report.html").read_text(encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("norms_of_the_copy", copy / "norms.py")
-    norms = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(norms)
-    assert len(list(norms.convert_norms(norms.nn.LayerNorm(4), "soft").parameters())) == 3
-
-
-def test_a_probe_is_added_as_it_says(copy, tmp_path):
-    """In a copy of the kit: the page's file, its row in the table; columns, a figure, and what a checkpoint keeps of it."""
-    (copy / "maekit/probes/nearest_mean.py").write_text(example("class NearestMean(Probe)"), encoding="utf-8")
-    put(copy / "maekit/settings/probes.py", '    "joint": Probe(', example('    "mean": Probe('))
-    flags = ("--demo", "--max_images", "64", "--num_workers", "0", "--mae_dir", "builtin", "--probes", "joint mean")
-    out = tmp_path / "0.0/LayerNorm_lr0.004_seed0"
-    run(sys.executable, copy / "train.py", *flags, "--epochs", "2", "--output_dir", out, check=0)
-    assert all(0 <= row["mean_accuracy"] <= 100 for row in files.read_csv(RunFolder(out).log))
-    points = files.read_json(out / "trajectory.json")["trajectory"]
-    assert [point["mean_accuracy"] for point in points] == [r["mean_accuracy"] for r in files.read_csv(out / "log.csv")]
-    kept = torch.load(out / "checkpoint.pth", weights_only=True)["probes"]
-    assert kept["mean"]["means"].norm() > 0
-    gap = ("gap", "--log_dir", tmp_path, "--output_dir", tmp_path / "analysis", "--accuracy", "mean")
-    run(sys.executable, copy / "analysis.py", *gap, check=0)
-    assert (tmp_path / "analysis/tube_scatter_signed_alpha_mean.png").is_file()
-
-
-def test_a_flag_is_added_as_it_says(copy):
-    """In a copy of the kit: the page's row, and what follows from it."""
-    row = example('Flag("clip_grad"').strip()
-    put(copy / "maekit/settings/flags.py", '        Flag(\n            "epochs"', f"        {row},\n")
-    help_text = run(sys.executable, copy / "train.py", "--help", check=0).stdout
-    assert "--clip_grad X" in help_text and "largest norm of a step's gradient" in " ".join(help_text.split())
-    result = run(sys.executable, copy / "train.py", "--demo", "--clip_grad", "-1", "--dry_run", check=2)
-    assert result.stderr.count("\n") == 1 and "--clip_grad -1.0: must be positive." in result.stderr
