@@ -20,9 +20,10 @@
 #   --probes NAMES       accuracies to score (default: all)
 #   --imagenet_dir DIR   a folder with train/ and val/, such as ImageNet's, in place of the hub's frgfm/imagenette;
 #   --hf_dataset NAME    likewise, another data set of the hub
-#   --output_dir DIR     everything goes below it, runs into <data>-mae-reconstruction-gap/<name> (default: outputs), where
-#                        <data> is imagenette, demo, or the last part of the folder's or data set's name
-#   --checkpoint_dir DIR checkpoints go below it (default: checkpoints/<name> in --output_dir, <data>-<name> of other data)
+#   --output_dir DIR     everything goes below it (default: outputs), runs into <data>-mae-reconstruction-gap/<name>: <data>
+#                        is imagenette, demo, or the last part of the folder's or data set's name
+#   --checkpoint_dir DIR checkpoints go below it (default: checkpoints/<name> in --output_dir, of other data than
+#                        Imagenette checkpoints/<data>-<name>)
 #   --name NAME          name of the sweep in the names of folders (default: full)
 #   --jobs J             J runs side by side, dealt over the visible GPUs or the cores (default: auto, which is 1, and with
 #                        --demo where there is no GPU one a core, or all if less than two a core)

@@ -102,9 +102,9 @@ done
 
 # Every run of the comparison, a command a line.
 print_commands() {
-    local seed method options
+    local seed method own
     for seed in $seeds; do
-        while read -r method options; do
+        while read -r method own; do
             print_run "" ${train_flags[@]+"${train_flags[@]}"}
         done <<<"$methods"
     done
@@ -112,10 +112,10 @@ print_commands() {
 
 # Every evaluation of their encoders, pre-trained and untrained.
 print_evaluations() {
-    local seed method options task
+    local seed method own task
     for task in $evals; do
         for seed in $seeds; do
-            while read -r method options; do
+            while read -r method own; do
                 print_evaluation "/$task" --init "$output_dir/$method/seed$seed"
                 print_evaluation "/untrained_$task" --init untrained
             done <<<"$methods"
@@ -140,7 +140,7 @@ print_run() {
     local run=$method/seed$seed$1
     # shellcheck disable=SC2086 # a list of words
     train_command --norm "${method%%-*}" --seed "$seed" --output_dir "$output_dir/$run" \
-        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:2}" $options
+        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:2}" $own
 }
 
 check_running_flags

@@ -20,7 +20,7 @@ use_environment() {
 }
 
 use_any_python() {
-    PYTHON=$(first_new_python ${PYTHON:+"$PYTHON"} "$(venv_python)" python python3 python3.13 python3.12 python3.11)
+    PYTHON=$(first_new_python ${PYTHON:+"$PYTHON"} "$(venv_python)" python python3 python3.13 python3.12 python3.11) || exit
     export PYTHON
 }
 

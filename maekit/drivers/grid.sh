@@ -128,7 +128,7 @@ check_running_flags() {
     esac
 }
 
-# show_status FOLDER: how far the runs of its grids are. For this, too, there is `status` in front of a driver's options.
+# show_status FOLDER: how far the runs of its grids are.
 show_status() {
     local grid files=()
     for grid in "$1/commands.txt" "$1/evaluations.txt"; do

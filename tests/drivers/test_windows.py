@@ -31,7 +31,7 @@ TYPED = [
         *WIDE,
         *shlex.split("--methods 'ln dyt-alpha2' --overwrite --imagenet_dir d --max_images 9 --alpha 1 --device=cpu"),
     ],
-    shlex.split("--methods 'ln adyt-max3 adyt' --control --dyt_alpha_init '0.5 1' --init=untrained --mae_dir status"),
+    shlex.split("--methods 'dyt adyt-max3 adyt' --control --dyt_alpha_init '0.5 1' --init=untrained --mae_dir status"),
     ["--jobs", "3", "--nproc", "2", "--demo", "--wandb", "--open"],
     ["--wandb_project", "my project", "--eval", "knn"],
     ["--clone_mae", "--methods", "rms"],
@@ -231,8 +231,11 @@ def test_a_python_that_lacks_a_package_is_named(cmd, tmp_path):
         f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S {shlex.quote(str(KIT / "tests/windows/host.py"))} "$@"\n'
     )
     bare.chmod(0o755)
-    said = cmd(windows(BATCH), "--demo", cwd=tmp_path, check=2, env={"BRIDGE": windows(bare)})
-    assert "error: PYTHON=" in said.stderr and "cannot run the kit" in said.stderr
+    for words in (["--demo"], ["--demo", "--mae_dir", "status"]):  # the latter a folder's name
+        said = cmd(windows(BATCH), *words, cwd=tmp_path, check=2, env={"BRIDGE": windows(bare)})
+        assert "error: PYTHON=" in said.stderr and "cannot run the kit" in said.stderr
+    said = cmd(windows(BATCH), "--demo", "--dry_run", cwd=tmp_path, check=0, env={"BRIDGE": windows(bare)})
+    assert said.stdout.count("train.py") == 3 and not said.stderr
 
 
 def test_a_run_is_the_same_where_processes_are_spawned(tmp_path):
