@@ -42,8 +42,19 @@ def complaint(*flags):
 
 
 def test_a_run_leaves_all_files_of_the_design_and_no_stray_ones(finished):
-    files = {"config.json", "log.csv", "norm_alpha.csv", "trajectory.json", "summary.json", "checkpoint.pth",
-             "reconstructions.npz", "loss_curve.png", "loss_curve.pdf", "tensorboard", "status.json"}  # fmt: skip
+    files = {
+        "config.json",
+        "log.csv",
+        "norm_alpha.csv",
+        "trajectory.json",
+        "summary.json",
+        "checkpoint.pth",
+        "reconstructions.npz",
+        "loss_curve.png",
+        "loss_curve.pdf",
+        "tensorboard",
+        "status.json",
+    }
     assert {f.name for f in finished.iterdir()} == files
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["model"] == "LayerNorm"
@@ -246,7 +257,11 @@ def test_a_checkpoint_named_by_hand_that_cannot_be_used(damage, finished, tmp_pa
         named.write_bytes(whole)
         flags = ["--norm", "adyt"]
     line = complaint(*QUICK, *flags, "--output_dir", tmp_path / "run", "--resume", named)
-    says = {"missing": "no such file", "other_model": "belongs to another model", "other_norm": "its norm layers are LayerNorm, here they"}
+    says = {
+        "missing": "no such file",
+        "other_model": "belongs to another model",
+        "other_norm": "its norm layers are LayerNorm, here they",
+    }
     assert str(named) in line and says.get(damage, "no checkpoint") in line
     assert not (tmp_path / "run" / "checkpoint.pth").exists()
 

@@ -9,7 +9,7 @@ from ..runs.measures import BASELINES, EVALUATION_LABELS, MEASURES
 from ..runs.status import DIVERGED, FINISHED
 from ..settings.methods import in_order
 from ..settings.recipes import EVALUATIONS
-from .figures import (  # fmt: skip
+from .figures import (
     COLUMN,
     GREY,
     LOSS_AXIS,
@@ -114,8 +114,14 @@ def timing_comparison(table, narrow=False):
         if len(times) > 1:
             ax.plot(times, np.full(len(times), y), "o", markersize=3, color="white", markeredgecolor="black")
         ratio = "" if reference is None else f", {times.mean() / reference.mean():.2f}×"
-        ax.annotate(f"{_seconds(times.mean())}{ratio}", (times.max(), y), (5, 0), textcoords="offset points",
-                    ha="left", va="center")  # fmt: skip
+        ax.annotate(
+            f"{_seconds(times.mean())}{ratio}",
+            (times.max(), y),
+            (5, 0),
+            textcoords="offset points",
+            ha="left",
+            va="center",
+        )
     ax.set_yticks(range(len(groups)), [f"{broken_name(m)} (n = {len(t)})" for m, t in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlim(0, max((t.max() for _, t in groups), default=1) * 1.75)
@@ -203,10 +209,14 @@ def alpha_dynamics(alphas, narrow=False):
         if i == 0 or narrow:
             other.set_ylabel("layers at a bound (%)" if narrow else "layers at\na bound (%)")
     shades = [Line2D([], [], color=_layer_colour(name, ["norm", "decoder_norm"])) for name in ("norm", "decoder_norm")]
-    legend_below(figure, [
-        Line2D([], [], color="black", linewidth=1.8, label="mean (range grey)"),
-        relabel(shades[0], "encoder, deeper darker"), relabel(shades[1], "decoder layers"),
-    ])  # fmt: skip
+    legend_below(
+        figure,
+        [
+            Line2D([], [], color="black", linewidth=1.8, label="mean (range grey)"),
+            relabel(shades[0], "encoder, deeper darker"),
+            relabel(shades[1], "decoder layers"),
+        ],
+    )
     return figure
 
 

@@ -151,8 +151,13 @@ def alpha_vs_final(points, statistics, found, column, narrow=False):
             if not len(rows):
                 continue
             colour, style = look_of(norm)
-            shade = {"color": colour, "linestyle": style, "alpha": 1 - 0.5 * i / len(rates),
-                     "marker": "osD^v"[i % 5], "markersize": 4}  # fmt: skip
+            shade = {
+                "color": colour,
+                "linestyle": style,
+                "alpha": 1 - 0.5 * i / len(rates),
+                "marker": "osD^v"[i % 5],
+                "markersize": 4,
+            }
             for ax, name in zip(axes, ("mse", column)):
                 grouped = rows.groupby("alpha")[name]
                 ax.errorbar(grouped.mean().index, grouped.mean(), grouped.std(), capsize=2, **shade)
@@ -192,8 +197,17 @@ def over_epochs(points, found, column, narrow=False):
             mean = line.groupby("epoch")[column].mean()
             style = styles[rates.index(lr) % len(styles)]
             marker = "v" if alpha < 0 else "o" if len(mean) == 1 else None
-            ax.plot(mean.index, mean, color=hues.line(alpha), linestyle=style, marker=marker, markersize=3,
-                    markevery=max(1, len(mean) // 6), linewidth=1.8 if alpha == 0 else 1.1, zorder=3 if alpha == 0 else 2)  # fmt: skip
+            ax.plot(
+                mean.index,
+                mean,
+                color=hues.line(alpha),
+                linestyle=style,
+                marker=marker,
+                markersize=3,
+                markevery=max(1, len(mean) // 6),
+                linewidth=1.8 if alpha == 0 else 1.1,
+                zorder=3 if alpha == 0 else 2,
+            )
         if column != "mse":
             untrained = (
                 rows.groupby("epoch")[UNTRAINED[column]].mean().dropna() if column in UNTRAINED else rows["epoch"][:0]
@@ -242,8 +256,16 @@ def _scatter(ax, rows, column, hues, points):
     rows = rows.sample(frac=1, random_state=0)  # so that no alpha lies on top of all others
     brightness = DARKEST + (1 - DARKEST) * _progress(rows, points)
     colours = hues.rgb(rows["alpha"]) * brightness.to_numpy()[:, None]
-    drawn = ax.scatter(rows["mse"], rows[column], s=14 if len(points) < RASTERIZED else 7, c=colours, edgecolors="#606060",
-                       linewidths=0.3, zorder=3, rasterized=len(points) >= RASTERIZED)  # fmt: skip
+    drawn = ax.scatter(
+        rows["mse"],
+        rows[column],
+        s=14 if len(points) < RASTERIZED else 7,
+        c=colours,
+        edgecolors="#606060",
+        linewidths=0.3,
+        zorder=3,
+        rasterized=len(points) >= RASTERIZED,
+    )
     if len(rows):
         shapes = {name: (mark := MarkerStyle(name)).get_path().transformed(mark.get_transform()) for name in "ov"}
         drawn.set_paths([shapes["v" if alpha < 0 else "o"] for alpha in rows["alpha"]])
@@ -265,10 +287,19 @@ def _brightness_handles(points):
     shapes = [("v", 1.0, "α < 0")] if (points["alpha"] < 0).any() else []
     shapes += [("o", v, f"epoch {epoch}" + (f", lr {lr}" if low != high else "")) for v, epoch, lr in ends]
     return [
-        Line2D([], [], linestyle="", marker=shape, markersize=4, markerfacecolor=[v] * 3, markeredgecolor="#606060",
-               markeredgewidth=0.3, label=label)
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=shape,
+            markersize=4,
+            markerfacecolor=[v] * 3,
+            markeredgecolor="#606060",
+            markeredgewidth=0.3,
+            label=label,
+        )
         for shape, v, label in shapes
-    ]  # fmt: skip
+    ]
 
 
 def _draw_bins(ax, part):

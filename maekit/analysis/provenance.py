@@ -107,8 +107,15 @@ def _told(folder):
 def _data(config):
     data = config.get("data") or {}
     said = [str(data[name]) for name in ("source", "train") if data.get(name)]
-    said += [f"{data[n]} {what}" for n, what in (("train_images", "training images"), ("val_images", "validation images"),
-                                                 ("classes", "classes")) if n in data]  # fmt: skip
+    said += [
+        f"{data[n]} {what}"
+        for n, what in (
+            ("train_images", "training images"),
+            ("val_images", "validation images"),
+            ("classes", "classes"),
+        )
+        if n in data
+    ]
     return ", ".join([*said, f"fingerprint {data.get('fingerprint')}"])
 
 

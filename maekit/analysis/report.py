@@ -27,13 +27,19 @@ def write(path, page):
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     hashes = " ".join(_script_hash(text) for text in (script, library["source"] if library else None) if text)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     text = environment.get_template("report.html").render(
-        page=page, library=library and library["packed"], hashes=hashes, script=script,
+        page=page,
+        library=library and library["packed"],
+        hashes=hashes,
+        script=script,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-    )  # fmt: skip
+    )
     with files.atomic_write(path) as f:
         f.write(text.encode("utf-8", errors="replace"))
 
@@ -96,8 +102,13 @@ def _figure(folder, name, caption):
     file = Path(folder) / f"{name}.png"
     narrow = file.with_stem(f"{name}_column")
     wide, share = _packed(file)
-    return {"name": name, "caption": caption, "wide": wide, "share": share,
-            "narrow": _packed(narrow)[0] if narrow.exists() else None}  # fmt: skip
+    return {
+        "name": name,
+        "caption": caption,
+        "wide": wide,
+        "share": share,
+        "narrow": _packed(narrow)[0] if narrow.exists() else None,
+    }
 
 
 def _packed(file):

@@ -133,9 +133,21 @@ class RunFolder:
 
     def _written(self):
         """The files that a training process writes."""
-        return (self.summary, self.status, self.config, self.checkpoint, self.previous_checkpoint,
-                self.damaged_checkpoint, self.log, self.norm_alpha, self.trajectory, self.wandb_id,
-                self.reconstructions, self.loss_curve, self.loss_curve.with_suffix(".pdf"))  # fmt: skip
+        return (
+            self.summary,
+            self.status,
+            self.config,
+            self.checkpoint,
+            self.previous_checkpoint,
+            self.damaged_checkpoint,
+            self.log,
+            self.norm_alpha,
+            self.trajectory,
+            self.wandb_id,
+            self.reconstructions,
+            self.loss_curve,
+            self.loss_curve.with_suffix(".pdf"),
+        )
 
 
 def _make_writable(path, flag):

@@ -13,8 +13,23 @@ from .. import files
 from ..errors import InputError
 
 # settings that tell the runs of a sweep apart, for TensorBoard's table of hyperparameters
-SORTED_BY = ("task", "norm", "seed", "alpha", "lr", "epochs", "batch_size", "model", "decoder_type", "mask_ratio",
-             "norm_pix_loss", "dyt_alpha_init", "adyt_lambda", "adyt_smooth", "adyt_alpha_max")  # fmt: skip
+SORTED_BY = (
+    "task",
+    "norm",
+    "seed",
+    "alpha",
+    "lr",
+    "epochs",
+    "batch_size",
+    "model",
+    "decoder_type",
+    "mask_ratio",
+    "norm_pix_loss",
+    "dyt_alpha_init",
+    "adyt_lambda",
+    "adyt_smooth",
+    "adyt_alpha_max",
+)
 
 
 class Loggers:
@@ -189,8 +204,13 @@ def log_analysis(project, folder):
     files = [file for kind in ("*.csv", "*.json", "*.html", "*.png") for file in sorted(folder.glob(kind))]
     figures = [file for file in files if file.suffix == ".png" and not file.stem.endswith("_column")]
     try:
-        with wandb.init(project=project, name=f"analysis of {folder}", job_type="analysis", dir=str(folder),
-                        settings=wandb.Settings(silent=True)) as run:  # fmt: skip
+        with wandb.init(
+            project=project,
+            name=f"analysis of {folder}",
+            job_type="analysis",
+            dir=str(folder),
+            settings=wandb.Settings(silent=True),
+        ) as run:
             run.log({figure.stem: wandb.Image(str(figure)) for figure in figures})
             artifact = wandb.Artifact("analysis", type="analysis")
             for file in files:
