@@ -63,24 +63,33 @@ def build_parser():
     add_common(add)
 
     command = commands.add_parser(
-        "gap", help="accuracy against reconstruction", allow_abbrev=False,
+        "gap",
+        help="accuracy against reconstruction",
+        allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    )
     add = command.add_argument
     add("--log_dir", default="outputs/imagenette-mae-reconstruction-gap", metavar="DIR", help="folder of trajectories")
     add("--output_dir", default="outputs/analysis", metavar="DIR", help="where figures and statistics go")
     add("--n_bins", type=int, default=15, metavar="N", help="MSE bins of the gap")
     add("--binning", choices=("equal", "quantile"), default="equal", help="bins of equal width or of equal counts")
-    add("--accuracy", choices=(*measures.ACCURACIES, "all"), default="all",
-        help="which probe's accuracy; all: every one that was measured")  # fmt: skip
+    add(
+        "--accuracy",
+        choices=(*measures.ACCURACIES, "all"),
+        default="all",
+        help="which probe's accuracy; all: every one that was measured",
+    )
     add_common(add)
     return parser
 
 
 def add_common(add):
     """The flags of both commands."""
-    add("--wandb", action="store_true", help="log figures and tables to Weights & Biases, project $WANDB_PROJECT, else "
-        f"{recipes.WANDB_PROJECT}")  # fmt: skip
+    add(
+        "--wandb",
+        action="store_true",
+        help=f"log figures and tables to Weights & Biases, project $WANDB_PROJECT, else {recipes.WANDB_PROJECT}",
+    )
     add("--wandb_project", metavar="NAME", help="likewise, to this project")
     add("--open", action="store_true", help="open report.html in the browser")
 

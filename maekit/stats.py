@@ -110,7 +110,7 @@ def t_interval(values, level=0.95):
         raise ValueError(f"level {level}: needs to lie between 0 and 1, 0.95 say.")
     mean, n = float(values.mean()), values.size
     if n < MIN_SEEDS:
-        note = f"no interval: needs {MIN_SEEDS} seeds or more, there {'is' if n == 1 else 'are'} {n}"
+        note = f"{n} seed{'s' * (n != 1)}, so no interval; it takes {MIN_SEEDS}"
         return {"mean": mean, "low": None, "high": None, "n": n, "note": note}
     from scipy.stats import t
 
@@ -158,7 +158,7 @@ def gap_over_seeds(mse, accuracy, seed, edges):
     sweeps = dict(sorted(_rows(_labels("seed", seed, mse.size)).items()))
     values = {s: gap(mse[rows], accuracy[rows], edges=edges)[0] for s, rows in sweeps.items()}
     result = {"values": values, **t_interval(list(values.values()))}
-    notes = [f"{result['note']} (bootstrapping runs fails for a range)"] if result["note"] else []
+    notes = [result["note"]] if result["note"] else []
     sizes = [len(rows) for rows in sweeps.values()]
     if min(sizes) < max(sizes):
         notes.append(f"seeds hold {min(sizes)} to {max(sizes)} points, and Γ grows with their number")
@@ -189,7 +189,7 @@ def noise_floor(mse, accuracy, configuration, seed, edges):
             pooled.append(gap(mse[rows], accuracy[rows], edges=edges)[0])
             alone += [gap(mse[run], accuracy[run], edges=edges)[0] for run in runs]
     if not pooled:
-        note = "no noise floor: needs a configuration with 2 seeds or more, there is none"
+        note = "no configuration has 2 seeds, so no noise floor"
         return {"mean": None, "largest": None, "one_run": None, "n": 0, "note": note}
     mean, one_run = math.fsum(pooled) / len(pooled), math.fsum(alone) / len(alone)
     return {"mean": mean, "largest": max(pooled), "one_run": one_run, "n": len(pooled), "note": None}

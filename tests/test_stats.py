@@ -225,7 +225,7 @@ def test_importing_it_does_not_wait_for_scipy():
         (lambda: stats.gap_over_seeds([1, 2], [1, 2], [0, 0], [1, 1.5]), "edges: 1 to 1.5 leave out 1 points, mse 2"),
         (lambda: stats.noise_floor([1, 2], [1, 2], [("a", NAN)] * 2, [0, 1], [1, 2]), "configuration: value 0 of 2"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_in_one_line(call, text):
     with pytest.raises(ValueError) as caught:
         call()
@@ -295,12 +295,12 @@ def test_interval_of_another_level():
     assert wide["low"] < narrow["low"] < 2 < narrow["high"] < wide["high"]
 
 
-@pytest.mark.parametrize(("values", "there"), [([400.0], "there is 1"), ([400.0, 420.0], "there are 2")])
+@pytest.mark.parametrize(("values", "there"), [([400.0], "1 seed"), ([400.0, 420.0], "2 seeds")])
 def test_fewer_than_three_seeds_have_no_interval(values, there):
     result = stats.t_interval(values)
     assert result["mean"] == pytest.approx(sum(values) / len(values))
     assert result["low"] is None and result["high"] is None
-    assert result["note"] == f"no interval: needs 3 seeds or more, {there}"
+    assert result["note"] == f"{there}, so no interval; it takes 3"
 
 
 MSE = [0.1, 0.2, 0.3, 0.9] * 3 + [0.8]
@@ -334,7 +334,7 @@ def test_two_seeds_have_their_gaps_but_no_interval():
         "low": None,
         "high": None,
         "n": 2,
-        "note": "no interval: needs 3 seeds or more, there are 2 (bootstrapping runs fails for a range)",
+        "note": "2 seeds, so no interval; it takes 3",
     }
 
 
@@ -345,12 +345,21 @@ def test_noise_floor_by_hand():
     # Two bins. Configuration a: seeds 0 and 1; b: seeds 0 and 1; c: one seed, so it counts nowhere.
     points = [
         # mse, accuracy, configuration, seed
-        (0.1, 50, "a", 0), (0.2, 52, "a", 0), (0.9, 60, "a", 0),
-        (0.1, 55, "a", 1), (0.3, 56, "a", 1), (0.8, 63, "a", 1),
-        (0.1, 20, "b", 0), (0.2, 20, "b", 0), (0.7, 99, "b", 0),
-        (0.1, 30, "b", 1), (0.2, 21, "b", 1), (0.2, 22, "b", 1),
-        (0.1, 0, "c", 0), (0.2, 99, "c", 0),
-    ]  # fmt: skip
+        (0.1, 50, "a", 0),
+        (0.2, 52, "a", 0),
+        (0.9, 60, "a", 0),
+        (0.1, 55, "a", 1),
+        (0.3, 56, "a", 1),
+        (0.8, 63, "a", 1),
+        (0.1, 20, "b", 0),
+        (0.2, 20, "b", 0),
+        (0.7, 99, "b", 0),
+        (0.1, 30, "b", 1),
+        (0.2, 21, "b", 1),
+        (0.2, 22, "b", 1),
+        (0.1, 0, "c", 0),
+        (0.2, 99, "c", 0),
+    ]
     mse, accuracy, configuration, seed = zip(*points, strict=True)
     expected = {
         "mean": ((6 + 3) + 10) / 2,  # a: 50 to 56 and 60 to 63; b: 20 to 30, and 99 alone
@@ -387,7 +396,7 @@ def test_one_seed_has_no_noise_floor():
         "largest": None,
         "one_run": None,
         "n": 0,
-        "note": "no noise floor: needs a configuration with 2 seeds or more, there is none",
+        "note": "no configuration has 2 seeds, so no noise floor",
     }
 
 

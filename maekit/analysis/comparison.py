@@ -35,7 +35,7 @@ def write(root):
             print(f"note: {problem}")
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
-    from . import comparison_figures, comparison_report, figures, report
+    from . import comparison_report, figures, report
 
     table = tabulate(found, evaluations)
     with_seeds = add_means(table)
@@ -46,10 +46,30 @@ def write(root):
         folder = RunFolder(run["path"])
         if run["log"] and not (run["summary"] and folder.loss_curve.exists()):  # one that has ended has drawn it itself
             figures.save(figures.loss_curve(run["log"], summary), folder.loss_curve)
-    logs, alphas = stack(found, "log"), stack(found, "norm_alpha")
+    logs, pictures = stack(found, "log"), load_pictures(found)
     known = findings.describe(found, table)
     files.write_json(root / "comparison_statistics.json", known)
-    draw = {}
+    draw = drawings(found, evaluations, table, known, pictures)
+    figures.save_all({root / f"{name}.png": figure for name, figure in draw.items()})
+
+    print(render(table))
+    if scored(evaluations, table):
+        print(render_evaluations(table))
+    print("\n".join(["", *known["sentences"]]))
+    notices = [*known["notes"], *damaged, *repeated, *notices_on(found, evaluations, table)]
+    for notice in notices:
+        print(f"note: {notice}")
+    plot, unequal = report.plot("losses", logs, table), any(unequal_settings(found))
+    shown = {"notices": notices, "unequal": unequal, "drawn": draw, "pictures": pictures, "plot": plot}
+    report.write(root / "report.html", comparison_report.page(root, found, evaluations, table, known, **shown))
+    print(f"written to {root}: report.html, comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
+
+
+def drawings(found, evaluations, table, known, pictures):
+    """The figures of a comparison, {name: function that draws it}. known: findings.describe; pictures: of load_pictures."""
+    from . import comparison_figures
+
+    logs, alphas, draw = stack(found, "log"), stack(found, "norm_alpha"), {}
     if len(logs):
         draw["loss_comparison"] = partial(comparison_figures.loss_comparison, logs, table)
         draw["timing_comparison"] = partial(comparison_figures.timing_comparison, table)
@@ -58,35 +78,17 @@ def write(root):
         draw["paired_differences"] = partial(comparison_figures.paired_differences, paired, known["reference"])
     if len(alphas):
         draw["alpha_dynamics"] = partial(comparison_figures.alpha_dynamics, alphas)
-    scored = table[table["status"] == FINISHED].filter(measures.EVALUATION_ACCURACIES).notna().any(axis=None)
-    if evaluations and scored:
+    if scored(evaluations, table):
         draw["evaluation_comparison"] = partial(comparison_figures.evaluation_comparison, table, chance(evaluations))
-    pictures = load_pictures(found)
     if pictures:
         draw["reconstruction_comparison"] = partial(comparison_figures.reconstruction_comparison, pictures)
-    figures.save_all({root / f"{name}.png": figure for name, figure in draw.items()})
+    return draw
 
-    print(render(table))
-    if evaluations and scored:
-        print(render_evaluations(table))
-    print("\n".join(["", *known["sentences"]]))
-    notices = [*known["notes"], *damaged, *repeated, *notices_on(found, evaluations, table)]
-    for notice in notices:
-        print(f"note: {notice}")
-    page = comparison_report.page(
-        root,
-        found,
-        evaluations,
-        table,
-        known,
-        notices=notices,
-        unequal=any(unequal_settings(found)),
-        drawn=draw,
-        pictures=pictures,
-        plot=report.plot("losses", logs, table),
-    )
-    report.write(root / "report.html", page)
-    print(f"written to {root}: report.html, comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
+
+def scored(evaluations, table):
+    """Whether an evaluation of a finished pre-training has an accuracy."""
+    known = table[table["status"] == FINISHED].filter(measures.EVALUATION_ACCURACIES)
+    return bool(evaluations) and known.notna().any(axis=None)
 
 
 def load(root):
@@ -128,7 +130,7 @@ def notices_on(found, evaluations, table):
     yield from unended(tabulate(evaluations))
     together = max((run["config"].get("runs_at_a_time", 1) for run in found), default=1)
     if together > 1:
-        yield f"Up to {together} runs at a time shared the machine, which shows in their times; --jobs 1 measures each alone."
+        yield f"Up to {together} runs at a time shared the machine, so their times are too long; --jobs 1 times each alone."
 
 
 def tabulate(found, evaluations=()):
@@ -268,7 +270,7 @@ def unequal_settings(found):
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
         values = {str(run["config"]["identity"].get(name, identities.BEFORE.get(name))) for run in found}
         if name not in own and len(values) > 1:
-            yield f"the runs differ in {name} ({', '.join(sorted(values))}), so they are no fair comparison."
+            yield f"The runs differ in {name} ({', '.join(sorted(values))}), so this is not a fair comparison."
 
 
 def unended(table):

@@ -286,7 +286,7 @@ def evaluation_comparison(table, chance=None, narrow=False):
 
 
 def _by_method(frame):
-    """(method, rows) in the order of the registry, methods that are no norms of ours last."""
+    """(method, rows) in the order of LOOK, methods that are no norms of ours last."""
     if not len(frame):
         return []
     names = in_order(frame["model"].unique())

@@ -5,24 +5,23 @@ import time
 from ..runs import measures
 from ..runs.folder import RunFolder
 from ..runs.status import FINISHED
-from ..settings.methods import options_of
 from . import findings, provenance, report
 
 CAPTIONS = {
-    "loss_comparison": "Loss on hidden patches after each epoch. Lines are means over seeds, bands the range of seeds; lower "
-    "is better. The validation masks are the same for all methods. A method near flat colour, which paints every "
-    "hidden patch in the mean colour of the visible ones, has learned little.",
-    "paired_differences": "What each method ends above (right of the line) or below (left) LayerNorm of the same seed, which "
-    "has the same initial weights, crops and masks. Where a bar does not touch the line, the interval excludes 0.",
-    "timing_comparison": "Mean time of a training epoch, without validation, and its ratio to LayerNorm. Dots are single "
-    "runs. Other work on the same machine is in it.",
-    "alpha_dynamics": "The factor α in front of x: every norm layer (encoder blue, decoder orange, deeper darker), their "
-    "mean (black) and range (grey). Below or beside it is the share of layers whose α sits at a bound of its range, where "
-    "it does not adapt.",
-    "evaluation_comparison": "Top-1 accuracy of the encoders. Filled: pre-trained; open: the same network from random weights "
-    "by the same recipe. What pre-training is worth is the distance between the two, not the height of one.",
-    "reconstruction_comparison": "Validation images, what the model saw of them, and what each method of the first seed "
-    "made of that. A composite is the reconstruction with the visible patches as they are.",
+    "loss_comparison": "Loss on hidden patches after each epoch: means over seeds, bands their range; lower is better. Validation "
+    "masks are the same for all methods. Flat colour paints every hidden patch in the mean colour of the visible ones: a method "
+    "near it has learned little.",
+    "paired_differences": "Final loss minus that of LayerNorm with the same seed, which has the same initial weights, crops and "
+    "masks: right of the line is higher, left is lower. An interval that does not touch the line excludes 0.",
+    "timing_comparison": "Mean training time per epoch, without validation, and its ratio to LayerNorm. Dots are single runs. "
+    "Other work on the same machine is included.",
+    "alpha_dynamics": "The factor α in front of x over epochs: every norm layer (encoder blue, decoder orange, deeper layers "
+    "darker), their mean (black) and range (grey); below or beside it the share of layers whose α is at a bound of its range, "
+    "where it does not adapt.",
+    "evaluation_comparison": "Top-1 accuracy of the encoders. Filled: pre-trained; open: the same network from random weights, "
+    "by the same recipe. The distance between the two is what pre-training added.",
+    "reconstruction_comparison": "Validation images, what the model saw of them, and its reconstruction, for the first seed of "
+    "each method. A composite has the visible patches as they are.",
 }
 
 
@@ -56,9 +55,9 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
         "plot": None
         if isinstance(plot, str)
         else {
-            "title": "Losses, to be looked into",
+            "title": "Losses",
             "data": plot,
-            "caption": "A line is a run. A click on a method hides it, a double click leaves it alone; dragging enlarges.",
+            "caption": "A line is a run. Click a method in the legend to hide it, double-click to show it alone, drag to zoom.",
         },
         "plot_missing": plot if isinstance(plot, str) else None,
         "figures": report.figures(
@@ -113,17 +112,24 @@ def methods_table(table, known):
             cells = [findings.number(table[name].mean(), 0.005) if c == "val_mse" else "" for c in columns]
             rows.append([f"baseline: {measures.MEASURES[name].label}", "", *cells])
     some = any(d["low"] is not None for of in known["means"].values() for d in of.values())
-    caption = (
-        "Means over the n finished seeds at the last epoch; below them the 95 % interval of the mean (Student's t)."
-        if some
-        else "Values at the last epoch of finished runs. No intervals: they need 3 seeds or more."
-    )
+    means = "Means over the n finished seeds at the last epoch, below them their 95 % intervals (Student's t)."
+    alone = "Values at the last epoch of finished runs. No intervals: they need 3 seeds or more."
+    caption = f"{means if some else alone} {directions(columns)}"
     return {
         "title": "Methods",
         "columns": ["method", "n", *(measures.MEASURES[name].title for name in columns)],
         "rows": rows,
         "caption": caption,
     }
+
+
+def directions(columns):
+    """Which of the columns are better when they are lower, and which when they are higher, as a sentence."""
+    titles = {
+        way: [measures.MEASURES[name].label for name in columns if measures.MEASURES[name].better == way]
+        for way in ("lower", "higher")
+    }
+    return " ".join(f"{way.title()} is better: {', '.join(names)}." for way, names in titles.items() if names)
 
 
 def least(table, method, name):
@@ -195,11 +201,18 @@ def speed_table(known):
     if not rows:
         return []
     caption = (
-        f"The first epoch with a validation loss no higher than {known['reference']} of the same seed ends with, and the "
-        "training time until then. Means over seeds, below them the 95 % interval; none where a seed never gets there."
+        f"First epoch with a validation loss no higher than the one that {known['reference']} with the same seed ended with, "
+        "and the training time until then: means over seeds, below them their 95 % intervals; none where a seed never got there."
     )
-    columns = ["method", "seeds that get there", "epochs", "seconds"]
-    return [{"title": "Speed", "columns": columns, "rows": rows, "caption": caption}]
+    columns = ["method", "seeds that got there", "epochs", "seconds"]
+    return [
+        {
+            "title": f"Time to the final loss of {known['reference']}",
+            "columns": columns,
+            "rows": rows,
+            "caption": caption,
+        }
+    ]
 
 
 def lens_table(known):
@@ -213,8 +226,7 @@ def lens_table(known):
         [m, *(f"{100 * lens['share_over_time'][e]:.0f} %" if e < len(lens["share_over_time"]) else "" for e in epochs)]
         for m, lens in seen.items()
     ]
-    options = ", ".join(option.name for option in options_of(findings.ADAPTIVE))
-    caption = f"Share of norm layers whose α sits at a bound of its range, means over seeds. Names may carry {options}."
+    caption = "Share of norm layers whose α is at a bound of its range, means over seeds."
     return [
         {
             "title": "Saturation over time",

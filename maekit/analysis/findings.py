@@ -129,99 +129,108 @@ def on_difference(method, reference, difference, what="validation loss"):
     """A paired difference as a sentence."""
     d = difference
     if not d["n"]:
-        return f"{method} and {reference} have no finished seed in common: nothing to compare."
-    word = "higher" if d["mean"] >= 0 else "lower"
-    sign = 1 if d["mean"] >= 0 else -1
+        return f"{method} and {reference} have no finished seed in common, so they cannot be compared."
+    sign = -1 if d["mean"] < 0 else 1
+    where = f"{'below' if sign < 0 else 'above'} {reference} in {what}"
     if d["low"] is None:
-        seeds = "in the one seed there is" if d["n"] == 1 else f"on average over {d['n']} seeds"
         size = number(abs(d["mean"]), abs(d["mean"]) / 50)
-        return f"{method} ends {size} {word} than {reference} in {what} {seeds}; {d['note']}."
+        return f"{method} ended {size} {where} ({no_interval(d['n'])})."
     half = (d["high"] - d["low"]) / 2
-    low, high = sorted((sign * d["low"], sign * d["high"]))
-    size, low, high = (number(value, half) for value in (abs(d["mean"]), low, high))
-    text = f"{method} ends {size} {word} than {reference} in {what}, 95 % interval {low} to {high}, n = {d['n']}"
+    size = number(abs(d["mean"]), half)
+    ends = [number(abs(d[end]), half) for end in ("low", "high")]
     if d["low"] <= 0 <= d["high"]:
-        return f"{text}: the interval holds 0, so these runs do not tell which of them ends lower."
-    return f"{text}."
+        return (
+            f"{method} ended {size} {where}, but the 95 % interval goes from {ends[0]} below to {ends[1]} above "
+            f"({d['n']} seeds), so these runs do not show which of the two ends lower."
+        )
+    return f"{method} ended {size} {where} (95 % interval {' to '.join(ends[::sign])}, {d['n']} seeds)."
+
+
+def no_interval(n):
+    """Why a mean over n seeds has no interval, and the way out."""
+    return f'{"1 seed" if n == 1 else f"mean of {n} seeds"}, so no interval; --seeds "0 1 2" gives one'
 
 
 def on_speed(method, reached):
     """Convergence as a sentence."""
-    goal = f"the validation loss that {REFERENCE} of the same seed ends with"
+    goal, n = f"the validation loss that {REFERENCE} ended with", reached["n"]
+    seeds = f"{n} seed{'s' * (n != 1)}"
     if not reached["reached"]:
-        return f"{method} never reaches {goal}, n = {reached['n']}."
-    if reached["reached"] < reached["n"]:
-        return f"{method} reaches {goal} in {reached['reached']} of {reached['n']} seeds, so there is no mean time."
+        return f"{method} never reached {goal} ({seeds})."
+    if reached["reached"] < n:
+        return f"{method} reached {goal} in {reached['reached']} of {seeds}, so there is no mean time."
     epochs, seconds = (with_interval(reached[unit]) for unit in ("epochs", "seconds"))
-    return f"{method} reaches {goal} after {epochs} epochs and {seconds} s of training, n = {reached['n']}."
+    return f"{method} reached {goal} after {epochs} epochs and {seconds} s of training ({seeds})."
 
 
 def on_lens(method, seen):
     """Whether an AdaptiveDynamicTanh adapts, as sentences; the last one answers."""
-    over, tenth = (f"mean of n = {seen['n']} seeds", 0.5) if seen["n"] > 1 else ("n = 1", 5)
+    over = f"mean of {seen['n']} seeds" if seen["n"] > 1 else "1 seed"
+    at_bound, upper = (f"{count:.1f}".removesuffix(".0") for count in (seen["share"] * seen["layers"], seen["upper"]))
     where = (
-        f"{method}: after the last epoch {number(seen['share'] * seen['layers'], tenth)} of {seen['layers']} layers "
-        f"({100 * seen['share']:.0f} %) sit at a bound of α, {number(seen['upper'], tenth)} of them at the upper one, "
-        f"{spell(seen['bound'])} ({over})."
+        f"{method}: {at_bound} of {seen['layers']} norm layers "
+        f"({100 * seen['share']:.0f} %) ended with α at a bound of its range, {upper} of them at the "
+        f"upper one, {spell(seen['bound'])} ({over})."
     )
     most = seen["share"] >= MOST
     if most:
         where += (
-            f" Half of them or more do so from epoch {seen['most_since']} on. A layer at a bound does not adapt: it is "
-            "DynamicTanh with a constant α."
+            f" From epoch {seen['most_since']} on it was half of the layers or more. While its α is at a bound, a layer does "
+            "not adapt: it is DynamicTanh with that α, held constant."
         )
-    said = [where]
+    question = f"Does {method} adapt, or is it DynamicTanh with a larger α?"
     if seen["control"] is None:
-        said.append(
-            f"Does {method} adapt, or is it DynamicTanh with a larger α? Open: there is no finished run of "
-            f"DynamicTanh with --dyt_alpha_init {spell(seen['bound'])} to hold it against (--control)."
-        )
-        return said
-    d = seen["difference"]
-    said.append(on_difference(method, seen["control"], d))
+        bound = spell(seen["bound"])
+        return [
+            where,
+            f"{question} These runs cannot tell: none is of DynamicTanh that starts from α = {bound} (--control adds it).",
+        ]
+    compared = on_difference(method, seen["control"], seen["difference"])
     if seen["control_alpha"] is not None:
-        said[-1] += f" The α of that control is learned: it ends at {seen['control_alpha']:.2f} in the mean."
-    layers = "most of its layers sit at a bound" if most else "most of its layers move freely"
+        compared += f" {seen['control']} learns its α, which ended at {seen['control_alpha']:.2f} on average."
+    return [where, compared, f"{question} {_answer(seen, most)}"]
+
+
+def _answer(seen, most):
+    """What share of layers at a bound and difference to the control say together."""
+    d, control = seen["difference"], seen["control"]
+    layers = f"Most of its layers ended {'at a bound' if most else 'inside their range'}"
+    if not d["n"]:
+        return f"{layers}, but it has no finished seed in common with {control}: not known."
     if d["low"] is None:
-        answer = f"open: {layers}, but {d['note']}"
-    elif d["low"] <= 0 <= d["high"]:
-        answer = (
-            f"{layers}, and its loss cannot be told from the control's: "
-            + (
-                "these runs give no sign that it does more than DynamicTanh with a larger α"
-                if most
-                else "that it adapts makes no difference that these runs could show"
-            )
-            + f"; differences of up to {number(max(-d['low'], d['high']), (d['high'] - d['low']) / 2)} remain possible"
-        )
-    else:
-        answer = f"{layers}, and it ends {'lower' if d['mean'] < 0 else 'higher'} than the control: " + (
-            "a larger α at the start alone does not explain its loss"
+        return f"{layers}, but the loss cannot answer it ({no_interval(d['n'])})."
+    if d["low"] <= 0 <= d["high"]:
+        largest = number(max(-d["low"], d["high"]), (d["high"] - d["low"]) / 2)
+        meaning = (
+            "there is no evidence that it is more than DynamicTanh with a larger α"
             if most
-            else "it adapts, and that shows in its loss"
+            else "if adapting made a difference, these runs do not show it"
         )
-    said.append(f"Does {method} adapt, or is it DynamicTanh with a larger α? Here {answer}.")
-    return said
+        return (
+            f"{layers}, and no difference in loss to {control} was found: {meaning}. A difference of up to {largest} "
+            "remains possible."
+        )
+    where = "below" if d["mean"] < 0 else "above"
+    return f"{layers}, and it ended {where} {control}: starting from a larger α does not by itself explain its loss."
 
 
 def notes(known):
     """Sentences on what the numbers cannot say."""
     said = []
-    few = [method for method, n in known["n"].items() if n < stats.MIN_SEEDS]
+    few = {method: n for method, n in known["n"].items() if n < stats.MIN_SEEDS}
     if few:
-        least = min(known["n"][method] for method in few)
+        each = ", ".join(f"{method} ({n})" for method, n in few.items())
         said.append(
-            f"There is no interval for {', '.join(few)}: it needs {stats.MIN_SEEDS} finished seeds or more, there "
-            f"{'is 1' if least == 1 else f'are {least}'}. Differences between single seeds may be chance. "
-            'Run with --seeds "0 1 2".'
+            f"Too few finished seeds for an interval, which takes {stats.MIN_SEEDS}: {each}. Their differences may be chance; "
+            '--seeds "0 1 2" gives intervals.'
         )
     if known["n"] and known["reference"] is None:
-        said.append(f"There is no finished {REFERENCE}, so there are no differences to it.")
+        said.append(f"No {REFERENCE} run has finished, so there are no differences to it.")
     intervals = sum(d["low"] is not None for of in known["differences"].values() for d in of.values())
     if intervals > 1:
         said.append(
-            f"Every interval is for itself: of {intervals} intervals of differences, about one in twenty would miss the "
-            "true difference by chance alone. They hold for other seeds of these settings, not for other data or models."
+            f"The {intervals} intervals of differences are not corrected for their number: each misses the true difference "
+            "one time in twenty. They are about other seeds of the same settings, not about other data or models."
         )
     return said
 
@@ -229,7 +238,7 @@ def notes(known):
 def with_interval(known):
     """A stats.t_interval as text: 12.3 (11.1 to 13.5), or 12.3 where there is no interval."""
     if known["low"] is None:
-        return number(known["mean"], abs(known["mean"]) / 200)
+        return number(known["mean"], abs(known["mean"]) / 20)
     half = (known["high"] - known["low"]) / 2
     mean, low, high = (number(known[name], half) for name in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"

@@ -13,15 +13,57 @@ from ..settings import methods
 from ..settings.spelling import spell
 
 WIDE_SPREAD = 5  # percentage points: bins with more are counted
+_NO_GAP = {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": []}
 
 
 def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     """Analyse every trajectory below log_dir, write all into output_dir, and print the summary.
 
-    accuracy: a key of measures.ACCURACIES, or "all" for those that were measured. Raises InputError if there is nothing to analyse,
-    and, with everything else written, if the points have fewer than 2 distinct MSE values.
+    accuracy: a key of measures.ACCURACIES, or "all" for those that were measured. Raises InputError if there is nothing to
+    analyse, and, with everything else written, if the points have fewer than 2 distinct MSE values.
     """
     log_dir, output_dir = Path(log_dir), Path(output_dir)
+    found, runs, problems = _read(log_dir)
+    unread = [*problems["trajectories"], *problems["runs"]]
+
+    from . import figures, gap_figures, gap_report, report
+
+    points = tabulate_points(found)
+    chosen = _chosen(points, accuracy, log_dir)
+    _make(output_dir)
+    table = tabulate(found, points)
+    with files.atomic_write(output_dir / "gap_table.csv") as f:
+        f.write(table.to_csv(index=False, lineterminator="\n").encode())
+
+    notes = [*_unlike(found), *_unended(found)]
+    described, drawn = {}, {}
+    if len(points):
+        drawn["mse_over_epochs"] = partial(gap_figures.over_epochs, points, found, "mse")
+    for name in chosen:
+        column, suffix = measures.ACCURACIES[name], suffix_of(name)
+        these = points[points[column].notna()]
+        statistics = describe(these, column, n_bins, binning)
+        of_runs = {"diverged": _named(found, DIVERGED), "skipped": problems["trajectories"], "notes": notes}
+        statistics |= {"probe": name, **of_runs}
+        files.write_json(output_dir / f"gap_statistics{suffix}.json", statistics)
+        drawn |= drawings(these, statistics, found, column, suffix)
+        print(render(statistics))
+        described[column] = statistics
+    figures.save_all({output_dir / f"{name}.png": draw for name, draw in drawn.items()}, len(points))
+    for note in notes:
+        print(f"note: {note}")
+    axes = {column: gap_figures.LABELS[column] for column in described}
+    plot = report.plot("tube", points if axes else (), axes)
+    shown = {"drawn": drawn, "notes": [*notes, *unread], "plot": plot}
+    page = gap_report.page(log_dir, output_dir, found, runs, table, described, **shown)
+    report.write(output_dir / "report.html", page)
+    left_out = f"{len(problems['trajectories'])} left out"
+    print(f"{len(found)} trajectories with {len(points)} points analysed, {left_out}; written to {output_dir}.")
+    _check_gap(described, log_dir, output_dir, found)
+
+
+def _read(log_dir):
+    """(trajectories, runs, {"trajectories", "runs": lines on what cannot be used}), the lines printed. Raises InputError."""
     if not log_dir.is_dir():
         raise InputError(f"--log_dir {log_dir}: no such folder. Run a sweep first, or name the folder of one.")
     found, problems = read_trajectories(log_dir)
@@ -31,57 +73,24 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     if not found:
         skipped = f" ({len(problems)} that cannot be used, see above)" if problems else ""
         raise InputError(f"--log_dir {log_dir}: no trajectory.json in it{skipped}. Run a sweep first.")
+    return found, runs, {"trajectories": problems, "runs": damaged}
 
-    from . import figures, gap_figures, gap_report, report
 
-    points = tabulate_points(found)
+def _chosen(points, accuracy, log_dir):
+    """Names of the probes to analyse. Raises InputError if the one that is asked for was not measured."""
     measured = [probe for probe, column in measures.ACCURACIES.items() if points[column].notna().any()]
     chosen = [probe for probe in measured if accuracy in (probe, "all")]
     if accuracy != "all" and not chosen and len(points):
         raise InputError(
-            f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have "
-            f"{', '.join(measured) or 'none'}. Train with --probes {accuracy}, or choose another."
+            f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have {', '.join(measured) or 'none'}. Train with "
+            f"--probes {accuracy}, or choose another."
         )
-    _make(output_dir)
-    table = tabulate(found, points)
-    with files.atomic_write(output_dir / "gap_table.csv") as f:
-        f.write(table.to_csv(index=False, lineterminator="\n").encode())
+    return chosen
 
-    notes = [*_unlike(found), *_unended(found)]
-    described, drawn = (
-        {},
-        {"mse_over_epochs": partial(gap_figures.over_epochs, points, found, "mse")} if len(points) else {},
-    )
-    for name in chosen:
-        column, suffix = measures.ACCURACIES[name], suffix_of(name)
-        these = points[points[column].notna()]
-        statistics = describe(these, column, n_bins, binning)
-        statistics |= {"probe": name, "diverged": _named(found, DIVERGED), "skipped": problems, "notes": notes}
-        files.write_json(output_dir / f"gap_statistics{suffix}.json", statistics)
-        drawn |= drawings(these, statistics, found, column, suffix)
-        print(render(statistics))
-        described[column] = statistics
-    figures.save_all({output_dir / f"{name}.png": draw for name, draw in drawn.items()}, len(points))
-    for note in notes:
-        print(f"note: {note}")
-    measured = {column: gap_figures.LABELS[column] for column in described}
-    page = gap_report.page(
-        log_dir,
-        output_dir,
-        found,
-        runs,
-        table,
-        described,
-        drawn=drawn,
-        notes=[*notes, *problems, *damaged],
-        plot=report.plot("tube", points if measured else (), measured),
-    )
-    report.write(output_dir / "report.html", page)
-    print(
-        f"{len(found)} trajectories with {len(points)} points analysed, {len(problems)} left out; "
-        f"written to {output_dir}."
-    )
-    if not chosen:
+
+def _check_gap(described, log_dir, output_dir, found):
+    """Raise InputError if there is no gap, which is said once everything is written."""
+    if not described:
         raise InputError(f"--log_dir {log_dir}: no trajectory has an accuracy, so there is no gap. {_cure(found)}")
     refused = [f"{s['probe']}: {s['note']}" for s in described.values() if s["reconstruction_gap"] is None]
     if refused:
@@ -111,17 +120,9 @@ def tabulate(found, points):
         ended = [m["run"] for m in members if m["status"] == FINISHED]
         diverged = sum(m["status"] == DIVERGED for m in members)
         whole = last.loc[ended]
-        row = {
-            "norm": norm,
-            "lr": lr,
-            "alpha": alpha,
-            "model": model,
-            "decoder": decoder,
-            "n_seeds": len(whole),
-            "n_diverged": diverged,
-            "n_unended": len(members) - len(ended) - diverged,
-            "epochs": whole["epoch"].max() + 1,
-        }
+        row = {"norm": norm, "lr": lr, "alpha": alpha, "model": model, "decoder": decoder}
+        row |= {"n_seeds": len(whole), "n_diverged": diverged, "n_unended": len(members) - len(ended) - diverged}
+        row["epochs"] = whole["epoch"].max() + 1
         for name in columns:
             row |= {f"{name}_mean": whole[name].mean(), f"{name}_std": whole[name].std()}
         rows.append(row)
@@ -132,20 +133,14 @@ def tabulate(found, points):
 def describe(points, column, n_bins=15, binning="equal"):
     """Everything that gap_statistics.json holds on one accuracy: the original's keys, and the kit's beside them.
 
-    points: DataFrame of trajectories.tabulate_points, `column` not nan. Points of diverged runs do not count: one at a huge MSE
-    would leave all others in a single bin. Bins are those of all points that count; each norm and each sign of alpha
+    points: DataFrame of trajectories.tabulate_points, `column` not nan. Points of diverged runs do not count: one at a huge
+    MSE would leave all others in a single bin. Bins are those of all points that count; each norm and each sign of alpha
     has its own Γ in the same bins. Without two distinct MSE reconstruction_gap is None and `note` says why.
     """
     untrained = _untrained(points, column)
     points = points[points["status"] != DIVERGED]
     if not len(points):
-        return {
-            "reconstruction_gap": None,
-            "n_bins": 0,
-            "bin_statistics": [],
-            "note": "every run diverged.",
-            "untrained": untrained,
-        }
+        return {**_NO_GAP, "note": "every run diverged.", "untrained": untrained}
     summary = {
         "n_experiments": int(points["alpha"].nunique()),
         "total_points": len(points),
@@ -161,8 +156,8 @@ def describe(points, column, n_bins=15, binning="equal"):
     }
     known = {"binning": binning, "bins_asked": n_bins, **correlations, "summary": summary, "untrained": untrained}
     if points["mse"].nunique() < 2:
-        note = f"{points['mse'].nunique()} distinct MSE value in {len(points)} points, the gap needs 2 or more."
-        return {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": [], "note": note, **known}
+        note = f"1 distinct MSE value in {len(points)} points, the gap needs 2 or more."
+        return {**_NO_GAP, "note": note, **known}
     edges = stats.bin_edges(points["mse"], n_bins, binning)
     configuration = list(
         points[["alpha", "lr", "norm", "model", "decoder"]].fillna("").itertuples(index=False, name=None)
@@ -242,39 +237,30 @@ def drawings(points, statistics, found, column, suffix):
 
 def render(statistics):
     """The summary of one accuracy as text."""
-    s, lines = statistics, []
+    s, name = statistics, measures.MEASURES[measures.ACCURACIES[statistics["probe"]]].label
     if s["reconstruction_gap"] is None:
-        lines.append(f"{s['probe']} accuracy: no gap: {s['note']}")
+        lines = [f"{name}: no gap, {s['note']}"]
     else:
-        lines.append(
-            f"{s['probe']} accuracy: gap Γ = {s['reconstruction_gap']:.1f} points over {s['n_bins']} of "
-            f"{len(s['bin_edges']) - 1} bins ({s['binning']}), {s['n_runs']} runs, {s['n_points']} points"
-        )
-        lines.append(
-            f"  5 to 95 percentile: {s['reconstruction_gap_5_95']:.1f}; largest spread of a bin "
-            f"{s['largest_bin_spread'] or 0:.1f}; {s['bins_over_5_points']} bins with more than 5 points"
-        )
-        lines.append(f"  one seed's sweep: {_interval(s['over_seeds'])}")
-        floor = s["noise_floor"]
-        lines.append(
-            "  "
-            + (
-                floor["note"]
-                or f"noise floor (one configuration over its seeds): {floor['mean']:.1f} on "
-                f"average over {floor['n']}, at most {floor['largest']:.1f}"
-            )
-        )
+        pooled, middle, largest = s["reconstruction_gap"], s["reconstruction_gap_5_95"], s["largest_bin_spread"] or 0
+        lines = [
+            f"{name}: gap Γ = {pooled:.1f} percentage points over {bins_used(s)}",
+            f"  from {s['n_runs']} runs and {s['n_points']} points; Γ is the accuracy's range in a bin, summed over bins",
+            f"  5th to 95th percentile of each bin instead of its range: {middle:.1f}",
+            f"  largest range of a bin: {largest:.1f}; bins with more than {WIDE_SPREAD}: {s['bins_over_5_points']}",
+            f"  each seed's sweep alone: {per_seed(s['over_seeds'])}",
+            f"  seed noise: {seed_noise(s['noise_floor'])}",
+        ]
         if len(s["per_norm"]) > 1:
             lines += [
-                f"  {norm}: Γ = {part['reconstruction_gap']:.1f}, {part['n_runs']} runs; one seed's sweep: "
-                f"{_interval(part['over_seeds'])}"
+                f"  {norm}: Γ = {part['reconstruction_gap']:.1f}, {part['n_runs']} runs; each seed's sweep alone: "
+                f"{per_seed(part['over_seeds'])}"
                 for norm, part in s["per_norm"].items()
             ]
     rho = s.get("overall_correlation", {})
     if rho.get("spearman_r") is not None:
         lines.append(
-            f"  Spearman of MSE and accuracy: {rho['spearman_r']:+.2f} (p {rho['p_value']:.2g}, "
-            "which takes epochs for independent)"
+            f"  Spearman's ρ of MSE and accuracy: {rho['spearman_r']:+.2f} (p = {rho['p_value']:.2g} if epochs of a run were "
+            "independent, which they are not)"
         )
     if s["untrained"]:
         each = ", ".join(f"{norm} {value:.1f} %" for norm, value in s["untrained"]["per_norm"].items())
@@ -282,12 +268,27 @@ def render(statistics):
     return "\n".join(lines)
 
 
-def _interval(over_seeds):
+def bins_used(s):
+    """How many of the bins count: 12 of 15 MSE bins of equal width."""
+    kind = {"equal": "equal width", "quantile": "equal counts"}[s["binning"]]
+    return f"{s['n_bins']} of {len(s['bin_edges']) - 1} MSE bins of {kind}"
+
+
+def per_seed(over_seeds):
+    """Γ of single seeds in words."""
     o = over_seeds
-    values = f"mean Γ {o['mean']:.1f}"
-    if o["low"] is not None:
-        values += f", 95 % interval {o['low']:.1f} to {o['high']:.1f}, n = {o['n']} seeds"
-    return values + (f" ({o['note']})" if o["note"] else "")
+    if o["low"] is None:
+        return f"Γ = {o['mean']:.1f}" + (f" ({o['note']})" if o["note"] else "")
+    interval = f"Γ = {o['mean']:.1f}, 95 % interval {o['low']:.1f} to {o['high']:.1f} ({o['n']} seeds)"
+    return interval + (f"; {o['note']}" if o["note"] else "")
+
+
+def seed_noise(floor):
+    """What Γ comes to where only the seed changes, in words."""
+    if not floor["n"]:
+        return floor["note"]
+    which = f"{floor['n']} configuration{'s' * (floor['n'] != 1)}"
+    return f"Γ = {floor['mean']:.1f} on average, {floor['largest']:.1f} at most, where only the seed changes ({which})"
 
 
 def _range(values):

@@ -9,7 +9,7 @@ from ..runs.folder import RunFolder
 from ..runs.reading import is_evaluation
 from ..runs.status import FINISHED
 from ..settings.spelling import spell
-from . import provenance, report
+from . import gap, provenance, report
 from .comparison_report import entry, name_of
 
 CAPTIONS = {
@@ -53,16 +53,7 @@ def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, pl
         "notes": notes,
         "problems": problems(log_dir, output_dir, found, known),
         "tables": [final_table(table)],
-        "plot": None
-        if isinstance(plot, str)
-        else {
-            "title": "The tube, to be looked into",
-            "data": plot,
-            "caption": "A point is an epoch of a run; it says which where it is touched. A click on an α hides it, a double "
-            "click leaves it alone; dragging enlarges."
-            + "".join(f" A {symbol} is {norm}." for norm, symbol in plot["symbols"].items())
-            + (f" One of {plot['every']} epochs is drawn, and every run's last." if plot["every"] > 1 else ""),
-        },
+        "plot": None if isinstance(plot, str) else {"title": "The tube", "data": plot, "caption": plot_caption(plot)},
         "plot_missing": plot if isinstance(plot, str) else None,
         "figures": report.figures(output_dir, captions(drawn)),
         "pictures": shown,
@@ -73,46 +64,41 @@ def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, pl
     }
 
 
+def plot_caption(plot):
+    """What stands above the interactive tube. plot: plots.tube."""
+    said = [
+        "A point is an epoch of a run; hover over it to see which.",
+        "Click an α in the legend to hide it, double-click to show it alone, drag to zoom.",
+        *(f"A {symbol} is {norm}." for norm, symbol in plot["symbols"].items()),
+    ]
+    if plot["every"] > 1:
+        said.append(f"One in {plot['every']} epochs is drawn, and the last of every run.")
+    return " ".join(said)
+
+
 def finding(s):
     """What the statistics of one accuracy say, a paragraph. s: gap.describe with "probe"."""
     name = measures.MEASURES[measures.ACCURACIES[s["probe"]]].label
     if s["reconstruction_gap"] is None:
         return f"{name}: there is no gap: {s['note']}"
-    whole = (
-        f"{name}: Γ = {s['reconstruction_gap']:.1f} percentage points over {s['n_bins']} of {len(s['bin_edges']) - 1} bins of "
-        f"MSE, from {s['n_runs']} runs and {s['n_points']} points; {s['reconstruction_gap_5_95']:.1f} between the 5th and "
-        "95th percentiles."
-    )
-    said = [whole]
+    pooled, middle = s["reconstruction_gap"], s["reconstruction_gap_5_95"]
+    size = f"{s['n_runs']} runs and {s['n_points']} points"
+    said = [
+        f"{name}: Γ = {pooled:.1f} percentage points over {gap.bins_used(s)}, from {size}.",
+        f"With the 5th to 95th percentile of each bin in place of its range: {middle:.1f}.",
+    ]
     if s["bin_statistics"]:
         b = max(s["bin_statistics"], key=lambda b: b["acc_spread"])
         said.append(
-            f"Among {b['n_points']} points of nearly equal reconstruction, MSE {b['mse_min']:.3f} to {b['mse_max']:.3f}, the "
-            f"accuracy goes from {b['acc_min']:.1f} to {b['acc_max']:.1f} %."
+            f"Its widest bin: {b['n_points']} points with a validation MSE of {b['mse_min']:.3f} to {b['mse_max']:.3f} have "
+            f"accuracies from {b['acc_min']:.1f} to {b['acc_max']:.1f} %."
         )
-    over, floor = s["over_seeds"], s["noise_floor"]
-    if over["low"] is not None:
-        said.append(
-            f"The sweep of one seed has Γ = {over['mean']:.1f}, 95 % interval {over['low']:.1f} to {over['high']:.1f}, "
-            f"n = {over['n']}."
-        )
-    if over["note"]:
-        said.append(_sentence(over["note"]))
-    if floor["n"]:
-        said.append(
-            f"Where only the seed changes, Γ comes to {floor['mean']:.1f} on average over {floor['n']} configurations, to "
-            f"{floor['largest']:.1f} at most."
-        )
-    else:
-        said.append(_sentence(floor["note"]))
+    said.append(f"Each seed's sweep alone: {gap.per_seed(s['over_seeds'])}.")
+    said.append(f"Seed noise: {gap.seed_noise(s['noise_floor'])}.")
     if s["untrained"]:
         each = ", ".join(f"{value:.1f} % ({norm})" for norm, value in s["untrained"]["per_norm"].items())
-        said.append(f"An untrained encoder: {each}.")
+        said.append(f"The untrained encoder has {each}.")
     return " ".join(said)
-
-
-def _sentence(note):
-    return f"{note[0].upper()}{note[1:]}."
 
 
 def captions(drawn):
@@ -134,11 +120,10 @@ def problems(log_dir, output_dir, found, known):
         if folder.resolve() not in listed or status != FINISHED
     ]
     seen = {folder.resolve() for folder, _, _ in told}
-    told += [
-        (Path(run["run"]), run["status"], f"{len(run['trajectory'])} finite epochs")
-        for run in found
-        if run["status"] != FINISHED and Path(run["run"]).resolve() not in seen
-    ]
+    for run in found:
+        folder = Path(run["run"])
+        if run["status"] != FINISHED and folder.resolve() not in seen:
+            told.append((folder, run["status"], f"{len(run['trajectory'])} finite epochs"))
     return [
         {"run": name_of(folder, log_dir), "link": report.link(folder, output_dir), "status": status, "text": text}
         for folder, status, text in told
@@ -157,11 +142,8 @@ def listed(run, everything, log_dir, output_dir):
 
 def final_table(table):
     """A row per norm, learning rate and α: means at the last epoch and standard deviations over seeds."""
-    columns = {
-        name: measures.MEASURES[column].title
-        for name, column in measures.POINT_COLUMNS.items()
-        if f"{name}_mean" in table
-    }
+    columns = [name for name in measures.POINT_COLUMNS if f"{name}_mean" in table]
+    titles = [measures.MEASURES[measures.POINT_COLUMNS[name]].title for name in columns]
     rows = []
     for _, row in table.iterrows():
         cells = [spell(row["alpha"]), row["norm"], spell(row["lr"]), ended(row)]
@@ -172,14 +154,11 @@ def final_table(table):
             cells.append("–" if math.isnan(mean) else f"{mean:.{digits}f}{spread}")
         rows.append(cells)
     several = (table["n_seeds"] > 1).any()
-    text = "Last epoch of finished runs" + (
-        ", mean ± standard deviation over seeds."
-        if several
-        else ". One seed each: there is no spread, and no interval."
-    )
+    spread = ", mean ± standard deviation over seeds" if several else "; one seed each, so no spread and no interval"
+    text = f"Last epoch of finished runs{spread}."
     return {
         "title": "Last epochs",
-        "columns": ["α", "norm", "lr", "n", *columns.values()],
+        "columns": ["α", "norm", "lr", "n", *titles],
         "rows": rows,
         "caption": text,
     }

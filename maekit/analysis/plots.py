@@ -14,6 +14,7 @@ DASHES = {
     "AdaptiveDynamicTanh": "longdashdot",
     "DynamicErf": "dot",
 }
+EDGE = {"color": "#606060", "width": 0.5}
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 MOST_POINTS = 8000  # in one plot; runs of more are thinned out
 
@@ -30,8 +31,8 @@ def losses(logs, table):
     logs = logs.assign(train_loss=logs.apply(figures.reconstruction_loss, axis=1))
     plot, values = go.Figure(), {"val_mse": [], "train_loss": []}
     for method in methods.in_order(logs["model"].unique()):
-        seeds = logs[logs["model"] == method].groupby("seed")
-        for i, (seed, rows) in enumerate(seeds):
+        line = {"color": look[method][0], "dash": DASHES.get(method, "dash"), "width": 2}
+        for i, (seed, rows) in enumerate(logs[logs["model"] == method].groupby("seed")):
             plot.add_scatter(
                 x=rows["epoch"].tolist(),
                 y=_floats(rows["val_mse"]),
@@ -40,25 +41,19 @@ def losses(logs, table):
                 legendgroup=method,
                 showlegend=i == 0,
                 marker={"size": 4},
-                line={"color": look[method][0], "dash": DASHES.get(method, "dash"), "width": 2},
+                line=line,
                 hovertemplate=f"{_plain(method)}, seed {seed}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
             )
             for name, of in values.items():
                 of.append(_floats(rows[name]))
-    for column in BASELINES:
+    for i, column in enumerate(BASELINES):
         value = table[column].mean() if column in table else np.nan
         if np.isfinite(value):
-            plot.add_hline(
-                y=value,
-                line={"color": figures.GREY, "dash": "dot", "width": 1},
-                annotation_text=MEASURES[column].label,
-                annotation_position="top right" if column == "flat_colour" else "bottom right",
-            )
+            line, place = {"color": figures.GREY, "dash": "dot", "width": 1}, ("top right", "bottom right")[i % 2]
+            plot.add_hline(y=value, line=line, annotation_text=MEASURES[column].label, annotation_position=place)
     _lay_out(plot, "epoch", figures.LOSS_AXIS)
-    views = [
-        {"label": label, "restyle": {"y": values[name]}, "relayout": {}}
-        for name, label in (("val_mse", "validation"), ("train_loss", "training"))
-    ]
+    labels = {"val_mse": "validation", "train_loss": "training"}
+    views = [{"label": label, "restyle": {"y": values[name]}, "relayout": {}} for name, label in labels.items()]
     return {**plot.to_plotly_json(), "views": views}
 
 
@@ -70,48 +65,29 @@ def tube(points, columns):
     """
     import plotly.graph_objects as go
 
-    from .gap_figures import DARKEST, Hues
+    from .gap_figures import Hues
 
     hues, every = Hues(points["alpha"]), -(-len(points) // MOST_POINTS)
-    last = points.groupby("run")["epoch"].transform("max")
+    last, final = points.groupby("run")["epoch"].transform("max"), int(points["epoch"].max())
     points = points[(points["epoch"] % every == 0) | (points["epoch"] == last)]
     norms = methods.in_order(points["norm"].unique())
     plot, values = go.Figure(), {column: [] for column in columns}
     for alpha in sorted(points["alpha"].unique()):
         rgb, name = hues.rgb([alpha])[0], f"α {spell(alpha)}"
-        edge = {"line": {"color": "#606060", "width": 0.5}}
-        plot.add_scatter(
-            x=[None],
-            y=[None],
-            mode="markers",
-            name=name,
-            legendgroup=name,
-            marker={"color": _rgb(rgb), "size": 9, **edge},
-        )
+        key = {"color": _rgb(rgb), "size": 9, "line": EDGE}
+        plot.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name, marker=key)
         for of in values.values():
             of.append([None])
         for norm in norms:
             rows = points[(points["norm"] == norm) & (points["alpha"] == alpha)]
-            said = [
-                f"{_plain(row.norm)}, α {spell(row.alpha)}, lr {spell(row.lr)}, seed {row.seed}, epoch {row.epoch}"
-                for row in rows.itertuples()
-            ]
             plot.add_scatter(
                 x=_floats(rows["mse"]),
                 y=_floats(rows[next(iter(columns))]),
                 mode="markers",
-                text=said,
+                text=[_point(row) for row in rows.itertuples()],
                 legendgroup=name,
                 showlegend=False,
-                marker={
-                    "color": rows["epoch"].tolist(),
-                    "cmin": 0,
-                    "cmax": max(1, int(points["epoch"].max())),
-                    "size": 7,
-                    "colorscale": [[0, _rgb(rgb * DARKEST)], [1, _rgb(rgb)]],
-                    "symbol": SYMBOLS[norms.index(norm) % len(SYMBOLS)],
-                    **edge,
-                },
+                marker=_markers(rows, rgb, final, SYMBOLS[norms.index(norm) % len(SYMBOLS)]),
                 hovertemplate="%{text}<br>MSE %{x:.4f}, accuracy %{y:.1f} %<extra></extra>",
             )
             for column, of in values.items():
@@ -120,11 +96,31 @@ def tube(points, columns):
     if points["mse"].max() > 20 * points["mse"].min() > 0:
         plot.update_xaxes(type="log")
     views = [
-        {"label": label.partition(" (")[0], "restyle": {"y": values[column]}, "relayout": {"yaxis.title.text": label}}
+        {"label": MEASURES[column].label, "restyle": {"y": values[column]}, "relayout": {"yaxis.title.text": label}}
         for column, label in columns.items()
     ]
     shapes = dict(zip(norms, SYMBOLS)) if len(norms) > 1 else {}
     return {**plot.to_plotly_json(), "views": views, "every": every, "symbols": shapes}
+
+
+def _point(row):
+    """What a point of the tube says of itself."""
+    return f"{_plain(row.norm)}, α {spell(row.alpha)}, lr {spell(row.lr)}, seed {row.seed}, epoch {row.epoch}"
+
+
+def _markers(rows, rgb, final, symbol):
+    """Markers of one alpha's points, brighter with the epoch up to the final one."""
+    from .gap_figures import DARKEST
+
+    return {
+        "color": rows["epoch"].tolist(),
+        "cmin": 0,
+        "cmax": max(1, final),
+        "colorscale": [[0, _rgb(rgb * DARKEST)], [1, _rgb(rgb)]],
+        "size": 7,
+        "symbol": symbol,
+        "line": EDGE,
+    }
 
 
 def _lay_out(plot, x, y):

@@ -46,9 +46,9 @@ def test_the_table_says_what_the_logs_say(copy):
     analyse(copy)
     with open(copy / "comparison_table.csv", newline="") as f:
         table = {(row["model"], row["seed"]): row for row in csv.DictReader(f)}
-    assert list(table) == [
-        (m, s) for m in METHODS for s in ("0", "1")
-    ] + [(m, s) for m in METHODS for s in ("mean", "std")]  # fmt: skip
+    assert list(table) == [(m, s) for m in METHODS for s in ("0", "1")] + [
+        (m, s) for m in METHODS for s in ("mean", "std")
+    ]
     for method in METHODS:
         finals, times = [], []
         for seed in "01":
@@ -130,7 +130,7 @@ def test_a_run_that_diverged_before_its_first_epoch_is_named(copy):
 def test_runs_of_unequal_settings_are_called_no_fair_comparison(copy):
     train_here(*QUICK, "--norm", "derf", "--lr", "1e-3", "--output_dir", copy / "DynamicErf/seed0", check=0)
     out = analyse(copy).stdout
-    assert "differ in lr (0.001, " in out and "no fair comparison" in out
+    assert "differ in lr (0.001, " in out and "not a fair comparison" in out
     assert "differ in adyt" not in out and "differ in norm" not in out
 
 
@@ -138,7 +138,7 @@ def test_a_run_from_other_weights_is_no_fair_comparison(copy):
     config = json.loads((copy / "DynamicTanh/seed0/config.json").read_text())
     config["identity"]["init"] = "sha256:0123456789abcdef"
     files.write_json(copy / "DynamicTanh/seed0/config.json", config)
-    assert "note: the runs differ in init (None, sha256:0123456789abcdef)" in analyse(copy).stdout
+    assert "note: The runs differ in init (None, sha256:0123456789abcdef)" in analyse(copy).stdout
 
 
 def test_a_method_and_seed_counts_once(copy):
@@ -172,9 +172,12 @@ def test_of_two_runs_in_folders_of_other_names_the_one_that_has_ended_counts(fir
 def evaluated(run_, accuracy, init, task="linprobe", classes=10):
     """An evaluation below the folder of a run."""
     identity = {**run_["config"]["identity"], "task": task, "init": init}
-    return {**run_, "path": run_["path"] / (task if init else f"untrained_{task}"),
-            "config": {"identity": identity, "data": {"classes": classes}},
-            "summary": {**run_["summary"], "acc1": accuracy}}  # fmt: skip
+    return {
+        **run_,
+        "path": run_["path"] / (task if init else f"untrained_{task}"),
+        "config": {"identity": identity, "data": {"classes": classes}},
+        "summary": {**run_["summary"], "acc1": accuracy},
+    }
 
 
 def test_what_pre_training_adds_to_an_accuracy_has_the_sign_of_more():

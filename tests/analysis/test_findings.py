@@ -44,7 +44,9 @@ def test_paired_differences_are_those_of_the_table_of_students_t(n):
 
 def test_few_seeds_and_none_in_common_have_no_interval():
     one = stats.paired({0: 0.5}, {0: 0.4, 1: 0.4})
-    assert one["mean"] == pytest.approx(0.1) and one["low"] is None and "there is 1" in one["note"]
+    assert (
+        one["mean"] == pytest.approx(0.1) and one["low"] is None and one["note"] == "1 seed, so no interval; it takes 3"
+    )
     none = stats.paired({0: 0.5}, {1: 0.4})
     assert none["mean"] is None and none["n"] == 0 and none["differences"] == {}
 
@@ -58,23 +60,29 @@ def test_a_loss_is_reached_when_it_first_is_no_higher():
 
 def difference(mean, half=None, n=3):
     low, high = (None, None) if half is None else (mean - half, mean + half)
-    note = None if half is not None else f"no interval: needs 3 seeds or more, there {'is' if n == 1 else 'are'} {n}"
-    return {"differences": {}, "mean": mean, "low": low, "high": high, "n": n, "note": note}
+    return {"differences": {}, "mean": mean, "low": low, "high": high, "n": n, "note": half is None and "no interval"}
 
 
 def test_sentences_on_differences_say_what_the_numbers_say():
     say = lambda d: findings.on_difference("DynamicTanh", "LayerNorm", d)
-    start = "DynamicTanh ends 0.087 higher than LayerNorm in validation loss"
-    assert say(difference(0.087, 0.007)) == f"{start}, 95 % interval 0.080 to 0.094, n = 3."
-    lower = say(difference(-0.031, 0.006))
-    assert "ends 0.031 lower than" in lower and "95 % interval 0.025 to 0.037, n = 3." in lower
-    unclear = say(difference(0.15, 0.48))
-    assert "interval -0.33 to 0.63, n = 3: the interval holds 0, so these runs do not tell" in unclear
-    assert say(difference(0.087, n=1)).endswith(
-        "in the one seed there is; no interval: needs 3 seeds or more, there is 1."
+    above, below = "DynamicTanh ended 0.087 above LayerNorm", "DynamicTanh ended 0.031 below LayerNorm"
+    assert say(difference(0.087, 0.007)) == f"{above} in validation loss (95 % interval 0.080 to 0.094, 3 seeds)."
+    assert say(difference(-0.031, 0.006)) == f"{below} in validation loss (95 % interval 0.025 to 0.037, 3 seeds)."
+    way_out = 'so no interval; --seeds "0 1 2" gives one'
+    assert (
+        say(difference(0.45, n=1)) == f"DynamicTanh ended 0.450 above LayerNorm in validation loss (1 seed, {way_out})."
     )
-    assert "on average over 2 seeds; no interval" in say(difference(0.087, n=2))
-    assert "nothing to compare" in say({**difference(None, n=0), "mean": None})
+    assert say(difference(0.087, n=2)).endswith(f"(mean of 2 seeds, {way_out}).")
+    assert "no finished seed in common, so they cannot be compared" in say({**difference(None, n=0), "mean": None})
+
+
+@pytest.mark.parametrize(("mean", "word"), [(0.15, "0.15 above"), (-0.15, "0.15 below")])
+def test_a_difference_whose_interval_includes_0_is_not_claimed(mean, word):
+    below, above = (f"{abs(mean - 0.48):.2f}", f"{mean + 0.48:.2f}")
+    assert findings.on_difference("RMSNorm", "LayerNorm", difference(mean, 0.48)) == (
+        f"RMSNorm ended {word} LayerNorm in validation loss, but the 95 % interval goes from {below} below to {above} above "
+        "(3 seeds), so these runs do not show which of the two ends lower."
+    )
 
 
 def described(found):
@@ -104,11 +112,13 @@ def test_a_seed_without_a_measurement_has_no_part_in_its_mean():
     assert (means["psnr"]["n"], means["psnr"]["mean"]) == (2, 25.0) and means["val_mse"]["n"] == 3
 
 
-@pytest.mark.parametrize(("seeds", "note"), [(1, "there is 1."), (2, "there are 2."), (3, None)])
+@pytest.mark.parametrize(("seeds", "note"), [(1, "LayerNorm (1)."), (2, "LayerNorm (2)."), (3, None)])
 def test_that_there_is_no_interval_is_noted_where_there_is_none(seeds, note):
     known = described([fabricated("LayerNorm", seed, [0.9, 0.5 + seed / 100]) for seed in range(seeds)])
     assert (known["means"]["LayerNorm"]["val_mse"]["low"] is None) == (note is not None)
-    said = [text for text in known["notes"] if text.startswith("There is no interval for LayerNorm: it needs 3")]
+    said = [
+        text for text in known["notes"] if text.startswith("Too few finished seeds for an interval, which takes 3: ")
+    ]
     assert len(said) == (note is not None) and all(note in text for text in said)
 
 
@@ -121,24 +131,26 @@ def test_how_soon_it_is_reached_is_said_where_every_seed_gets_there():
     ended = [fabricated("LayerNorm", seed, [0.9, 0.5]) for seed in (0, 1)]
     ended += [fabricated("RMSNorm", 0, [0.5, 0.4]), fabricated("RMSNorm", 1, [0.7, 0.4])]
     said = findings.on_speed("RMSNorm", findings.speed("RMSNorm", ended))
-    goal = "the validation loss that LayerNorm of the same seed ends with"
-    assert said == f"RMSNorm reaches {goal} after 1.500 epochs and 3.000 s of training, n = 2."
+    goal = "the validation loss that LayerNorm ended with"
+    assert said == f"RMSNorm reached {goal} after 1.50 epochs and 3.00 s of training (2 seeds)."
     late = [*ended[:2], fabricated("RMSNorm", 0, [0.9, 0.8])]
-    assert findings.on_speed("RMSNorm", findings.speed("RMSNorm", late)) == f"RMSNorm never reaches {goal}, n = 1."
+    assert findings.on_speed("RMSNorm", findings.speed("RMSNorm", late)) == f"RMSNorm never reached {goal} (1 seed)."
 
 
 @pytest.mark.parametrize("mean", [0.25, -0.25])
 def test_an_interval_that_ends_at_0_holds_it(mean):
-    assert "the interval holds 0" in findings.on_difference("RMSNorm", "LayerNorm", difference(mean, 0.25))
-    assert "the interval holds 0" not in findings.on_difference("RMSNorm", "LayerNorm", difference(mean, 0.24))
+    assert "do not show which" in findings.on_difference("RMSNorm", "LayerNorm", difference(mean, 0.25))
+    assert "do not show which" not in findings.on_difference("RMSNorm", "LayerNorm", difference(mean, 0.24))
 
 
 def test_speed_is_measured_against_the_same_seed():
     ended = [
-        fabricated("LayerNorm", 0, [0.9, 0.5, 0.4]), fabricated("LayerNorm", 1, [0.9, 0.5, 0.6]),
-        fabricated("RMSNorm", 0, [0.4, 0.3, 0.3], seconds=3.0), fabricated("RMSNorm", 1, [0.9, 0.8, 0.7]),
+        fabricated("LayerNorm", 0, [0.9, 0.5, 0.4]),
+        fabricated("LayerNorm", 1, [0.9, 0.5, 0.6]),
+        fabricated("RMSNorm", 0, [0.4, 0.3, 0.3], seconds=3.0),
+        fabricated("RMSNorm", 1, [0.9, 0.8, 0.7]),
         fabricated("RMSNorm", 2, [0.1, 0.1, 0.1]),
-    ]  # fmt: skip
+    ]
     known = findings.speed("RMSNorm", ended)
     assert known["per_seed"] == {0: {"epochs": 1, "seconds": 3.0}, 1: None} and (known["reached"], known["n"]) == (1, 2)
     assert known["epochs"] is None and "in 1 of 2 seeds, so there is no mean" in findings.on_speed("RMSNorm", known)
@@ -152,14 +164,39 @@ SATURATED, FREE = [[0.5, 0.6, 0.7, 2.0], [2.0, 2.0, 1.0, 2.0]], [[0.5, 0.6, 0.7,
 @pytest.mark.parametrize(
     ("layers", "losses", "control", "answer"),
     [
-        (SATURATED, (0.5, 0.52, 0.48), (0.5, 0.5, 0.5), "cannot be told from the control's: these runs give no sign"),
-        (SATURATED, (0.5, 0.51, 0.52), (0.4, 0.41, 0.43), "ends higher than the control: a larger α at the start alone does"),
-        (FREE, (0.3, 0.31, 0.32), (0.4, 0.41, 0.43), "ends lower than the control: it adapts, and that shows"),
-        (FREE, (0.5, 0.52, 0.48), (0.5, 0.5, 0.5), "cannot be told from the control's: that it adapts makes no difference"),
-        (SATURATED, (0.5,), (0.4,), "open: most of its layers sit at a bound, but no interval"),
-        (SATURATED, (0.5, 0.52, 0.48), None, "Open: there is no finished run of DynamicTanh with --dyt_alpha_init 2.0"),
+        (
+            SATURATED,
+            (0.5, 0.52, 0.48),
+            (0.5, 0.5, 0.5),
+            "was found: there is no evidence that it is more than DynamicTanh",
+        ),
+        (
+            SATURATED,
+            (0.5, 0.51, 0.52),
+            (0.4, 0.41, 0.43),
+            "at a bound, and it ended above DynamicTanh-alpha2.0: starting",
+        ),
+        (
+            FREE,
+            (0.3, 0.31, 0.32),
+            (0.4, 0.41, 0.43),
+            "inside their range, and it ended below DynamicTanh-alpha2.0: starting",
+        ),
+        (
+            FREE,
+            (0.5, 0.52, 0.48),
+            (0.5, 0.5, 0.5),
+            "was found: if adapting made a difference, these runs do not show it",
+        ),
+        (SATURATED, (0.5,), (0.4,), "ended at a bound, but the loss cannot answer it (1 seed, so no interval; --seeds"),
+        (
+            SATURATED,
+            (0.5, 0.52, 0.48),
+            None,
+            "cannot tell: none is of DynamicTanh that starts from α = 2.0 (--control adds",
+        ),
     ],
-)  # fmt: skip
+)
 def test_whether_it_adapts_is_answered_by_the_share_at_a_bound_and_the_control(layers, losses, control, answer):
     name, other = "AdaptiveDynamicTanh", "DynamicTanh-alpha2.0"
     ended = [fabricated(name, s, [0.9, v], layers=layers, adyt_alpha_max=2.0) for s, v in enumerate(losses)]
@@ -170,13 +207,15 @@ def test_whether_it_adapts_is_answered_by_the_share_at_a_bound_and_the_control(l
     assert seen["most_since"] == (1 if layers is SATURATED else None) and seen["upper"] == 4 * seen["share"]
     said = findings.on_lens(name, seen)
     assert answer in said[-1], said
-    assert f"{4 * seen['share']:.{int(seen['n'] > 1)}f} of 4 layers" in said[0]
+    assert f"{4 * seen['share']:.0f} of 4 norm layers" in said[0]
 
 
 def adapted(layers, difference=None):
     """What lens says of one run of AdaptiveDynamicTanh beside its control, and the sentences, of a given difference."""
-    ended = [fabricated("AdaptiveDynamicTanh", 0, [0.9] * len(layers), layers=layers, adyt_alpha_max=2.0),
-             fabricated("DynamicTanh-alpha2.0", 0, [0.9, 0.8, 0.7], dyt_alpha_init=2.0)]  # fmt: skip
+    ended = [
+        fabricated("AdaptiveDynamicTanh", 0, [0.9] * len(layers), layers=layers, adyt_alpha_max=2.0),
+        fabricated("DynamicTanh-alpha2.0", 0, [0.9, 0.8, 0.7], dyt_alpha_init=2.0),
+    ]
     seen = findings.lens("AdaptiveDynamicTanh", ended, {run["method"]: {0: 0.5} for run in ended})
     return seen, findings.on_lens("AdaptiveDynamicTanh", seen | ({"difference": difference} if difference else {}))
 
@@ -184,37 +223,43 @@ def adapted(layers, difference=None):
 def test_layers_at_the_lower_bound_are_not_at_the_upper_one():
     seen, said = adapted([[0.1, 0.1, 2.0, 0.5]])
     assert (seen["share"], seen["upper"], seen["layers"]) == (0.75, 1, 4)
-    assert "3 of 4 layers (75 %) sit at a bound of α, 1 of them at the upper one, 2.0" in said[0]
+    assert "3 of 4 norm layers (75 %) ended with α at a bound of its range, 1 of them at the upper one, 2.0" in said[0]
 
 
 def test_layers_that_left_their_bound_again_are_not_counted():
     seen, said = adapted([[2.0, 2.0, 2.0, 0.5], [2.0, 0.5, 0.5, 0.5]])
     assert seen["share_over_time"] == [0.75, 0.25] and seen["share"] == 0.25 and seen["most_since"] is None
-    assert "1 of 4 layers (25 %)" in said[0] and "from epoch" not in said[0] and "move freely" in said[-1]
+    assert "1 of 4 norm layers (25 %)" in said[0] and "From epoch" not in said[0] and "inside their range" in said[-1]
 
 
 def test_half_of_the_layers_are_said_to_be_half_or_more():
     seen, said = adapted([[0.5, 0.5], [2.0, 0.5]])
     assert seen["share"] == 0.5 and seen["most_since"] == 1
-    assert "Half of them or more do so from epoch 1 on." in said[0] and "most of its layers sit at a bound" in said[-1]
+    assert "From epoch 1 on it was half of the layers or more." in said[0] and "ended at a bound" in said[-1]
 
 
 def test_the_alpha_of_the_control_is_the_one_that_it_ends_with():
     seen, said = adapted([[2.0, 0.5]])
-    assert seen["control_alpha"] == 3.5 and "it ends at 3.50 in the mean" in said[1]
+    assert seen["control_alpha"] == 3.5 and "which ended at 3.50 on average" in said[1]
 
 
 @pytest.mark.parametrize("mean", [-0.2, 0.2])
 def test_the_largest_difference_that_remains_possible_is_of_either_sign(mean):
     _, said = adapted([[2.0, 2.0]], difference(mean, 0.3))  # -0.5 to 0.1, or -0.1 to 0.5
-    assert "differences of up to 0.50 remain possible" in said[-1]
+    assert "A difference of up to 0.50 remains possible" in said[-1]
 
 
 def test_names_of_methods_have_one_spelling_and_bad_ones_are_told():
     assert methods.spelled("adyt-smooth.99-lambda1e-2") == "AdaptiveDynamicTanh-lambda0.01-smooth0.99"
     assert methods.spelled("dyt-alpha2") == "DynamicTanh-alpha2.0" and methods.spelled("ln") == "LayerNorm"
-    for text, says in (("ln-alpha2", "no option of LayerNorm"), ("dyt-", "its end is no option"), ("dyt-alphax", "x is not"),
-                       ("adyt-smooth1", "never adapt"), ("adyt-lambdanan", "finite"), ("what-alpha1", "unknown")):  # fmt: skip
+    for text, says in (
+        ("ln-alpha2", "no option of LayerNorm"),
+        ("dyt-", "its end is no option"),
+        ("dyt-alphax", "x is not"),
+        ("adyt-smooth1", "never adapt"),
+        ("adyt-lambdanan", "finite"),
+        ("what-alpha1", "unknown"),
+    ):
         with pytest.raises(InputError, match=says):
             methods.spelled(text)
 
@@ -223,14 +268,25 @@ def test_runs_are_called_by_their_folder_if_that_is_true_else_by_their_options()
     def run(path, **identity):
         return {"path": Path(path), "config": {"identity": {"norm": "DynamicTanh", "dyt_alpha_init": 0.5, **identity}}}
 
-    found = [run("o/DynamicTanh-alpha2.0/seed0", dyt_alpha_init=2.0), run("o/DynamicTanh-alpha0.5/seed0/knn"),
-             run("o/DynamicTanh-alpha2.0/seed1"), run("o/LayerNorm/seed0"), run("alone", dyt_alpha_init=1.0),
-             run("o/LayerNorm/seed0", norm="LayerNorm"), run("o/<b>/seed0")]  # fmt: skip
+    found = [
+        run("o/DynamicTanh-alpha2.0/seed0", dyt_alpha_init=2.0),
+        run("o/DynamicTanh-alpha0.5/seed0/knn"),
+        run("o/DynamicTanh-alpha2.0/seed1"),
+        run("o/LayerNorm/seed0"),
+        run("alone", dyt_alpha_init=1.0),
+        run("o/LayerNorm/seed0", norm="LayerNorm"),
+        run("o/<b>/seed0"),
+    ]
     methods.name_runs(found)
     assert [r["method"] for r in found] == [
-        "DynamicTanh-alpha2.0", "DynamicTanh-alpha0.5", "DynamicTanh", "DynamicTanh", "DynamicTanh-alpha1.0", "LayerNorm",
+        "DynamicTanh-alpha2.0",
+        "DynamicTanh-alpha0.5",
         "DynamicTanh",
-    ]  # fmt: skip
+        "DynamicTanh",
+        "DynamicTanh-alpha1.0",
+        "LayerNorm",
+        "DynamicTanh",
+    ]
     lie = [run("o/DynamicTanh-alpha2.0/seed1")]
     methods.name_runs(lie)
     assert lie[0]["method"] == "DynamicTanh"

@@ -18,8 +18,12 @@ from maekit.runs.trajectories import load_trajectories, read_trajectories
 from tests.support import KIT, analyse_here, run
 from tests.support.runs import write_trajectory
 
-FIGURES = ("tube_scatter_signed_alpha", "alpha_vs_final_metrics", "negative_vs_positive_comparison",
-           "accuracy_over_epochs")  # fmt: skip
+FIGURES = (
+    "tube_scatter_signed_alpha",
+    "alpha_vs_final_metrics",
+    "negative_vs_positive_comparison",
+    "accuracy_over_epochs",
+)
 CLASH = 0.35  # a value that several MSE share
 
 
@@ -93,18 +97,36 @@ def test_the_statistics_are_those_of_plain_loops(name, suffix, sweep, analysed):
     frame = pd.DataFrame(points, columns=["mse", "acc"])
     assert found["overall_correlation"]["spearman_r"] == pytest.approx(frame.corr(method="spearman").iloc[0, 1])
     assert found["summary"] == {
-        "n_experiments": 5, "total_points": len(points), "n_runs": 30,
-        "mse_range": [frame.mse.min(), frame.mse.max()], "acc_range": [frame.acc.min(), frame.acc.max()],
-    }  # fmt: skip
+        "n_experiments": 5,
+        "total_points": len(points),
+        "n_runs": 30,
+        "mse_range": [frame.mse.min(), frame.mse.max()],
+        "acc_range": [frame.acc.min(), frame.acc.max()],
+    }
     assert list(found["alpha_correlations"]) == ["-10.0", "-0.5", "0.0", "0.00001", "0.5"]
 
 
 def test_the_originals_keys_are_all_there(analysed):
     found = statistics(analysed[0])
-    assert {"reconstruction_gap", "n_bins", "bin_statistics", "alpha_correlations", "overall_correlation",
-            "summary"} <= set(found)  # fmt: skip
-    assert {"bin_index", "mse_min", "mse_max", "n_points", "acc_min", "acc_max", "acc_spread", "acc_mean",
-            "acc_std"} <= set(found["bin_statistics"][0])  # fmt: skip
+    assert {
+        "reconstruction_gap",
+        "n_bins",
+        "bin_statistics",
+        "alpha_correlations",
+        "overall_correlation",
+        "summary",
+    } <= set(found)
+    assert {
+        "bin_index",
+        "mse_min",
+        "mse_max",
+        "n_points",
+        "acc_min",
+        "acc_max",
+        "acc_spread",
+        "acc_mean",
+        "acc_std",
+    } <= set(found["bin_statistics"][0])
 
 
 def test_the_number_in_the_figure_is_the_number_in_the_json(sweep, analysed):
@@ -124,7 +146,7 @@ def test_the_number_in_the_figure_is_the_number_in_the_json(sweep, analysed):
         assert len(drawn) == 1 + 2 + 4
         assert {f"{value:.1f}" for value in drawn} <= {f"{value:.1f}" for value in known}
         assert f"{found['reconstruction_gap']:.1f}" in {f"{value:.1f}" for value in drawn}
-        assert f"Γ = {found['reconstruction_gap']:.1f} points" in analysed[1].stdout
+        assert f"Γ = {found['reconstruction_gap']:.1f} percentage points" in analysed[1].stdout
 
 
 def test_every_norm_has_its_own_gap_in_the_same_bins(sweep, analysed):
@@ -153,9 +175,9 @@ def test_with_three_seeds_there_is_an_interval_and_with_fewer_the_output_says_wh
         for seed in (0, 1):
             write_trajectory(tmp_path / "in", alpha, seed=seed)
     out = analyse(tmp_path / "in", tmp_path / "out").stdout
-    assert "no interval: needs 3 seeds or more, there are 2" in out
+    assert "2 seeds, so no interval; it takes 3" in out
     found = statistics(tmp_path / "out")["over_seeds"]
-    assert found["low"] is None and found["n"] == 2 and "3 seeds" in found["note"]
+    assert found["low"] is None and found["n"] == 2 and "it takes 3" in found["note"]
 
 
 def test_the_untrained_encoder_stands_beside_every_accuracy(sweep, analysed):
@@ -353,8 +375,19 @@ def test_open_shows_what_was_written_for_a_sweep_without_a_gap_too(tmp_path):
     (tmp_path / "see").chmod(0o755)
     write_original(tmp_path / "in", 0.5, points=((CLASH, 20.0),))
     for flags in ([], ["--accuracy", "knn"]):
-        run(sys.executable, KIT / "analysis.py", "gap", "--log_dir", tmp_path / "in", "--output_dir", tmp_path / "out", "--open",
-            *flags, check=2, env={"BROWSER": f"{tmp_path}/see %s"})  # fmt: skip
+        run(
+            sys.executable,
+            KIT / "analysis.py",
+            "gap",
+            "--log_dir",
+            tmp_path / "in",
+            "--output_dir",
+            tmp_path / "out",
+            "--open",
+            *flags,
+            check=2,
+            env={"BROWSER": f"{tmp_path}/see %s"},
+        )
     assert (tmp_path / "see.out").read_text() == (tmp_path / "out/report.html").as_uri() + "\n"
 
 

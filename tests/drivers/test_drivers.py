@@ -247,7 +247,7 @@ def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     assert f"{mean:+.1f} (95 %: {mean - half:+.1f} to {mean + half:+.1f}), n = 3" in line
     for suffix in ("png", "pdf"):
         assert (tmp_path / f"evaluation_comparison.{suffix}").stat().st_size > 5000
-    assert "no fair comparison" not in result.stdout
+    assert "not a fair comparison" not in result.stdout
 
     assert ended(run(DRIVER, *flags, check=0).stdout) == (0, 3 + 6)
 

@@ -10,8 +10,26 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maekit import files
 from tests.support import KIT, run, train, train_here
 
-FLAGS = ("--demo", "--epochs", "3", "--max_images", "64", "--batch_size", "32", "--num_workers", "0", "--norm", "adyt", "--probes", "joint frozen",
-         "--alpha", "0.1", "--eval_every", "2", "--output_dir")  # fmt: skip
+FLAGS = (
+    "--demo",
+    "--epochs",
+    "3",
+    "--max_images",
+    "64",
+    "--batch_size",
+    "32",
+    "--num_workers",
+    "0",
+    "--norm",
+    "adyt",
+    "--probes",
+    "joint frozen",
+    "--alpha",
+    "0.1",
+    "--eval_every",
+    "2",
+    "--output_dir",
+)
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_PROJECT": ""}
 
 
@@ -88,8 +106,12 @@ def test_a_run_that_goes_on_keeps_its_name_there_and_another_has_another(finishe
     pytest.importorskip("wandb")
 
     def called(folder):
-        return [r.run.run_id for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")) for r in wandb_records_of(file)
-                if r.HasField("run")]  # fmt: skip
+        return [
+            r.run.run_id
+            for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+            for r in wandb_records_of(file)
+            if r.HasField("run")
+        ]
 
     other = tmp_path / "Method" / "seed0"
     train(*FLAGS, other, "--epochs", "1", "--wandb", env=OFFLINE, check=0)
@@ -141,8 +163,24 @@ def test_without_a_login_nothing_is_trained(tmp_path):
 
 def test_a_driver_s_analysis_is_logged_with_its_statistics_as_an_artifact(tmp_path):
     pytest.importorskip("wandb")
-    flags = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "16", "--num_workers", "0", "--alphas", "0 0.5",
-             "--probes", "joint", "--wandb", "--output_dir", tmp_path)  # fmt: skip
+    flags = (
+        "--demo",
+        "--epochs",
+        "1",
+        "--max_images",
+        "32",
+        "--batch_size",
+        "16",
+        "--num_workers",
+        "0",
+        "--alphas",
+        "0 0.5",
+        "--probes",
+        "joint",
+        "--wandb",
+        "--output_dir",
+        tmp_path,
+    )
     run("bash", KIT / "quick_sweep_test.sh", *flags, env=OFFLINE, check=0)
     records = wandb_records(tmp_path / "analysis_demo-quick")
     logged = next(r.run for r in records if r.HasField("run"))
@@ -157,9 +195,13 @@ def test_a_driver_s_analysis_is_logged_with_its_statistics_as_an_artifact(tmp_pa
 
 @pytest.mark.parametrize(
     ("script", "project"),
-    [("run_comparison.sh", "mae-norm-comparison"), ("quick_sweep_test.sh", "mae-reconstruction-gap-manual-probes"),
-     ("lr_alpha_sweep.sh", "mae-reconstruction-gap-lr-sweep"), ("run_alpha_sweep.sh", "mae-reconstruction-gap-full-sweep")],
-)  # fmt: skip
+    [
+        ("run_comparison.sh", "mae-norm-comparison"),
+        ("quick_sweep_test.sh", "mae-reconstruction-gap-manual-probes"),
+        ("lr_alpha_sweep.sh", "mae-reconstruction-gap-lr-sweep"),
+        ("run_alpha_sweep.sh", "mae-reconstruction-gap-full-sweep"),
+    ],
+)
 def test_each_driver_has_a_project_of_its_own(script, project):
     def projects(*flags, variable=""):
         out = run("bash", KIT / script, "--demo", "--dry_run", *flags, env={"WANDB_PROJECT": variable}, check=0).stdout

@@ -49,8 +49,19 @@ def resolved(*flags):
 
 
 def test_a_run_leaves_all_files_of_the_design_and_no_stray_ones(finished):
-    files = {"config.json", "log.csv", "norm_alpha.csv", "trajectory.json", "summary.json", "checkpoint.pth",
-             "reconstructions.npz", "loss_curve.png", "loss_curve.pdf", "tensorboard", "status.json"}  # fmt: skip
+    files = {
+        "config.json",
+        "log.csv",
+        "norm_alpha.csv",
+        "trajectory.json",
+        "summary.json",
+        "checkpoint.pth",
+        "reconstructions.npz",
+        "loss_curve.png",
+        "loss_curve.pdf",
+        "tensorboard",
+        "status.json",
+    }
     assert {f.name for f in finished.iterdir()} == files
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["model"] == "LayerNorm"
