@@ -38,7 +38,7 @@
 #   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 #   --demo               demo data and settings; alphas and epochs stay the sweep's; what is typed wins
 #   --dry_run            print the commands and run nothing
-#   --help               this text, then the options of train.py, which every other option goes to as it is
+#   --help               this text, then the options of train.py; one that is not listed here goes to every pre-training
 #
 # PYTHON=/path/to/python chooses the interpreter; without it .venv is made here if the active one lacks a package.
 # Exit codes: 0 all runs ended, 1 some failed (listed last), 2 bad input, 130 interrupted.

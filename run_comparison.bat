@@ -36,7 +36,7 @@ rem   --wandb_project NAME likewise, to this project
 rem   --open               open the analysis's report.html in the browser
 rem   --clone_mae          first clone upstream's MAE, patched, into mae beside this script; runs then train its model
 rem   --dry_run            print the commands and run nothing
-rem   --help               this text, then the options of train.py, which every other option goes to as it is
+rem   --help               this text, then the options of train.py; one that is not listed here goes to every pre-training
 rem
 rem "set PYTHON=C:\path\to\python.exe" chooses the interpreter; without it .venv is made here if the active one lacks a
 rem package. The torch that pip installs on Windows has no CUDA: for a GPU set PYTHON to one with pytorch.org's build.

@@ -3,12 +3,10 @@
 Parser, defaults, checks, a run's identity, docs/flags.md and what the drivers pass on to evaluations come from it.
 """
 
-import math
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from .architectures import DECODER_SIZES, MODELS
+from . import legal
+from .architectures import MODELS
 from .methods import NORMS, OPTIONS
 from .probes import PROBES
 from .tasks import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
@@ -40,50 +38,6 @@ class Flag:
     shared: bool = False
 
 
-def one_of(*values):
-    """Legal are these values alone."""
-    return lambda value: None if value in values else f"unknown. Choose from {', '.join(values)}."
-
-
-def _positive(value):
-    return None if 0 < value < math.inf else "must be positive."
-
-
-def _not_negative(value):
-    return None if 0 <= value < math.inf else "must not be negative."
-
-
-def _share(value):
-    return None if 0 <= value < 1 else "must be in [0, 1)."
-
-
-def _inside(value):
-    return None if 0 < value < 1 else "must be between 0 and 1, both excluded."
-
-
-def _finite(value):
-    return None if math.isfinite(value) else "must be finite."
-
-
-def _seed(value):
-    return _not_negative(value) or (None if value < 2**63 else "must be below 2**63.")
-
-
-def _device(value):
-    known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)
-    return None if known else "unknown. Choose from auto, cpu, cuda, cuda:N, mps."
-
-
-def _cache(value):
-    return "is a file. Use auto, off, or a folder." if Path(value).is_file() else None
-
-
-def _decoder(value):
-    if value == "linear" or re.fullmatch(rf"({'|'.join(DECODER_SIZES)})-[1-9]\d?b", value):
-        return None
-    return f"unknown. Use linear, or <size>-<blocks>b with size one of {', '.join(DECODER_SIZES)}, such as base-8b."
-
-
 GROUPS = {
     "task": (
         Flag(
@@ -92,7 +46,7 @@ GROUPS = {
             PRETRAIN,
             f"{', '.join(TASKS)}: what to do; all but the first evaluate an encoder",
             metavar="NAME",
-            legal=one_of(*TASKS),
+            legal=legal.one_of(*TASKS),
             decides=TASKS,
         ),
         Flag(
@@ -122,9 +76,9 @@ GROUPS = {
             "max_images",
             int,
             None,
-            "train on an even, seeded share of N images; default: all",
+            "train on an even, seeded share of N images of every class; default: all",
             metavar="N",
-            legal=_positive,
+            legal=legal.positive,
             decides=TASKS,
             shared=True,
         ),
@@ -134,7 +88,7 @@ GROUPS = {
             None,
             "processes that decode images; default: 4, at most the cores there are; 0 on a CPU whose images are in the cache",
             metavar="N",
-            legal=_not_negative,
+            legal=legal.not_negative,
             shared=True,
         ),
         Flag(
@@ -143,7 +97,7 @@ GROUPS = {
             "auto",
             "decoded images on disk for all runs: auto (where they fit, up to 200,000), off, or a folder",
             metavar="WHERE",
-            legal=_cache,
+            legal=legal.cache,
             shared=True,
         ),
     ),
@@ -166,7 +120,7 @@ GROUPS = {
             ", ".join(MODELS),
             metavar="NAME",
             demo="mae_vit_demo_patch8",
-            legal=one_of(*MODELS),
+            legal=legal.one_of(*MODELS),
             decides=TASKS,
             shared=True,
         ),
@@ -176,7 +130,7 @@ GROUPS = {
             None,
             "linear, or {tiny,small,base,large}-<blocks>b; default: the model's",
             metavar="NAME",
-            legal=_decoder,
+            legal=legal.decoder,
             decides=(PRETRAIN,),
         ),
         Flag(
@@ -185,11 +139,11 @@ GROUPS = {
             224,
             "side of the square images in pixels",
             demo=64,
-            legal=_positive,
+            legal=legal.positive,
             decides=TASKS,
             shared=True,
         ),
-        Flag("mask_ratio", float, 0.75, "share of patches that are hidden", legal=_inside, decides=(PRETRAIN,)),
+        Flag("mask_ratio", float, 0.75, "share of patches that are hidden", legal=legal.inside, decides=(PRETRAIN,)),
         Flag("norm_pix_loss", bool, False, "targets normalised patch by patch", decides=(PRETRAIN,)),
         Flag(
             "mae_dir",
@@ -205,7 +159,7 @@ GROUPS = {
             float,
             0.0,
             "loss = reconstruction + alpha x classification; any sign",
-            legal=_finite,
+            legal=legal.finite,
             decides=(PRETRAIN,),
         ),
         Flag(
@@ -222,7 +176,7 @@ GROUPS = {
             5,
             "epochs between two k-NN scores; the last epoch always has one",
             metavar="N",
-            legal=_positive,
+            legal=legal.positive,
             decides=(PRETRAIN,),
         ),
     ),
@@ -235,7 +189,7 @@ GROUPS = {
             demo=20,
             tasks={FINETUNE: 100, LINPROBE: 90},
             demo_tasks={FINETUNE: 5, LINPROBE: 20},
-            legal=_positive,
+            legal=legal.positive,
             decides=TRAININGS,
         ),
         Flag(
@@ -245,7 +199,7 @@ GROUPS = {
             "images per forward pass",
             tasks={FINETUNE: 128, LINPROBE: 512},
             demo_tasks={FINETUNE: 32, LINPROBE: 64},
-            legal=_positive,
+            legal=legal.positive,
             decides=TRAININGS,
         ),
         Flag(
@@ -255,35 +209,35 @@ GROUPS = {
             "forward passes per optimizer step",
             tasks={FINETUNE: 8, LINPROBE: 32},
             demo_tasks={FINETUNE: 1, LINPROBE: 1},
-            legal=_positive,
+            legal=legal.positive,
             decides=TRAININGS,
         ),
         Flag(
             "lr",
             float,
             None,
-            "peak learning rate; default: blr x batch_size x accum_iter / 256",
+            "peak learning rate; default: blr x batch_size x accum_iter x processes / 256",
             demo=4e-3,
             demo_tasks={FINETUNE: 1e-3, LINPROBE: 4.0},
-            legal=_positive,
+            legal=legal.positive,
             decides=TRAININGS,
         ),
-        Flag("blr", float, 1e-3, "base learning rate", tasks={FINETUNE: 5e-4, LINPROBE: 0.1}, legal=_positive),
+        Flag("blr", float, 1e-3, "base learning rate", tasks={FINETUNE: 5e-4, LINPROBE: 0.1}, legal=legal.positive),
         Flag(
             "min_lr",
             float,
             0.0,
-            "learning rate at the end",
+            "learning rate at the end of the half-cosine",
             tasks={FINETUNE: 1e-6},
-            legal=_not_negative,
+            legal=legal.not_negative,
             decides=TRAININGS,
         ),
         Flag(
             "warmup_epochs",
             float,
             None,
-            "linear warm-up; default: the recipe's, less in a shorter run",
-            legal=_not_negative,
+            "linear warm-up, may be a fraction; default: the recipe's, less in a shorter run",
+            legal=legal.not_negative,
             decides=TRAININGS,
         ),
         Flag(
@@ -292,7 +246,7 @@ GROUPS = {
             0.05,
             "AdamW's, on parameters of two dimensions and more",
             tasks={LINPROBE: 0.0},
-            legal=_not_negative,
+            legal=legal.not_negative,
             decides=TRAININGS,
         ),
     ),
@@ -302,7 +256,7 @@ GROUPS = {
             float,
             0.65,
             "each layer's rate over that of the layer above",
-            legal=_positive,
+            legal=legal.positive,
             decides=(FINETUNE,),
         ),
         Flag(
@@ -310,13 +264,13 @@ GROUPS = {
             float,
             0.1,
             "stochastic depth of the last block; less below, linearly",
-            legal=_share,
+            legal=legal.share,
             decides=(FINETUNE,),
         ),
-        Flag("mixup", float, 0.8, "mixup's alpha; 0: off", legal=_not_negative, decides=(FINETUNE,)),
-        Flag("cutmix", float, 1.0, "cutmix's alpha; 0: off", legal=_not_negative, decides=(FINETUNE,)),
-        Flag("smoothing", float, 0.1, "label smoothing", legal=_share, decides=(FINETUNE,)),
-        Flag("reprob", float, 0.25, "probability of random erasing", legal=_share, decides=(FINETUNE,)),
+        Flag("mixup", float, 0.8, "mixup's alpha; 0: off", legal=legal.not_negative, decides=(FINETUNE,)),
+        Flag("cutmix", float, 1.0, "cutmix's alpha; 0: off", legal=legal.not_negative, decides=(FINETUNE,)),
+        Flag("smoothing", float, 0.1, "label smoothing", legal=legal.share, decides=(FINETUNE,)),
+        Flag("reprob", float, 0.25, "probability of random erasing", legal=legal.share, decides=(FINETUNE,)),
         Flag(
             "aa",
             str,
@@ -327,7 +281,13 @@ GROUPS = {
         ),
     ),
     "run": (
-        Flag("output_dir", str, None, "the run's folder; default: ./output_train/<norm>/seed<seed>", metavar="DIR"),
+        Flag(
+            "output_dir",
+            str,
+            None,
+            "the run's folder; default: ./output_train/<norm>/seed<seed>, an evaluation's in <task> below it",
+            metavar="DIR",
+        ),
         Flag("checkpoint_dir", str, None, "where checkpoint.pth goes; default: the run's folder", metavar="DIR"),
         Flag(
             "checkpoint_every",
@@ -335,19 +295,30 @@ GROUPS = {
             1,
             "epochs between two checkpoints, or more where they are short; the last one always has one",
             metavar="N",
-            legal=_positive,
+            legal=legal.positive,
         ),
-        Flag("checkpoint_minutes", float, 30.0, "minutes after which one is written within an epoch", legal=_positive),
-        Flag("seed", int, 0, "decides initial weights, order, crops and masks", legal=_seed, decides=TASKS),
         Flag(
-            "device", str, "auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N, mps", legal=_device, shared=True
+            "checkpoint_minutes",
+            float,
+            30.0,
+            "minutes after which one is written within an epoch",
+            legal=legal.positive,
+        ),
+        Flag("seed", int, 0, "decides initial weights, order, crops and masks", legal=legal.seed, decides=TASKS),
+        Flag(
+            "device",
+            str,
+            "auto",
+            "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N, mps",
+            legal=legal.device,
+            shared=True,
         ),
         Flag(
             "precision",
             str,
             "auto",
             "auto (float32 on CPU, else bfloat16 or float16), float32, bfloat16, float16",
-            legal=one_of("auto", "float32", "bfloat16", "float16"),
+            legal=legal.one_of("auto", "float32", "bfloat16", "float16"),
             decides=TASKS,
             shared=True,
         ),
@@ -357,7 +328,7 @@ GROUPS = {
             "auto",
             "auto (on CUDA, if the run is long enough for it to pay), on, off: torch.compile",
             metavar="WHEN",
-            legal=one_of("auto", "on", "off"),
+            legal=legal.one_of("auto", "on", "off"),
             shared=True,
         ),
         Flag(
