@@ -23,7 +23,7 @@ class Trainer:
 
     def __init__(self, task, journal=None, saver=None, bar=None):
         self.task, self.journal, self.saver = task, journal, saver
-        self.bar = bar or tqdm(disable=True)
+        self.bar = bar or NoBar()
 
     def train(self, start):
         """The epochs of the run from its Start on. Returns FINISHED, or DIVERGED as soon as a loss is not finite."""
@@ -121,6 +121,15 @@ class Trainer:
         """
         sums = distributed.add(sums.clone()) / distributed.size()
         return {"epoch": epoch, "batch": batch, "sums": sums.tolist(), "seconds": seconds}
+
+
+class NoBar:
+    """A progress bar that is not drawn."""
+
+    mininterval = math.inf
+
+    def update(self, images):
+        pass
 
 
 def set_learning_rate(optimizer, epoch, optim):
