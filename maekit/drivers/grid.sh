@@ -134,7 +134,7 @@ show_status() {
     for grid in "$1/commands.txt" "$1/evaluations.txt"; do
         [ ! -e "$grid" ] || files+=("$grid")
     done
-    [ ${#files[@]} != 0 ] || fail "status: no runs were started in $1. See --output_dir."
+    [ ${#files[@]} != 0 ] || fail "status: no runs were started in $1. Type the options that they were started with, too."
     exec "$PYTHON" "$KIT/maekit/drivers/pool.py" --status "${files[@]}"
 }
 

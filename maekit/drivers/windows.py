@@ -198,7 +198,9 @@ def status(folder):
     """How far the runs of the grids in a folder are. Returns the exit code."""
     grids = [grid for name in ("commands", "evaluations") if (grid := Path(folder, f"{name}.txt")).exists()]
     if not grids:
-        raise InputError(f"status: no runs were started in {folder}. See --output_dir.")
+        raise InputError(
+            f"status: no runs were started in {folder}. Type the options that they were started with, too."
+        )
     return pool.main(["--status", *map(str, grids)])
 
 

@@ -28,17 +28,15 @@ def opened(typed, task, names):
             return str(path), {}
         what = "no run in it (no config.json)" if path.is_dir() else "no such file or folder"
         raise InputError(f"--init {typed}: {what}. Use a run's folder, a checkpoint, or {UNTRAINED}.")
-    config = files.read_json(run / "config.json")
-    identity = config.get("identity", {})
-    network = {name: identity[name] for name in names if name in identity}
+    config = _config(run)
+    network = {name: config["identity"][name] for name in names if name in config["identity"]}
     places = [path] if run != path else checkpoints_of(run, config)
     checkpoint = next((place for place in places if place.is_file()), None)
     if checkpoint is None:
         raise _missing(typed, run, places)
     if path == run and not (run / "summary.json").is_file():
-        away = (
-            "" if checkpoint.parent.samefile(run) else "".join(f" --{name} {value}" for name, value in network.items())
-        )
+        inside = checkpoint.parent.samefile(run)
+        away = "" if inside else "".join(f" --{name} {value}" for name, value in network.items())
         raise InputError(
             f"--init {typed}: the run has not ended. Finish it, or take it as it is: --init {checkpoint}{away}."
         )
@@ -51,28 +49,46 @@ def checkpoints_of(run, config):
     config.json has both folders as they were typed, perhaps in another working directory or on another machine. Moved with
     the run, the checkpoint is where it was as seen from there.
     """
-    settings = config.get("settings", {})
+    settings = config.get("settings") or {}
     kept, folder = settings.get("checkpoint_dir"), settings.get("output_dir")
     places = [Path(run, CHECKPOINT)]
     if kept:
         places.append(Path(kept, CHECKPOINT))
-        if folder and os.path.isabs(kept) == os.path.isabs(folder):
-            moved = Path(os.path.normpath(os.path.join(os.path.abspath(run), os.path.relpath(kept, folder))))
+        if moved := _as_seen_from(run, kept, folder):
             places.insert(0, Path(kept if Path(kept).resolve() == moved.resolve() else moved, CHECKPOINT))
     return list(dict.fromkeys(places))
+
+
+def _as_seen_from(run, kept, folder):
+    """Where `kept` is now that `folder` is `run`, if all were moved together; None if that cannot be told."""
+    if not folder or os.path.isabs(kept) != os.path.isabs(folder):
+        return None
+    try:
+        way = os.path.relpath(kept, folder)
+    except ValueError:  # two drives of Windows
+        return None
+    return Path(os.path.normpath(os.path.join(os.path.abspath(run), way)))
 
 
 def resumed(typed):
     """--resume as typed, or if that is a run's folder, its checkpoint. Raises InputError for another folder."""
     run = Path(typed)
-    if not run.is_dir():
+    if typed in ("auto", "never") or not run.is_dir():
         return typed
     if not (run / "config.json").is_file():
         raise InputError(
             f"--resume {typed}: no run in it (no config.json). Use auto, never, a run's folder, or a checkpoint."
         )
-    places = checkpoints_of(run, files.read_json(run / "config.json"))
+    places = checkpoints_of(run, _config(run))
     return str(next((place for place in places if place.is_file()), places[0]))
+
+
+def _config(run):
+    """What config.json of a run's folder has. Raises InputError if it is none of a run."""
+    config = files.read_json(run / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("identity"), dict):
+        raise InputError(f"{run / 'config.json'}: is not of a run. Name a run's folder, or a checkpoint.")
+    return config
 
 
 def _missing(typed, run, places):
