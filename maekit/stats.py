@@ -77,7 +77,7 @@ def gap(mse, accuracy, n_bins=15, binning="equal", edges=None):
 
 
 def gap_percentile(bins):
-    """Γ with the 5th and 95th percentile in place of min and max: percentage points, from the bins that `gap` returns."""
+    """Γ with 5th and 95th percentile in place of min and max: percentage points, from the bins that `gap` returns."""
     return math.fsum(b["acc_spread_5_95"] for b in bins)
 
 
@@ -119,7 +119,7 @@ def t_interval(values, level=0.95):
 
 
 def paired(values, reference):
-    """Differences of runs to those of a reference with the same seed: {"differences", "mean", "low", "high", "n", "note"}.
+    """Differences to a reference with the same seed: {"differences", "mean", "low", "high", "n", "note"}.
 
     values, reference: {seed: number}. Seeds that only one of them has do not count. differences is {seed: value -
     reference}, the rest that of `t_interval` for them; without a seed in common mean is None, too. Raises ValueError
@@ -177,8 +177,8 @@ def noise_floor(mse, accuracy, configuration, seed, edges):
 
     Limits. A run's own movement over epochs inside a bin counts, as it does in the sweep's Γ; one_run says how
     much that is by itself, and what mean has beyond it came with further seeds. A configuration has fewer runs than
-    the sweep and visits fewer bins, so the floor is biased low: a Γ that stays below it shows no effect of alpha, but one above it
-    may be noise all the same. Raises ValueError as `gap`, and for a seed or configuration that is nan.
+    the sweep and visits fewer bins, so the floor is biased low: a Γ that stays below it shows no effect of alpha, but
+    one above it may be noise all the same. Raises ValueError as `gap`, and for a seed or configuration that is nan.
     """
     mse, accuracy = _pairs(mse, accuracy)
     seeds, configurations = _labels("seed", seed, mse.size), _labels("configuration", configuration, mse.size)

@@ -66,7 +66,7 @@ def write(root):
 
 
 def drawings(found, evaluations, table, known, pictures):
-    """The figures of a comparison, {name: function that draws it}. known: findings.describe; pictures: of load_pictures."""
+    """The figures of a comparison, {name: function that draws it}. known: of findings.describe."""
     from . import comparison_figures
 
     logs, alphas, draw = stack(found, "log"), stack(found, "norm_alpha"), {}
@@ -92,7 +92,7 @@ def scored(evaluations, table):
 
 
 def load(root):
-    """(runs, problems) of reading.load_runs, the runs with their "method" (methods.py), in order of methods and seeds."""
+    """(runs, problems) of reading.load_runs; runs have their "method" and are in order of methods and seeds."""
     everything, problems = load_runs(root)
     methods.name_runs(everything)
     order = methods.in_order({run["method"] for run in everything})
@@ -130,13 +130,14 @@ def notices_on(found, evaluations, table):
     yield from unended(tabulate(evaluations))
     together = max((run["config"].get("runs_at_a_time", 1) for run in found), default=1)
     if together > 1:
-        yield f"Up to {together} runs at a time shared the machine, so their times are too long; --jobs 1 times each alone."
+        yield f"Up to {together} runs at a time shared the machine, which makes them slower; --jobs 1 times each alone."
 
 
 def tabulate(found, evaluations=()):
     """DataFrame with a row a run: the columns of summary.json, from the log alone for a run that has not ended.
 
-    Accuracies of the finished evaluations below a run's folder are columns of its row, see measures.EVALUATION_ACCURACIES.
+    Accuracies of the finished evaluations below a run's folder are columns of its row, see
+    measures.EVALUATION_ACCURACIES.
     """
     import pandas as pd
 

@@ -135,8 +135,8 @@ def reconstruction_comparison(pictures, narrow=False):
     """Validation images, what the model saw, and what each method made of it.
 
     pictures: {method: arrays of reconstructions.npz}. Columns: original, masked, then per method its reconstruction
-    and the composite with the visible patches as they are; of more than three methods the composite alone. Narrow: these
-    are rows, of composites.
+    and the composite with the visible patches as they are; of more than three methods the composite alone. Narrow:
+    these are rows, of composites.
     """
     first = next(iter(pictures.values()))
     columns = [("original", first["image"]), ("masked", first["masked"])]
@@ -241,9 +241,9 @@ def _alpha_grid(n, bounded, narrow):
 def evaluation_comparison(table, chance=None, narrow=False):
     """Top-1 accuracy of every method's encoder, a panel per task: pre-trained, and the same network untrained.
 
-    table: a row per run, with some of measures.EVALUATION_ACCURACIES. Small marks are seeds, large ones their means; a line
-    joins the two means. Only encoders whose pre-training is finished are in it. chance: percent that guessing gets
-    right, drawn if given.
+    table: a row per run, with some of measures.EVALUATION_ACCURACIES. Small marks are seeds, large ones their means; a
+    line joins the two means. Only encoders whose pre-training is finished are in it. chance: percent that guessing
+    gets right, drawn if given.
     """
     table = table[table["status"] == FINISHED]
     tasks = [task for task in EVALUATIONS if table.filter([f"{task}_accuracy", f"untrained_{task}_accuracy"]).size]
@@ -315,7 +315,7 @@ def _seconds(value):
 
 
 def composite(arrays):
-    """(n, H, W, 3): reconstructions in the hidden patches, the image in the visible ones. arrays: of reconstructions.npz."""
+    """(n, H, W, 3): reconstructions in the hidden patches, the image in the others. arrays: of reconstructions.npz."""
     mask, size = arrays["mask"], arrays["image"].shape[1]
     side = round(mask.shape[1] ** 0.5)
     grid = ~mask.reshape(-1, side, side)

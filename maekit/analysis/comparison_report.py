@@ -8,21 +8,36 @@ from ..runs.status import FINISHED
 from . import findings, provenance, report
 
 CAPTIONS = {
-    "loss_comparison": "Loss on hidden patches after each epoch: means over seeds, bands their range; lower is better. Validation "
-    "masks are the same for all methods. Flat colour paints every hidden patch in the mean colour of the visible ones: a method "
-    "near it has learned little.",
-    "paired_differences": "Final loss minus that of LayerNorm with the same seed, which has the same initial weights, crops and "
-    "masks: right of the line is higher, left is lower. An interval that does not touch the line excludes 0.",
-    "timing_comparison": "Mean training time per epoch, without validation, and its ratio to LayerNorm. Dots are single runs. "
-    "Other work on the same machine is included.",
-    "alpha_dynamics": "The factor α in front of x over epochs: every norm layer (encoder blue, decoder orange, deeper layers "
-    "darker), their mean (black) and range (grey); below or beside it the share of layers whose α is at a bound of its range, "
-    "where it does not adapt.",
-    "evaluation_comparison": "Top-1 accuracy of the encoders. Filled: pre-trained; open: the same network from random weights, "
-    "by the same recipe. The distance between the two is what pre-training added.",
-    "reconstruction_comparison": "Validation images, what the model saw of them, and its reconstruction, for the first seed of "
-    "each method. A composite has the visible patches as they are.",
+    "loss_comparison": (
+        "Loss on hidden patches after each epoch: means over seeds, bands their range; lower is better. "
+        "Validation masks are the same for all methods. Flat colour paints every hidden patch in the mean colour "
+        "of the visible ones: a method near it has learned little."
+    ),
+    "paired_differences": (
+        "Final loss minus that of LayerNorm with the same seed, which has the same initial weights, crops and "
+        "masks: right of the line is higher, left is lower. An interval that does not touch the line excludes 0."
+    ),
+    "timing_comparison": (
+        "Mean training time per epoch, without validation, and its ratio to LayerNorm. Dots are single runs. "
+        "Other work on the same machine is included."
+    ),
+    "alpha_dynamics": (
+        "The factor α in front of x over epochs: every norm layer (encoder blue, decoder orange, deeper layers "
+        "darker), their mean (black) and range (grey); below or beside it the share of layers whose α is at a "
+        "bound of its range, where it does not adapt."
+    ),
+    "evaluation_comparison": (
+        "Top-1 accuracy of the encoders. Filled: pre-trained; open: the same network from random weights, by the "
+        "same recipe. The distance between the two is what pre-training added."
+    ),
+    "reconstruction_comparison": (
+        "Validation images, what the model saw of them, and its reconstruction, for the first seed of each "
+        "method. A composite has the visible patches as they are."
+    ),
 }
+
+
+PLOT_CAPTION = "A line is a run. Click a method to hide it, double-click it to show it alone, drag to zoom."
 
 
 def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pictures, plot):
@@ -57,7 +72,7 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
         else {
             "title": "Losses",
             "data": plot,
-            "caption": "A line is a run. Click a method in the legend to hide it, double-click to show it alone, drag to zoom.",
+            "caption": PLOT_CAPTION,
         },
         "plot_missing": plot if isinstance(plot, str) else None,
         "figures": report.figures(
@@ -157,8 +172,8 @@ def differences_table(known):
         [m, str(max(of[m]["n"] for of in columns.values())), *(signed(of[m]) for of in columns.values())] for m in names
     ]
     caption = (
-        f"Method minus {known['reference']} of the same seed, mean over the n seeds that both have finished; below it the "
-        "95 % interval (Student's t) where n is 3 or more."
+        f"Method minus {known['reference']} of the same seed, mean over the n seeds that both have finished; below it "
+        "the 95 % interval (Student's t) where n is 3 or more."
     )
     labels = [measures.MEASURES[name].title for name in columns]
     return [
@@ -183,7 +198,9 @@ def signed(difference):
 
 
 def decimals(uncertainty):
-    """Decimals that findings.number keeps."""
+    """Decimals that findings.number keeps; 3 where every seed gave the same."""
+    if not uncertainty:
+        return 3
     return len(findings.number(0.0, uncertainty).partition(".")[2])
 
 
@@ -201,8 +218,9 @@ def speed_table(known):
     if not rows:
         return []
     caption = (
-        f"First epoch with a validation loss no higher than the one that {known['reference']} with the same seed ended with, "
-        "and the training time until then: means over seeds, below them their 95 % intervals; none where a seed never got there."
+        f"First epoch with a validation loss no higher than the one that {known['reference']} with the same seed ended "
+        "with, and the training time until then: means over seeds, below them their 95 % intervals; none where a seed "
+        "never got there."
     )
     columns = ["method", "seeds that got there", "epochs", "seconds"]
     return [

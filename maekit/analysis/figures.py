@@ -62,7 +62,8 @@ def save(figure, path):
 
 
 def save_all(drawings, points=0):
-    """Save each draw(narrow=False) of {path: draw} and, if that is wider than a column, draw(narrow=True) as <name>_column.
+    """Save each draw(narrow=False) of {path: draw} and, if that is wider than a column, draw(narrow=True) as
+    <name>_column.
 
     points: how many they show; from DENSE on there is no second version, which takes as long and as much room again.
     """
@@ -117,7 +118,7 @@ def run_curve(log, summary):
 
 @styled
 def evaluation_curve(log, summary):
-    """Losses and accuracy of one fine-tuning or linear probing over epochs. log: rows of log.csv; summary: its run's."""
+    """Losses and accuracy of a fine-tuning or linear probing over epochs. log: rows of log.csv; summary: its run's."""
     figure = new_figure(PAGE, 2.5)
     losses, accuracy = figure.subplots(1, 2)
     colour, _ = look_of(summary["model"])

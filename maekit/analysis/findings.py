@@ -133,7 +133,7 @@ def on_difference(method, reference, difference, what="validation loss"):
     sign = -1 if d["mean"] < 0 else 1
     where = f"{'below' if sign < 0 else 'above'} {reference} in {what}"
     if d["low"] is None:
-        size = number(abs(d["mean"]), abs(d["mean"]) / 50)
+        size = number(abs(d["mean"]), abs(d["mean"]) / 4)
         return f"{method} ended {size} {where} ({no_interval(d['n'])})."
     half = (d["high"] - d["low"]) / 2
     size = number(abs(d["mean"]), half)
@@ -175,16 +175,14 @@ def on_lens(method, seen):
     most = seen["share"] >= MOST
     if most:
         where += (
-            f" From epoch {seen['most_since']} on it was half of the layers or more. While its α is at a bound, a layer does "
-            "not adapt: it is DynamicTanh with that α, held constant."
+            f" From epoch {seen['most_since']} on half of the layers or more were. While its α is at a bound, a layer "
+            "does not adapt: it is DynamicTanh with that α, held constant."
         )
     question = f"Does {method} adapt, or is it DynamicTanh with a larger α?"
     if seen["control"] is None:
         bound = spell(seen["bound"])
-        return [
-            where,
-            f"{question} These runs cannot tell: none is of DynamicTanh that starts from α = {bound} (--control adds it).",
-        ]
+        missing = f"none is of DynamicTanh that starts from α = {bound} (--control adds it)"
+        return [where, f"{question} These runs cannot tell: {missing}."]
     compared = on_difference(method, seen["control"], seen["difference"])
     if seen["control_alpha"] is not None:
         compared += f" {seen['control']} learns its α, which ended at {seen['control_alpha']:.2f} on average."
@@ -221,16 +219,16 @@ def notes(known):
     if few:
         each = ", ".join(f"{method} ({n})" for method, n in few.items())
         said.append(
-            f"Too few finished seeds for an interval, which takes {stats.MIN_SEEDS}: {each}. Their differences may be chance; "
-            '--seeds "0 1 2" gives intervals.'
+            f"Too few finished seeds for an interval, which takes {stats.MIN_SEEDS}: {each}. Their differences may be "
+            'chance; --seeds "0 1 2" gives intervals.'
         )
     if known["n"] and known["reference"] is None:
         said.append(f"No {REFERENCE} run has finished, so there are no differences to it.")
     intervals = sum(d["low"] is not None for of in known["differences"].values() for d in of.values())
     if intervals > 1:
         said.append(
-            f"The {intervals} intervals of differences are not corrected for their number: each misses the true difference "
-            "one time in twenty. They are about other seeds of the same settings, not about other data or models."
+            f"The {intervals} intervals of differences are not corrected for their number: each misses the true "
+            "difference one time in twenty. They are about other seeds of the same settings, not other data or models."
         )
     return said
 

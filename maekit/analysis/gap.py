@@ -19,8 +19,8 @@ _NO_GAP = {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": []}
 def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     """Analyse every trajectory below log_dir, write all into output_dir, and print the summary.
 
-    accuracy: a key of measures.ACCURACIES, or "all" for those that were measured. Raises InputError if there is nothing to
-    analyse, and, with everything else written, if the points have fewer than 2 distinct MSE values.
+    accuracy: a key of measures.ACCURACIES, or "all" for those that were measured. Raises InputError if there is
+    nothing to analyse, and, with everything else written, if the points have fewer than 2 distinct MSE values.
     """
     log_dir, output_dir = Path(log_dir), Path(output_dir)
     found, runs, problems = _read(log_dir)
@@ -63,7 +63,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
 
 
 def _read(log_dir):
-    """(trajectories, runs, {"trajectories", "runs": lines on what cannot be used}), the lines printed. Raises InputError."""
+    """(trajectories, runs, {"trajectories", "runs": lines on what cannot be used}); prints them. Raises InputError."""
     if not log_dir.is_dir():
         raise InputError(f"--log_dir {log_dir}: no such folder. Run a sweep first, or name the folder of one.")
     found, problems = read_trajectories(log_dir)
@@ -82,8 +82,8 @@ def _chosen(points, accuracy, log_dir):
     chosen = [probe for probe in measured if accuracy in (probe, "all")]
     if accuracy != "all" and not chosen and len(points):
         raise InputError(
-            f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have {', '.join(measured) or 'none'}. Train with "
-            f"--probes {accuracy}, or choose another."
+            f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have {', '.join(measured) or 'none'}. "
+            f"Train with --probes {accuracy}, or choose another."
         )
     return chosen
 
@@ -133,9 +133,9 @@ def tabulate(found, points):
 def describe(points, column, n_bins=15, binning="equal"):
     """Everything that gap_statistics.json holds on one accuracy: the original's keys, and the kit's beside them.
 
-    points: DataFrame of trajectories.tabulate_points, `column` not nan. Points of diverged runs do not count: one at a huge
-    MSE would leave all others in a single bin. Bins are those of all points that count; each norm and each sign of alpha
-    has its own Γ in the same bins. Without two distinct MSE reconstruction_gap is None and `note` says why.
+    points: DataFrame of trajectories.tabulate_points, `column` not nan. Points of diverged runs do not count: one at a
+    huge MSE would leave all others in a single bin. Bins are those of all points that count; each norm and each sign
+    of alpha has its own Γ in the same bins. Without two distinct MSE reconstruction_gap is None and `note` says why.
     """
     untrained = _untrained(points, column)
     points = points[points["status"] != DIVERGED]
@@ -244,7 +244,7 @@ def render(statistics):
         pooled, middle, largest = s["reconstruction_gap"], s["reconstruction_gap_5_95"], s["largest_bin_spread"] or 0
         lines = [
             f"{name}: gap Γ = {pooled:.1f} percentage points over {bins_used(s)}",
-            f"  from {s['n_runs']} runs and {s['n_points']} points; Γ is the accuracy's range in a bin, summed over bins",
+            f"  from {s['n_runs']} runs and {s['n_points']} points; Γ: range of accuracy in a bin, summed over bins",
             f"  5th to 95th percentile of each bin instead of its range: {middle:.1f}",
             f"  largest range of a bin: {largest:.1f}; bins with more than {WIDE_SPREAD}: {s['bins_over_5_points']}",
             f"  each seed's sweep alone: {per_seed(s['over_seeds'])}",
@@ -259,8 +259,8 @@ def render(statistics):
     rho = s.get("overall_correlation", {})
     if rho.get("spearman_r") is not None:
         lines.append(
-            f"  Spearman's ρ of MSE and accuracy: {rho['spearman_r']:+.2f} (p = {rho['p_value']:.2g} if epochs of a run were "
-            "independent, which they are not)"
+            f"  Spearman's ρ of MSE and accuracy: {rho['spearman_r']:+.2f} (p = {rho['p_value']:.2g} if a run's "
+            "epochs were independent, which they are not)"
         )
     if s["untrained"]:
         each = ", ".join(f"{norm} {value:.1f} %" for norm, value in s["untrained"]["per_norm"].items())

@@ -1,9 +1,9 @@
 """The figures of the reconstruction gap.
 
 Hue is alpha: red negative, white (in line plots black) 0, blue positive, on a symmetric logarithmic scale, because
-alphas span 1e-5 to 10; for print in grey negative ones are triangles. Brightness of a point is its epoch and, where there
-are several, its learning rate. Points have one size. Where a figure has panels, every norm has its own, on the same axes and with the same bins. Runs that diverged
-are drawn as far as they were finite, and are in no bin.
+alphas span 1e-5 to 10; for print in grey negative ones are triangles. Brightness of a point is its epoch and, where
+there are several, its learning rate. Points have one size. Where a figure has panels, every norm has its own, on the
+same axes and with the same bins. Runs that diverged are drawn as far as they were finite, and are in no bin.
 """
 
 import textwrap
@@ -78,8 +78,8 @@ class Hues:
 def tube_scatter(points, statistics, column, narrow=False):
     """Accuracy against validation MSE of every epoch of every run: the reconstruction gap.
 
-    points: DataFrame of trajectories.tabulate_points; statistics: of gap.describe for this column. Grey boxes are the bins'
-    ranges of accuracy, whose heights add up to Γ; the number written is the one in the statistics.
+    points: DataFrame of trajectories.tabulate_points; statistics: of gap.describe for this column. Grey boxes are the
+    bins' ranges of accuracy, whose heights add up to Γ; the number written is the one in the statistics.
     """
     hues, norms = Hues(points["alpha"]), _norms(points)
     figure, axes = _panels(norms, 3.6, narrow)

@@ -13,17 +13,24 @@ from . import gap, provenance, report
 from .comparison_report import entry, name_of
 
 CAPTIONS = {
-    "tube_scatter_signed_alpha": "Accuracy against validation MSE, a point an epoch of a run. Hue is α (red triangles "
-    "negative, white 0, blue positive), brightness the epoch and, where there are several, the learning rate. Grey boxes are the ranges of "
-    "accuracy in bins of equal MSE; Γ is the sum of their heights. Points above each other reconstruct equally well and "
-    "know unequally much.",
-    "negative_vs_positive_comparison": "The same points, negative α beside positive, in the same bins. α = 0 is in both "
-    "pictures and in neither Γ.",
-    "alpha_vs_final_metrics": "MSE and accuracy of the last epoch over α; bars are the standard deviation over seeds. "
-    "Diverged runs are crosses at the bottom.",
-    "mse_over_epochs": "Validation MSE over epochs, means over seeds; the line of α = 0 is plain MAE.",
-    "accuracy_over_epochs": "Accuracy over epochs, means over seeds. An accuracy below the untrained encoder's says that the "
-    "classes are harder to read than before any training.",
+    "tube_scatter_signed_alpha": (
+        "Accuracy against validation MSE, a point an epoch of a run. Hue is α (red triangles negative, white 0, "
+        "blue positive), brightness the epoch and, where there are several, the learning rate. Grey boxes are the "
+        "ranges of accuracy in bins of equal MSE; Γ is the sum of their heights. Points above each other "
+        "reconstruct equally well and know unequally much."
+    ),
+    "negative_vs_positive_comparison": (
+        "The same points, negative α beside positive, in the same bins. α = 0 is in both pictures and in neither Γ."
+    ),
+    "alpha_vs_final_metrics": (
+        "MSE and accuracy of the last epoch over α; bars are the standard deviation over seeds. Diverged runs are "
+        "crosses at the bottom."
+    ),
+    "mse_over_epochs": ("Validation MSE over epochs, means over seeds; the line of α = 0 is plain MAE."),
+    "accuracy_over_epochs": (
+        "Accuracy over epochs, means over seeds. An accuracy below the untrained encoder's says that the classes "
+        "are harder to read than before any training."
+    ),
 }
 PICTURES = 3  # as many alphas have their reconstructions shown
 
@@ -31,8 +38,9 @@ PICTURES = 3  # as many alphas have their reconstructions shown
 def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, plot):
     """The page as report.write takes it.
 
-    found: trajectories of trajectories.read_trajectories; runs: of reading.load_runs below log_dir; table: gap.tabulate; described: {column: gap.describe with "probe"};
-    drawn: names of figures; notes: sentences; plot: plots.tube, or a sentence on why there is none.
+    found: trajectories of trajectories.read_trajectories; runs: of reading.load_runs below log_dir; table:
+    gap.tabulate; described: {column: gap.describe with "probe"}; drawn: names of figures; notes: sentences; plot:
+    plots.tube, or a sentence on why there is none.
     """
     everything = {str(run["path"]): run for run in runs if not is_evaluation(run)}
     known = [everything[run["run"]] for run in found if run["run"] in everything]
@@ -90,8 +98,8 @@ def finding(s):
     if s["bin_statistics"]:
         b = max(s["bin_statistics"], key=lambda b: b["acc_spread"])
         said.append(
-            f"Its widest bin: {b['n_points']} points with a validation MSE of {b['mse_min']:.3f} to {b['mse_max']:.3f} have "
-            f"accuracies from {b['acc_min']:.1f} to {b['acc_max']:.1f} %."
+            f"Its widest bin: {b['n_points']} points with a validation MSE of {b['mse_min']:.3f} to {b['mse_max']:.3f} "
+            f"have accuracies from {b['acc_min']:.1f} to {b['acc_max']:.1f} %."
         )
     said.append(f"Each seed's sweep alone: {gap.per_seed(s['over_seeds'])}.")
     said.append(f"Seed noise: {gap.seed_noise(s['noise_floor'])}.")

@@ -60,8 +60,8 @@ def losses(logs, table):
 def tube(points, columns):
     """Accuracy over validation MSE, a point an epoch of a run, a trace per alpha and norm; a view per accuracy.
 
-    points: DataFrame of trajectories.tabulate_points; columns: {column: label of its accuracy}. Returns as `losses`, and
-    "every": of how many epochs one is drawn; "symbols": {norm: its symbol} where there are several.
+    points: DataFrame of trajectories.tabulate_points; columns: {column: label of its accuracy}. Returns as `losses`,
+    and "every": of how many epochs one is drawn; "symbols": {norm: its symbol} where there are several.
     """
     import plotly.graph_objects as go
 

@@ -30,7 +30,7 @@ def typed(root):
 
 
 def facts(everything):
-    """What all runs were made of, [{"name", "lines"}]: a line for each value, with its number of runs if there are several."""
+    """What all runs were made of, [{"name", "lines"}]: a line for each value, with its number of runs if several."""
     return [
         {"name": name, "lines": _counted([read(run["config"]) for run in everything])}
         for name, read in _FACTS.items()

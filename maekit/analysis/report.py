@@ -16,10 +16,11 @@ SMALL = 96  # pixels: pictures up to this side are kept without loss
 
 
 def write(path, page):
-    """Render a page (see templates/report.html for what is in it) and write it. Raises ModuleNotFoundError without jinja2.
+    """Render a page (see templates/report.html for what is in it) and write it. Raises ModuleNotFoundError without
+    jinja2.
 
-    All text is escaped, and the page's own security policy lets nothing run but the scripts that are named by their hash
-    here, and nothing be loaded from anywhere.
+    All text is escaped, and the page's own security policy lets nothing run but the scripts that are named by their
+    hash here, and nothing be loaded from anywhere.
     """
     import jinja2
 
@@ -53,7 +54,8 @@ def plot(name, *tables):
 
         return getattr(plots, name)(*tables)
     except ModuleNotFoundError as error:
-        said = f"package {(error.name or 'plotly').partition('.')[0]} is not installed, so the report has no interactive plot: pip install plotly."
+        package = (error.name or "plotly").partition(".")[0]
+        said = f"package {package} is not installed, so the report has no interactive plot: pip install plotly."
         print(f"note: {said}")
         return said
 
@@ -94,7 +96,7 @@ def in_order(drawn, captions):
 
 
 def figures(folder, captions):
-    """Figures of the page, {name: caption}: their PNGs in a folder, on a page's width and, if there is one, on a column's."""
+    """Figures of the page, {name: caption}: their PNGs in a folder, for a page's width and, if any, a column's."""
     return each(lambda item: _figure(folder, *item), captions.items())
 
 
@@ -112,7 +114,7 @@ def _figure(folder, name, caption):
 
 
 def _packed(file):
-    """A picture's file as an address that holds it, pixel by pixel, in half the bytes; and its share of a page's width."""
+    """A picture's file as an address that holds its pixels in half the bytes, and its share of a page's width."""
     from PIL import Image
 
     from .figures import PAGE, STYLE

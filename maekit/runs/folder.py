@@ -53,8 +53,9 @@ class RunFolder:
         """Make the folder this run's own and return the summary of the run if it has ended already, else None.
 
         identity: everything that decides the run's numbers, as a flat dict. Raises InputError if the folder cannot
-        be written, or holds a run of another identity; `overwrite` deletes that run, with `fresh` one of the same identity
-        as well, and only files of ours. Raises Busy if another process is training there; until `release` no other can.
+        be written, or holds a run of another identity; `overwrite` deletes that run, with `fresh` one of the same
+        identity as well, and only files of ours. Raises Busy if another process is training there; until `release` no
+        other can.
         """
         _make_writable(self.status, "--output_dir")
         if self.checkpoint.parent != self.path:
@@ -98,7 +99,8 @@ class RunFolder:
         raise InputError(f"--output_dir {self.path}: {what}, or --overwrite to train it anew.")
 
     def settle(self, identity, found):
-        """The identity of the claimed run with what the machine decided, `found`: its precision, and what its pixels are.
+        """The identity of the claimed run with what the machine decided, `found`: its precision, and what its pixels
+        are.
 
         Raises InputError if what the run has done so far was done otherwise.
         """

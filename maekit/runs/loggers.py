@@ -1,7 +1,7 @@
-"""Where epochs are logged to for looking at, beside the run folder's own files: TensorBoard, and Weights & Biases if asked for.
+"""Where epochs are logged beside the run folder's own files: TensorBoard, and Weights & Biases if asked for.
 
-Both take the same: add(row of log.csv, norm alphas, pictures or None) after an epoch, finish(summary, figure) at the end.
-pictures: uint8 (n, H, W, 3); norm alphas: rows of norms.norm_alphas.
+Both take the same: add(row of log.csv, norm alphas, pictures or None) after an epoch, finish(summary, figure) at the
+end. pictures: uint8 (n, H, W, 3); norm alphas: rows of norms.norm_alphas.
 """
 
 import os
@@ -33,7 +33,7 @@ SORTED_BY = (
 
 
 class Loggers:
-    """All loggers of a run as one, a context manager. Of several processes one logs: folder None is no logger at all."""
+    """All loggers of a run as one, a context manager. Of several processes one logs: folder None is no logger."""
 
     def __init__(self, run, folder, config, first_epoch):
         self.loggers = []
@@ -61,8 +61,8 @@ class Loggers:
 class TensorBoard:
     """Everything in a TensorBoard folder; what cannot be written is said once, and training goes on without.
 
-    identity: the run's settings, for the table of hyperparameters. first_epoch: what a run before wrote from there on is
-    dropped.
+    identity: the run's settings, for the table of hyperparameters. first_epoch: what a run before wrote from there on
+    is dropped.
     """
 
     def __init__(self, folder, identity, first_epoch):
@@ -120,7 +120,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """The run as one of a project of Weights & Biases; started again, it goes on in the same one.
 
-    With WANDB_MODE=offline it lies in the run's folder, for `wandb sync`. Where its service fails, it says so and training goes on.
+    With WANDB_MODE=offline it lies in the run's folder, for `wandb sync`. Where its service fails, it says so and
+    training goes on.
     """
 
     def __init__(self, project, folder, config):

@@ -1,8 +1,8 @@
 """The table of measures: a row for everything that a run measures. No torch.
 
-log.csv and norm_alpha.csv, the points of trajectory.json, the scores in the terminal, the comparison's table and statistics,
-titles of tables and labels of axes come from it. To measure something more, add a row here and give the value under its
-column with an epoch's other values; Record.add refuses a column that has no row.
+log.csv and norm_alpha.csv, the points of trajectory.json, the scores in the terminal, the comparison's table and
+statistics, titles of tables and labels of axes come from it. To measure something more, add a row here and give the
+value under its column with an epoch's other values; Record.add refuses a column that has no row.
 """
 
 from enum import Enum, Flag, auto
@@ -28,7 +28,7 @@ class Place(Flag):
 
 
 class Kind(Enum):
-    """What a measure says something about. Tables for reading have their columns in this order, whatever the files have."""
+    """What a measure says something about. Tables for reading have columns in this order, files in the rows'."""
 
     LENGTH = 1
     LOSS = 2
@@ -64,7 +64,8 @@ class Measure(NamedTuple):
 PRETRAINING, EVALUATION, LAYER, POINT, LAST, ONCE, TABLE, PRINTED, COMPARED, SHOWN = Place
 LENGTH, LOSS, QUALITY, ACCURACY, COST, NORM = Kind
 
-# Accuracies while an encoder is pre-trained, and what each is to be compared with: that of the same seed before any training.
+# Accuracies while an encoder is pre-trained, and what each is to be compared with: the encoder of the same seed before
+# any training.
 ACCURACIES = {name: probe.column for name, probe in PROBES.items()}
 UNTRAINED = {probe.column: probe.baseline for probe in PROBES.values() if probe.baseline}
 
@@ -74,7 +75,7 @@ EVALUATION_ACCURACIES = tuple(f"{of}{task}_accuracy" for task in EVALUATIONS for
 
 
 def _accuracies():
-    """Rows of the probes' accuracies, of the untrained encoder's, and of the evaluations'. k-NN is a probe and a task."""
+    """Rows of the probes' accuracies, the untrained encoder's, and the evaluations'. k-NN is a probe and a task."""
     watched = PRETRAINING | POINT | LAST | TABLE | PRINTED
     labels = {probe.column: probe.label for probe in PROBES.values()}
     rows = [

@@ -10,8 +10,8 @@ from .folder import RunFolder
 def load_runs(root):
     """All runs below a folder, sorted by path: (runs, problems).
 
-    A run is a dict with path, config, summary or None, log and norm_alpha, lists of rows. One with a damaged file is left
-    out and gives a line in problems.
+    A run is a dict with path, config, summary or None, log and norm_alpha, lists of rows. One with a damaged file is
+    left out and gives a line in problems.
     """
     runs, problems = [], []
     for config in sorted(Path(root).rglob("config.json")):

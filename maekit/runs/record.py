@@ -23,9 +23,9 @@ class Record:
     def add(self, row, layers, status):
         """Append an epoch and write.
 
-        row: values of the columns but the norms' alphas; the baselines, which are measured once, may be in it and are in
-        no row of the log. layers: (name, alpha, saturated or None) of each norm layer. Raises ValueError for a column
-        that the log does not have.
+        row: values of the columns but the norms' alphas; the baselines, which are measured once, may be in it and are
+        in no row of the log. layers: (name, alpha, saturated or None) of each norm layer. Raises ValueError for a
+        column that the log does not have.
         """
         row = {**row, **_alpha_columns(layers)}
         unknown = [name for name in row if name not in self.columns and name not in BASELINES]

@@ -70,7 +70,7 @@ def test_sentences_on_differences_say_what_the_numbers_say():
     assert say(difference(-0.031, 0.006)) == f"{below} in validation loss (95 % interval 0.025 to 0.037, 3 seeds)."
     way_out = 'so no interval; --seeds "0 1 2" gives one'
     assert (
-        say(difference(0.45, n=1)) == f"DynamicTanh ended 0.450 above LayerNorm in validation loss (1 seed, {way_out})."
+        say(difference(0.45, n=1)) == f"DynamicTanh ended 0.45 above LayerNorm in validation loss (1 seed, {way_out})."
     )
     assert say(difference(0.087, n=2)).endswith(f"(mean of 2 seeds, {way_out}).")
     assert "no finished seed in common, so they cannot be compared" in say({**difference(None, n=0), "mean": None})
@@ -235,7 +235,7 @@ def test_layers_that_left_their_bound_again_are_not_counted():
 def test_half_of_the_layers_are_said_to_be_half_or_more():
     seen, said = adapted([[0.5, 0.5], [2.0, 0.5]])
     assert seen["share"] == 0.5 and seen["most_since"] == 1
-    assert "From epoch 1 on it was half of the layers or more." in said[0] and "ended at a bound" in said[-1]
+    assert "From epoch 1 on half of the layers or more were." in said[0] and "ended at a bound" in said[-1]
 
 
 def test_the_alpha_of_the_control_is_the_one_that_it_ends_with():

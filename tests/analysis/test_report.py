@@ -178,6 +178,11 @@ def test_speed_and_saturation_say_what_the_logs_say(comparison):
     assert len(answer) == 1 and "cannot tell" not in answer[0]  # the control run is there
 
 
+def test_a_difference_that_every_seed_shows_alike_is_no_zero():
+    alike = {"differences": {}, "mean": -0.03, "low": -0.03, "high": -0.03, "n": 3, "note": None}
+    assert comparison_report.signed(alike) == "-0.030\n-0.030 to -0.030"
+
+
 def test_statistics_are_kept_as_a_file(comparison):
     known = json.loads((comparison[0] / "comparison_statistics.json").read_text())
     assert known["n"] == dict.fromkeys(known["n"], 3) and set(known["n"]) == set(RUNS)
