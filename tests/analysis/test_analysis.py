@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import statistics
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import maekit.analysis.comparison
 from maekit import files
 from maekit.analysis import comparison_figures, figures
 from maekit.runs.reading import is_evaluation
-from tests.support import KIT, run, train_here
+from tests.support import analyse_here, train_here
 from tests.support.runs import fabricated
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "32", "--num_workers", "0")
@@ -38,8 +37,8 @@ def copy(comparison, tmp_path):
     return shutil.copytree(comparison, tmp_path / "runs")
 
 
-def analyse(root, check=0):
-    return run(sys.executable, KIT / "analysis.py", "comparison", "--output_dir", root, check=check)
+def analyse(root, check=0, draw=False):
+    return analyse_here("comparison", "--output_dir", root, check=check, draw=draw)
 
 
 def test_the_table_says_what_the_logs_say(copy):
@@ -71,7 +70,7 @@ def test_the_table_says_what_the_logs_say(copy):
 
 
 def test_every_figure_is_there_as_png_and_pdf_and_shows_something(copy):
-    result = analyse(copy)
+    result = analyse(copy, draw=True)
     for name in FIGURES:
         pixels = np.asarray(Image.open(copy / f"{name}.png").convert("RGB"))
         assert pixels.shape[1] >= 900 and pixels.std() > 10, name

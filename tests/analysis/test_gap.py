@@ -15,7 +15,7 @@ from PIL import Image
 from maekit.analysis import gap, gap_figures
 from maekit.runs import measures
 from maekit.runs.trajectories import load_trajectories, read_trajectories
-from tests.support import KIT, run
+from tests.support import KIT, analyse_here, run
 from tests.support.runs import write_trajectory
 
 FIGURES = ("tube_scatter_signed_alpha", "alpha_vs_final_metrics", "negative_vs_positive_comparison",
@@ -33,10 +33,8 @@ def write_original(root, alpha, *, lr=None, folder=None, points=((0.7, 20.0), (0
     return file
 
 
-def analyse(log_dir, out, *flags, check=0):
-    return run(
-        sys.executable, KIT / "analysis.py", "gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check
-    )
+def analyse(log_dir, out, *flags, check=0, draw=False):
+    return analyse_here("gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check, draw=draw)
 
 
 def statistics(out, suffix=""):
@@ -70,7 +68,7 @@ def sweep(tmp_path_factory):
 @pytest.fixture(scope="module")
 def analysed(sweep, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    return out, analyse(sweep, out)
+    return out, analyse(sweep, out, draw=True)
 
 
 def all_points(root, name="accuracy"):
@@ -438,7 +436,8 @@ def test_a_thousand_trajectories_of_fifty_epochs_take_at_most_a_minute(tmp_path)
                 for i in range(25):
                     write_trajectory(tmp_path / "in", (i - 12) / 4, lr=lr, norm=norm, seed=seed, epochs=50)
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out = analyse(tmp_path / "in", tmp_path / "out").stdout
+    flags = ("--log_dir", tmp_path / "in", "--output_dir", tmp_path / "out")
+    out = run(sys.executable, KIT / "analysis.py", "gap", *flags, check=0).stdout
     assert "1000 trajectories with 50000 points analysed" in out
     took = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert took.ru_utime - began.ru_utime < 2 * 60  # of two cores, and whatever else they do

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from maekit import files
-from tests.support import KIT, browser, run, train_here
+from tests.support import KIT, analyse_here, browser, run, train_here
 from tests.support.runs import write_trajectory
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
@@ -54,7 +54,9 @@ def sweep(tmp_path_factory):
         for norm in ("LayerNorm", "DynamicTanh"):
             write_trajectory(root / "runs", alpha, norm=norm)
     write_trajectory(root / "runs", -10.0, epochs=2, status="diverged")
-    analyse("gap", "--log_dir", root / "runs", "--output_dir", root / "analysis", "--accuracy", "frozen")
+    analyse_here(
+        "gap", "--log_dir", root / "runs", "--output_dir", root / "analysis", "--accuracy", "frozen", check=0, draw=True
+    )
     return root
 
 
@@ -196,7 +198,7 @@ def test_a_page_says_how_each_run_came_about_and_links_it(comparison):
 def test_one_seed_is_said_to_have_no_interval(comparison, tmp_path):
     for method in RUNS:
         shutil.copytree(comparison[0] / method / "seed0", tmp_path / method / "seed0")
-    out = analyse("comparison", "--output_dir", tmp_path).stdout
+    out = analyse_here("comparison", "--output_dir", tmp_path, check=0).stdout
     page = Reader(tmp_path / "report.html")
     assert any(item.startswith("There is no interval for LayerNorm, DynamicTanh-alpha2.0") for item in page.items)
     assert "in the one seed there is; no interval: needs 3 seeds or more, there is 1." in out

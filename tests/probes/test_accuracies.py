@@ -69,14 +69,16 @@ def test_all_probes_work_together_under_autocast(precision, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def demo_run(tmp_path_factory):
+def demo_run(demo_dir, tmp_path_factory):
     """Summary of a demo run by its alpha, trained when first asked for."""
     done = {}
 
     def run(alpha):
         if alpha not in done:
             folder = tmp_path_factory.mktemp("demo")
-            train_here("--demo", "--alpha", alpha, "--probes", "joint,frozen", "--output_dir", folder, check=0)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("MAEKIT_DATA", str(demo_dir.parent))
+                train_here("--demo", "--alpha", alpha, "--probes", "joint,frozen", "--output_dir", folder, check=0)
             done[alpha] = json.loads((folder / "summary.json").read_text())
         return done[alpha]
 
