@@ -2,11 +2,30 @@
 
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from maekit.data import demo
 from tests.support import write_ilsvrc
+
+HERE = Path(__file__).parent
+
+
+SLOW = ("end_to_end", "test_frozen.py")
+ROOMS = ("end_to_end", "drivers", "test_frozen.py", "analysis", "training")  # the longest files begin first
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is slow as a whole; files that take long are not left for last, where one worker would be alone with them."""
+
+    def room_of(item):
+        return item.path.relative_to(HERE).parts[0]
+
+    for item in items:
+        if room_of(item) in SLOW:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: ROOMS.index(room_of(item)) if room_of(item) in ROOMS else len(ROOMS))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -69,6 +69,7 @@ def test_the_table_says_what_the_logs_say(copy):
         assert float(table[method, "mean"]["total_time"]) == pytest.approx(statistics.mean(times), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_as_png_and_pdf_and_shows_something(copy):
     result = analyse(copy, draw=True)
     for name in FIGURES:

@@ -103,6 +103,7 @@ def test_the_control_is_dynamic_tanh_at_the_upper_bound():
     assert value(other[1], "--output_dir") == "o/DynamicTanh-alpha3.0/seed0"
 
 
+@pytest.mark.slow
 def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_path):
     flags = (
         *QUICK,
@@ -129,6 +130,7 @@ def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_
     assert "run_comparison.sh" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     """Pre-trained and untrained, for two seeds; a column each, and their difference paired by seed."""
     flags = (*QUICK, "--methods", "dyt", "--seeds", "0 1 2", "--eval", "linprobe", "--output_dir", tmp_path,
@@ -156,6 +158,7 @@ def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     assert ended(run(DRIVER, *flags, check=0).stdout) == (0, 3 + 6)
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_run_that_diverged_is_shown_as_such(tmp_path):
     result = run(
         DRIVER,
@@ -201,6 +204,7 @@ def test_bad_values_of_the_driver_are_one_line_and_exit_code_2(flags, says):
     assert says in error and len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once_before_the_first_run(tmp_path):
     for flags in (("--imagenet_dir", tmp_path / "none"), ("--no_such_flag",), ("--demo", "--lr", "-1")):
         result = run(DRIVER, *flags, "--output_dir", tmp_path / "out", check=2)
@@ -213,6 +217,7 @@ def test_help_shows_the_drivers_and_the_runs_options():
     assert "--methods" in out and "--imagenet_dir" in out and "--adyt_lambda" in out
 
 
+@pytest.mark.slow
 def test_one_failed_method_does_not_stop_the_others_and_is_listed_last(tmp_path):
     blocked = tmp_path / "LayerNorm"
     blocked.mkdir()
@@ -233,6 +238,7 @@ def test_one_failed_method_does_not_stop_the_others_and_is_listed_last(tmp_path)
     assert kept == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("checkpoint.pth")}
 
 
+@pytest.mark.slow
 def test_when_every_run_fails_each_is_listed(tmp_path):
     for method in ("LayerNorm", "DynamicTanh"):
         (tmp_path / method).write_text("in the way")
@@ -240,6 +246,7 @@ def test_when_every_run_fails_each_is_listed(tmp_path):
     assert [line.split(":")[0] for line in result.stderr.strip().splitlines()[-2:]] == ["exit code 2"] * 2
 
 
+@pytest.mark.slow
 def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
     """Wnid folders, flat val, LOC_val_solution.csv, photographs at full size; the README's second command, shortened."""
     run(DRIVER, "--imagenet_dir", ilsvrc, "--epochs", "1", "--max_images", "64", "--batch_size", "16", "--model",
@@ -252,6 +259,7 @@ def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
     assert (tmp_path / "reconstruction_comparison.pdf").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_driver_and_its_run(tmp_path):
     command = [
         DRIVER,
@@ -286,6 +294,7 @@ def test_ctrl_c_stops_the_driver_and_its_run(tmp_path):
     assert not left
 
 
+@pytest.mark.slow
 class TestEnvironment:
     """Real virtual environments, of one small package in place of torch and its friends, from a folder in place of PyPI."""
 

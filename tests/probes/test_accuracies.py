@@ -46,6 +46,7 @@ def test_accuracies_count_every_validation_image_once(mae, source):
     )
 
 
+@pytest.mark.slow
 def test_k_nn_is_scored_every_few_epochs_and_in_the_last(tmp_path):
     flags = ("--epochs", "5", "--eval_every", "2", "--probes", "knn")
     train_here(*QUICK, *flags, "--output_dir", tmp_path, check=0)
@@ -56,6 +57,7 @@ def test_k_nn_is_scored_every_few_epochs_and_in_the_last(tmp_path):
     assert all(p["accuracy"] is None and p["untrained_knn_accuracy"] > 30 for p in trajectory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_all_probes_work_together_under_autocast(precision, tmp_path):
     flags = ("--alpha", "0.5", "--probes", "all", "--precision", precision, "--max_images", "256", "--epochs", "4")
@@ -85,18 +87,21 @@ def demo_run(demo_dir, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_on_the_demo_the_frozen_probe_reads_an_untrained_encoder_and_one_at_alpha_a_half(demo_run):
     assert demo_run(0.5)["untrained_frozen_accuracy"] >= 60
     assert demo_run(0.5)["frozen_accuracy"] >= 60
     assert demo_run(0)["untrained_frozen_accuracy"] == demo_run(0.5)["untrained_frozen_accuracy"]
 
 
+@pytest.mark.slow
 def test_on_the_demo_positive_alphas_beat_what_is_read_from_reconstruction_alone(demo_run):
     for alpha in (0.5, 0.1):
         assert demo_run(alpha)["accuracy"] > demo_run(0)["frozen_accuracy"]
         assert demo_run(alpha)["val_mse"] < 0.5
 
 
+@pytest.mark.slow
 def test_at_alpha_minus_ten_the_joint_probe_names_wrong_classes_and_the_frozen_one_finds_the_right_ones(demo_run):
     summary = demo_run(-10)
     assert summary["status"] == "finished" and summary["accuracy"] < 5 and summary["frozen_accuracy"] > 40

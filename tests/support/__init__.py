@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 KIT = Path(__file__).resolve().parents[2]
@@ -76,14 +77,16 @@ def blank_figures():
     """Figures have their files, but nothing is drawn: that takes longer than a short run."""
     from matplotlib.figure import Figure
 
+    from maekit.analysis import figures, report
+
     pixel = io.BytesIO()
     Image.new("RGB", (1, 1), "white").save(pixel, "PNG")
     files = {"png": pixel.getvalue(), "pdf": b"%PDF-1.4\n%%EOF\n"}
-    drawn, Figure.savefig = Figure.savefig, lambda self, file, format, **_: file.write(files[format])
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, file, format, **_: file.write(files[format]))
+        for module in (figures, report):
+            patch.setattr(module, "each", lambda function, items: [function(item) for item in items])
         yield
-    finally:
-        Figure.savefig = drawn
 
 
 def write_ilsvrc(root, *, train_images=24, val_images=12):
