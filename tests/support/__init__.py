@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,11 @@ def train_here(*flags, check=None, draw=False):
 
 
 def analyse_here(*flags, check=None, draw=False):
-    """Run analysis.py's main in this process."""
-    return _here(analysis_module.main, flags, check, draw)
+    """Run analysis.py's main likewise. What numpy, pandas or matplotlib would warn of is an error."""
+    with warnings.catch_warnings():
+        for kind in (RuntimeWarning, UserWarning):
+            warnings.simplefilter("error", kind)
+        return _here(analysis_module.main, flags, check, draw)
 
 
 def _here(main, flags, check, draw):
