@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 SLOW = ("end_to_end", "test_frozen.py")
-ROOMS = ("end_to_end", "drivers", "test_frozen.py", "analysis", "training")  # the longest files begin first
+ROOMS = ("end_to_end", "drivers", "test_frozen.py", "analysis", "training", "probes")  # the longest files begin first
 
 
 def pytest_collection_modifyitems(items):

@@ -301,7 +301,8 @@ class TestEnvironment:
     USE = 'set -eu; KIT=$1; . "$KIT/maekit/drivers/env.sh"; use_environment; echo "python: $PYTHON"'
 
     @pytest.fixture(scope="class")
-    def wheels(self, tmp_path_factory):
+    @classmethod
+    def wheels(cls, tmp_path_factory):
         folder = tmp_path_factory.mktemp("wheels")
         for version in ("1.0.0", "0.12.1"):
             about = f"toolz-{version}.dist-info"
