@@ -1,7 +1,16 @@
 #!/usr/bin/env bash
-# Set up what the tests need and run them: ./tests/run.sh [pytest arguments]
+# Set up what the tests need and run them: ./tests/run.sh [--quick] [pytest arguments]
+#
+# All of it is what CI runs. --quick is for while one works: the linters, and the tests of every room that are not marked
+# slow. Left out are tests/end_to_end (kills, torchrun, SLURM, a clone of upstream), the drivers' real runs, recorded
+# outputs, figures that are looked at, and what else takes over 2 s; nothing is installed for them.
 
 set -euo pipefail
+quick=()
+if [ "${1-}" = --quick ]; then
+    quick=(-m "not slow")
+    shift
+fi
 KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$KIT/maekit/drivers/env.sh"
 cd "$KIT"
@@ -31,11 +40,13 @@ install() {
         ${root[@]+"${root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $1 >/dev/null 2>&1 ||
         echo "apt-get install $1 failed: $2 will not be tested"
 }
-{ command -v sbatch >/dev/null && PATH=$PATH:/usr/sbin command -v munged >/dev/null; } ||
-    install "slurm-wlm munge" "--slurm"
-command -v chromium >/dev/null || command -v google-chrome >/dev/null || install chromium "report.html in a browser"
-{ command -v wine && command -v x86_64-w64-mingw32-gcc; } >/dev/null ||
-    install "--no-install-recommends wine gcc-mingw-w64-x86-64-win32" "run_comparison.bat in a cmd.exe"
+if [ ${#quick[@]} = 0 ]; then
+    { command -v sbatch >/dev/null && PATH=$PATH:/usr/sbin command -v munged >/dev/null; } ||
+        install "slurm-wlm munge" "--slurm"
+    command -v chromium >/dev/null || command -v google-chrome >/dev/null || install chromium "report.html in a browser"
+    { command -v wine && command -v x86_64-w64-mingw32-gcc; } >/dev/null ||
+        install "--no-install-recommends wine gcc-mingw-w64-x86-64-win32" "run_comparison.bat in a cmd.exe"
+fi
 
 echo "ruff and shellcheck"
 ruff check .
@@ -44,4 +55,4 @@ ruff format --check .
 shellcheck -x .ci/run $(git ls-files '*.sh')
 # One thread a process: many small tensors on many processes otherwise wait for each other.
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest --numprocesses auto --dist loadfile "$@"
+exec "$PYTHON" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder ${quick[@]+"${quick[@]}"} "$@"

@@ -2,6 +2,7 @@
 gap_report; here they are rendered, and links, pictures and the plot's library made part of the file."""
 
 import base64
+import functools
 import hashlib
 import io
 import os
@@ -60,6 +61,7 @@ def plot(name, *tables):
         return said
 
 
+@functools.cache
 def plot_library():
     """plotly.js, as its text and packed with gzip for the page, which makes a third of it."""
     import gzip

@@ -37,8 +37,8 @@ def copy(comparison, tmp_path):
     return shutil.copytree(comparison, tmp_path / "runs")
 
 
-def analyse(root, check=0):
-    return analyse_here("comparison", "--output_dir", root, check=check)
+def analyse(root, check=0, draw=False):
+    return analyse_here("comparison", "--output_dir", root, check=check, draw=draw)
 
 
 def test_the_table_says_what_the_logs_say(copy):
@@ -69,8 +69,9 @@ def test_the_table_says_what_the_logs_say(copy):
         assert float(table[method, "mean"]["total_time"]) == pytest.approx(statistics.mean(times), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_as_png_and_pdf_and_shows_something(copy):
-    result = analyse(copy)
+    result = analyse(copy, draw=True)
     for name in FIGURES:
         pixels = np.asarray(Image.open(copy / f"{name}.png").convert("RGB"))
         assert pixels.shape[1] >= 900 and pixels.std() > 10, name

@@ -37,8 +37,8 @@ def write_original(root, alpha, *, lr=None, folder=None, points=((0.7, 20.0), (0
     return file
 
 
-def analyse(log_dir, out, *flags, check=0):
-    return analyse_here("gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check)
+def analyse(log_dir, out, *flags, check=0, draw=False):
+    return analyse_here("gap", "--log_dir", log_dir, "--output_dir", out, *flags, check=check, draw=draw)
 
 
 def statistics(out, suffix=""):
@@ -164,6 +164,7 @@ def test_every_norm_has_its_own_gap_in_the_same_bins(sweep, analysed):
         assert part["reconstruction_gap"] == pytest.approx(total) and part["n_runs"] == 15
 
 
+@pytest.mark.slow
 def test_with_three_seeds_there_is_an_interval_and_with_fewer_the_output_says_why_not(sweep, analysed, tmp_path):
     found = statistics(analysed[0])["over_seeds"]
     values = list(found["values"].values())
@@ -213,12 +214,14 @@ def test_the_table_has_a_row_per_norm_rate_and_alpha(sweep, analysed):
     assert float(row["untrained_frozen_accuracy_mean"]) == 45.0
 
 
-def test_every_figure_is_there_as_png_and_pdf_and_shows_something(analysed):
+@pytest.mark.slow
+def test_every_figure_is_there_as_png_and_pdf_and_shows_something(sweep, tmp_path):
+    analyse(sweep, tmp_path, draw=True)
     names = ["mse_over_epochs", *(name + suffix for name in FIGURES for suffix in ("", "_frozen", "_knn"))]
     for name in names:
-        pixels = np.asarray(Image.open(analysed[0] / f"{name}.png").convert("RGB"))
+        pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"))
         assert pixels.shape[1] >= 900 and pixels.std() > 10, name
-        assert (analysed[0] / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_points_have_one_size_and_hues_say_the_sign_of_alpha(sweep):
@@ -251,6 +254,7 @@ def test_accuracy_chooses_the_probe(probe, suffix, sweep, tmp_path):
     assert [f.name for f in tmp_path.glob("gap_statistics*.json")] == [f"gap_statistics{suffix}.json"]
 
 
+@pytest.mark.slow
 def test_n_bins_and_binning_change_the_gap(sweep, tmp_path):
     for name, flags in (("few", ("--n_bins", "4")), ("quantile", ("--binning", "quantile"))):
         analyse(sweep, tmp_path / name, *flags, "--accuracy", "joint")
@@ -369,6 +373,7 @@ def test_one_mse_value_has_no_gap_and_the_statistics_say_so(tmp_path):
     assert (tmp_path / "out/tube_scatter_signed_alpha.png").exists() and (tmp_path / "out/gap_table.csv").exists()
 
 
+@pytest.mark.slow
 def test_open_shows_what_was_written_for_a_sweep_without_a_gap_too(tmp_path):
     """BROWSER is what Python's webbrowser starts; where nothing was written, an old page is not shown."""
     (tmp_path / "see").write_text('#!/bin/sh\necho "$1" >> "$0.out"\n')
@@ -477,6 +482,7 @@ def test_sweeps_of_different_lengths_and_copies_of_a_run_are_pooled_with_a_notic
     assert f"and {first.parent} are the same run, counted twice" in out
 
 
+@pytest.mark.slow
 def test_a_thousand_trajectories_of_fifty_epochs_take_at_most_a_minute(tmp_path):
     for seed in range(10):
         for norm in ("LayerNorm", "DynamicTanh"):
@@ -484,16 +490,8 @@ def test_a_thousand_trajectories_of_fifty_epochs_take_at_most_a_minute(tmp_path)
                 for i in range(25):
                     write_trajectory(tmp_path / "in", (i - 12) / 4, lr=lr, norm=norm, seed=seed, epochs=50)
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = (
-        sys.executable,
-        KIT / "analysis.py",
-        "gap",
-        "--log_dir",
-        tmp_path / "in",
-        "--output_dir",
-        tmp_path / "out",
-    )
-    out = run(*command, check=0).stdout  # in a process of its own, whose time is measured
+    flags = ("--log_dir", tmp_path / "in", "--output_dir", tmp_path / "out")
+    out = run(sys.executable, KIT / "analysis.py", "gap", *flags, check=0).stdout
     assert "1000 trajectories with 50000 points analysed" in out
     took = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert took.ru_utime - began.ru_utime < 2 * 60  # of two cores, and whatever else they do

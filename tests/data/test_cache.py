@@ -191,6 +191,7 @@ def test_larger_inputs_have_larger_images_stored(photographs, tmp_path):
     assert cache.pixels(cached(open_folder(photographs), tmp_path, side=280)) == "whole"  # 400 of 375
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_workers_started_either_way_read_and_make_the_cache(tmp_path, start, monkeypatch):
     source = open_folder(None, max_images=400)
@@ -244,6 +245,7 @@ def test_a_changed_file_is_another_cache(tmp_path, change):
         assert stored.train.store.picture(2).pixels.shape == (30, 30, 3)
 
 
+@pytest.mark.slow
 def test_subsets_and_sizes_have_caches_of_their_own(tmp_path):
     said = []
     for max_images, side in ((None, 224), (None, 64), (6, 224), (6, 448)):
@@ -287,6 +289,7 @@ def test_a_killed_maker_leaves_finished_parts_and_the_next_one_goes_on_with_them
     assert not list(folder.glob("*.draft")) and not list(folder.glob("*.parts"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_of_two_runs_at_once_one_decodes_and_the_other_waits(photographs, tmp_path):
     root, folder = many_links(photographs, tmp_path / "images", 193), tmp_path / "cache"

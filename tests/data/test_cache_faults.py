@@ -122,6 +122,7 @@ def test_it_is_made_where_it_fits_the_disk(tmp_path, monkeypatch):
     assert cache.cached(source, "auto", 224, said.append) is not source, "what is there takes no room"
 
 
+@pytest.mark.slow
 def test_millions_of_images_have_one_only_where_it_is_asked_for(tmp_path, monkeypatch):
     source, said = small_source(tmp_path / "images"), []
     monkeypatch.setenv("MAEKIT_CACHE", str(tmp_path / "cache"))
@@ -175,6 +176,7 @@ def test_it_goes_on_without_the_cache_where_that_makes_no_difference(runs_of, tm
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_it_does_not_go_on_with_other_pixels(photographs, tmp_path):
     flags = ("--imagenet_dir", photographs, "--model", "mae_vit_demo_patch8", "--input_size", 64, "--epochs", 2,
              "--batch_size", 10, "--num_workers", 0)  # fmt: skip

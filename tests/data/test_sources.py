@@ -341,6 +341,7 @@ def test_a_missing_photograph_is_named(monkeypatch, tmp_path):
         demo.photograph("astronaut.png")
 
 
+@pytest.mark.slow
 def test_the_fingerprint_changes_with_the_files_and_only_with_them(tmp_path):
     first = open_folder(write_folders(tmp_path / "a")).fingerprint
     assert open_folder(write_folders(tmp_path / "b")).fingerprint == first

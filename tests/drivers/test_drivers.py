@@ -208,6 +208,7 @@ def test_a_dry_run_needs_no_packages(driver, tmp_path):
     assert "--norm AdaptiveDynamicTanh" in result.stdout and not result.stderr
 
 
+@pytest.mark.slow
 def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_path):
     methods = ("--methods", "adyt", "--adyt_lambda", "0.01 0.5", "--control")
     flags = (*QUICK, *methods, "--output_dir", tmp_path, "--jobs", "2")
@@ -224,6 +225,7 @@ def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_
     assert "run_comparison.sh" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     """Pre-trained and untrained, for two seeds; a column each, and their difference paired by seed."""
     evaluations = ("--eval", "linprobe", "--linprobe_flags", "--epochs 1 --batch_size 16")
@@ -252,6 +254,7 @@ def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     assert ended(run(DRIVER, *flags, check=0).stdout) == (0, 3 + 6)
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_run_that_diverged_is_shown_as_such(tmp_path):
     flags = shlex.split("--batch_size 8 --methods ln --lr 1e18 --eval knn")
     result = run(DRIVER, *QUICK, *flags, "--output_dir", tmp_path, check=0)
@@ -284,6 +287,7 @@ def test_bad_values_of_the_driver_are_one_line_and_exit_code_2(flags, says):
     assert says in error and len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once_before_the_first_run(tmp_path):
     for flags in (("--imagenet_dir", tmp_path / "none"), ("--no_such_flag",), ("--demo", "--lr", "-1")):
         result = run(DRIVER, *flags, "--output_dir", tmp_path / "out", check=2)
@@ -296,6 +300,7 @@ def test_help_shows_the_drivers_and_the_runs_options():
     assert "--methods" in out and "--imagenet_dir" in out and "--adyt_lambda" in out
 
 
+@pytest.mark.slow
 def test_one_failed_method_does_not_stop_the_others_and_is_listed_last(tmp_path):
     blocked = tmp_path / "LayerNorm"
     blocked.mkdir()
@@ -316,6 +321,7 @@ def test_one_failed_method_does_not_stop_the_others_and_is_listed_last(tmp_path)
     assert kept == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("checkpoint.pth")}
 
 
+@pytest.mark.slow
 def test_when_every_run_fails_each_is_listed(tmp_path):
     for method in ("LayerNorm", "DynamicTanh"):
         (tmp_path / method).write_text("in the way")
@@ -323,6 +329,7 @@ def test_when_every_run_fails_each_is_listed(tmp_path):
     assert [line.split(":")[0] for line in result.stderr.strip().splitlines()[-2:]] == ["exit code 2"] * 2
 
 
+@pytest.mark.slow
 def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
     """Wnid folders, flat val, LOC_val_solution.csv, photographs at full size; the README's second command, shortened."""
     flags = shlex.split("--epochs 1 --max_images 64 --batch_size 16 --model mae_vit_tiny_patch16")
@@ -335,6 +342,7 @@ def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
     assert (tmp_path / "reconstruction_comparison.pdf").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_driver_and_its_run(tmp_path):
     flags = shlex.split("--demo --epochs 200 --max_images 64 --num_workers 1 --jobs 1")
     command = [DRIVER, *flags, "--output_dir", tmp_path]
@@ -360,13 +368,15 @@ def test_ctrl_c_stops_the_driver_and_its_run(tmp_path):
     assert not left
 
 
+@pytest.mark.slow
 class TestEnvironment:
     """Real virtual environments, of one small package in place of torch and its friends, from a folder in place of PyPI."""
 
     USE = 'set -eu; KIT=$1; . "$KIT/maekit/drivers/env.sh"; use_environment; echo "python: $PYTHON"'
 
     @pytest.fixture(scope="class")
-    def wheels(self, tmp_path_factory):
+    @classmethod
+    def wheels(cls, tmp_path_factory):
         folder = tmp_path_factory.mktemp("wheels")
         for version in ("1.0.0", "0.12.1"):
             about = f"toolz-{version}.dist-info"

@@ -264,6 +264,7 @@ class TestFailing:
         go(grid(""), 2, analysis=(sys.executable, "-c", "import sys; sys.exit(2)"), check=2)
 
 
+@pytest.mark.slow
 class TestTwoDrivers:
     def test_they_share_the_work_and_both_analyse_it_all(self, grid):
         file = grid(*["--seconds 0.6"] * 12)
@@ -318,6 +319,7 @@ class TestTwoDrivers:
         assert not task.was_taken(1), "ended before it was started: another reason, such as other settings"
 
 
+@pytest.mark.slow
 class TestSignals:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
     @pytest.mark.parametrize("jobs", [1, 2])
@@ -473,6 +475,7 @@ class TestProgress:
         assert not board.live and board.stream.getvalue() == "a\nb\nc\n"
 
 
+@pytest.mark.slow
 def test_a_hundred_runs_leave_the_driver_as_it_was(tmp_path):
     """Its memory, its files, its processes, over 100 runs; in a process of its own, so that nothing else counts."""
     script = tmp_path / "quick.py"
@@ -531,6 +534,7 @@ def test_the_commands_of_a_grid_are_read_back_as_they_were_meant():
 SMALL = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
 
 
+@pytest.mark.slow
 class TestRealRuns:
     def test_other_thread_counts_change_losses_by_rounding_alone(self, tmp_path):
         """--jobs 2 gives each run half the cores; sums are then added up in another order."""

@@ -176,6 +176,7 @@ def test_bad_values_are_one_line_and_exit_code_2(flags, says):
     assert says in error and len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once_before_the_first_run(tmp_path):
     for flags in (
         ("--imagenet_dir", tmp_path / "none"),
@@ -189,6 +190,7 @@ def test_bad_input_is_said_once_before_the_first_run(tmp_path):
         assert "[1/3]" not in result.stdout and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_images_without_labels_are_said_once_before_the_first_run(ilsvrc, tmp_path):
     (tmp_path / "ILSVRC").symlink_to(ilsvrc)
     (tmp_path / "copy").mkdir()
@@ -204,6 +206,7 @@ def test_help_shows_the_sweeps_and_the_runs_options(driver):
     assert re.search(r"^Here: --name (full|quick|lr) ", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_small_sweep_from_commands_to_figures_and_its_rerun(tmp_path):
     flags = (*SMALL, "--alphas", "-0.5 0.5", "--output_dir", tmp_path)
     out = run(QUICK, *flags, check=0).stdout
@@ -224,6 +227,7 @@ def test_a_small_sweep_from_commands_to_figures_and_its_rerun(tmp_path):
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
 
+@pytest.mark.slow
 def test_a_failed_point_does_not_stop_the_rest_and_is_listed_last(tmp_path):
     root = tmp_path / "demo-mae-reconstruction-gap/quick"
     (root / "-0.5").mkdir(parents=True)
@@ -235,6 +239,7 @@ def test_a_failed_point_does_not_stop_the_rest_and_is_listed_last(tmp_path):
     assert (tmp_path / "analysis_demo-quick/gap_table.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_point_that_diverges_is_a_result_of_the_sweep(tmp_path):
     flags = (*SMALL, "--epochs", "2", "--alphas", "-10 0.5", "--lrs", "1e3 4e-3", "--output_dir", tmp_path)
     out = run(QUICK, *flags, check=0).stdout
@@ -271,6 +276,7 @@ LONG = shlex.split("--demo --epochs 40 --max_images 64 --batch_size 32 --num_wor
 LONG += ["--alphas", "0.1 0.5"]
 
 
+@pytest.mark.slow
 def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_completes_it(tmp_path):
     root = tmp_path / "demo-mae-reconstruction-gap/quick"
     first, second = (root / a / "LayerNorm_lr0.004_seed0" for a in ("0.1", "0.5"))
@@ -293,6 +299,7 @@ def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_
     assert whole["trajectory"][: len(kept) - 1] == kept[:-1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_sweep_with_a_count_and_leaves_no_process(tmp_path):
     second = tmp_path / "checkpoints/demo-quick/demo_alpha-0.5_LayerNorm_lr0.004_seed0/checkpoint.pth"
     flags = [*LONG]

@@ -81,6 +81,7 @@ def test_there_is_no_cluster_on_windows():
     assert "error: --slurm: run_comparison.bat knows no cluster" in comparison("--slurm", "-p gpu", check=2).stderr
 
 
+@pytest.mark.slow
 def test_both_leave_the_same_files(tmp_path):
     """Grids, what was typed, runs, evaluations; and the second start finds all done."""
     words = [*QUICK, "--methods", "ln dyt", "--eval", "knn", "--jobs", "2", "--output_dir", "out"]
@@ -166,6 +167,7 @@ def test_its_lines_end_as_cmd_wants_them():
     assert attributes.strip().endswith("eol: crlf")
 
 
+@pytest.mark.slow
 def test_the_demo_in_cmd_has_the_losses_of_the_shell(cmd, tmp_path):
     words = [*QUICK, "--methods", "ln dyt adyt", "--output_dir", "out (x86) & co"]
     said = cmd(windows(BATCH), *words, cwd=tmp_path, check=0)
@@ -178,6 +180,7 @@ def test_the_demo_in_cmd_has_the_losses_of_the_shell(cmd, tmp_path):
     assert "3 runs: 3 done" in cmd(windows(BATCH), "status", *words[-2:], cwd=tmp_path, check=0).stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_listed_last_and_the_exit_code_is_1(cmd, tmp_path):
     (tmp_path / "out/DynamicTanh").mkdir(parents=True)
     (tmp_path / "out/DynamicTanh/seed0").write_text("in the way")
@@ -186,6 +189,7 @@ def test_a_run_that_fails_is_listed_last_and_the_exit_code_is_1(cmd, tmp_path):
     assert "DynamicTanh" in said.stderr.strip().splitlines()[-1] and "report.html" in said.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, means",
     [
@@ -204,6 +208,7 @@ def test_words_reach_the_kit_as_they_are_typed(words, means, cmd, tmp_path):
     assert said.stdout == comparison("--dry_run", *means, check=0).stdout
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(cmd, tmp_path):
     said = cmd(windows(BATCH), "--output_dir", cwd=tmp_path, check=2)
     assert said.stderr.count("error: --output_dir: needs a value. See run_comparison.bat --help.") == 1
@@ -211,6 +216,7 @@ def test_bad_input_is_one_line_and_exit_code_2(cmd, tmp_path):
     assert said.stderr.count("error: --imagenet_dir no where") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_help_is_the_comment_at_its_top_then_train_py(cmd, tmp_path):
     said = cmd(windows(BATCH), "--help", cwd=tmp_path, check=0).stdout
     assert said.startswith("The norm comparison, run_comparison.sh for the Windows command prompt")
@@ -224,6 +230,7 @@ def test_help_names_every_option_of_the_shell_driver():
     assert ours | {"--slurm"} == shells
 
 
+@pytest.mark.slow
 def test_a_python_that_lacks_a_package_is_named(cmd, tmp_path):
     """PYTHON is what the user chose, so nothing is installed there."""
     bare = tmp_path / "bare"
@@ -238,6 +245,7 @@ def test_a_python_that_lacks_a_package_is_named(cmd, tmp_path):
     assert said.stdout.count("train.py") == 3 and not said.stderr
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_where_processes_are_spawned(tmp_path):
     """As on Windows and macOS; with a cache to make, workers, and every probe."""
     script = tmp_path / "spawn.py"

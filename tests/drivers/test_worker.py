@@ -128,6 +128,7 @@ def reference(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 class TestResults:
     def test_they_are_the_same_bit_for_bit(self, both):
         warm, apart = both
@@ -163,6 +164,7 @@ class TestResults:
         assert len(re.findall("finished already, nothing to do", out)) == len(POINTS)
 
 
+@pytest.mark.slow
 class TestEndings:
     def test_a_signal_saves_the_state_and_the_same_command_goes_on(self, tmp_path, reference):
         file = write_grid(tmp_path / "out", {"short": (*LONG[:2], "1", *LONG[3:]), "long": LONG})
@@ -255,6 +257,7 @@ def end_of(worker, script, *flags):
 
 
 class TestWorker:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", SCRIPTS)
     def test_a_script_cannot_tell_and_ends_as_ever(self, tmp_path, worker, name):
         script, before = tmp_path / "script.py", tmp_path / "before.py"

@@ -21,6 +21,7 @@ def resolved(*flags):
     return resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="--compile needs a C++ compiler here")
 def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path):
     """With what is in a step besides the model: AdaptiveDynamicTanh, the joint and the frozen probe."""

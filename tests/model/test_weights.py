@@ -19,7 +19,6 @@ from torch import nn
 
 import norms
 import train as train_module
-from maekit.analysis import figures
 from maekit.data import sources
 from maekit.errors import InputError
 from maekit.model.formats import to_timm
@@ -34,14 +33,6 @@ from tests.support import run, train_here
 QUICK = ("--demo", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
 KNN, *_ = EVALUATIONS = [("--task", task) for task in ("knn", "finetune", "linprobe")]
 MODEL = "mae_vit_demo_patch8"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Drawing one takes longer than the runs here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", lambda figure, path: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -188,6 +188,7 @@ def test_norm_alphas_names_every_layer_with_its_alpha_and_saturation():
     assert norms.norm_alphas(nn.Sequential(nn.LayerNorm(3))) == []
 
 
+@pytest.mark.slow
 def test_norms_py_works_alone_and_needs_torch_only(tmp_path):
     shutil.copy(KIT / "norms.py", tmp_path / "norms.py")
     script = (

@@ -41,6 +41,7 @@ def test_encoder_gradients_with_and_without_the_frozen_probe_are_bitwise_equal(p
     assert found[0] and same(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_run_trains_the_same_weights_with_all_probes_as_with_none(precision, tmp_path):
     """alpha 0 with probes is the comparison's run of the same settings: equal losses to the last digit."""
@@ -150,6 +151,7 @@ def test_its_baseline_is_the_encoder_as_it_was_and_stays(mae, batch):
     assert cls_token.requires_grad and not any(values.requires_grad for values in features.values())
 
 
+@pytest.mark.slow
 def test_its_rate_falls_to_zero_over_the_run_also_when_it_goes_on_from_a_shorter_one(tmp_path):
     def last_rate(folder):
         groups = state(folder)["probes"]["frozen"]["frozen_accuracy"]["optimizer"]["param_groups"]
@@ -168,6 +170,7 @@ def test_its_rate_falls_to_zero_over_the_run_also_when_it_goes_on_from_a_shorter
         assert last_rate(tmp_path / f"from {start}") == pytest.approx(rate(16, 16))
 
 
+@pytest.mark.slow
 def test_the_baseline_of_another_seed_is_not_taken_over(tmp_path):
     """Its probe was trained on another untrained encoder."""
     train_here(*QUICK, "--probes", "frozen", "--output_dir", tmp_path / "zero", check=0)
@@ -219,6 +222,7 @@ def test_accumulated_batches_train_it_like_one_large_batch(parts, mae):
     assert all(same(found, alone.state_dict()) for found in frozen.state_dict().values())
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step_of_the_probe(tmp_path):
     for name, more in (("one", ("--batch_size", "32")), ("four", ("--batch_size", "8", "--accum_iter", "4"))):
         train_here(*QUICK, "--probes", "frozen", *more, "--output_dir", tmp_path / name, check=0)
@@ -229,6 +233,7 @@ def test_accumulated_batches_are_one_step_of_the_probe(tmp_path):
         assert state(tmp_path / name)["probes"]["frozen"]["frozen_accuracy"]["steps"] == 4
 
 
+@pytest.mark.slow
 def test_on_an_encoder_that_does_not_move_it_is_the_untrained_baseline(tmp_path):
     train_here(*QUICK, "--lr", "1e-30", "--probes", "all", "--output_dir", tmp_path, check=0)
     for row in files.read_csv(tmp_path / "log.csv"):

@@ -101,6 +101,7 @@ def test_an_offline_run_of_weights_and_biases_holds_config_metrics_and_figures(f
     assert {"loss", "reconstructions"} <= saved
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_its_name_there_and_another_has_another(finished, tmp_path):
     """Runs of equal settings in folders of equal names are two; the service would take the second for the first."""
     pytest.importorskip("wandb")
@@ -161,6 +162,7 @@ def test_without_a_login_nothing_is_trained(tmp_path):
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_driver_s_analysis_is_logged_with_its_statistics_as_an_artifact(tmp_path):
     pytest.importorskip("wandb")
     flags = (

@@ -68,7 +68,7 @@ def test_a_run_leaves_all_files_of_the_design_and_no_stray_ones(finished):
     for name in ("total_epochs", "total_time", "avg_epoch_time", "final_loss", "min_loss", "min_loss_epoch", "val_mse"):
         assert summary[name] is not None
     config = json.loads((finished / "config.json").read_text())
-    assert config["data"]["train_images"] == 32 and config["data"]["val_images"] == 200
+    assert config["data"]["train_images"] == 32 and config["data"]["val_images"] == 40
     assert (
         config["versions"]["torch"] == torch.__version__.partition("+")[0]
         and config["identity"]["precision"] == "float32"
@@ -130,6 +130,7 @@ def test_settings_that_do_not_matter_to_the_run_do_not_make_another_of_it(copy):
     )
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_in_another_precision(tmp_path):
     copy = tmp_path / "run"
     train_here(*QUICK, "--output_dir", copy, "--precision", "bfloat16", check=0)
@@ -158,6 +159,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(copy):
     assert (copy / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_overwrite_deletes_another_run_and_goes_on_with_this_one(tmp_path):
     """A cluster that starts the same command again must not start from nothing."""
     flags = (*DEMO, "--epochs", "2", "--overwrite", "--output_dir", tmp_path)
@@ -282,6 +284,7 @@ def test_a_checkpoint_named_by_hand_starts_a_longer_run(finished, tmp_path):
     assert "has 1 epochs already" in line
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_within_an_epoch_goes_on_there_if_its_batches_are_this_runs(tmp_path):
     flags = (*DEMO, "--batch_size", "8", "--epochs", "2")
     train_here(*flags, "--checkpoint_minutes", "1e-9", "--output_dir", tmp_path / "whole", check=0)
@@ -422,6 +425,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert ((tmp_path / "before").read_bytes(), (tmp_path / "file").read_bytes()) == (b"first", b"second")
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_one_file_at_once_each_write_all_of_it(tmp_path, monkeypatch):
     path = tmp_path / "file"
     with files.atomic_write(path) as ours:
@@ -453,6 +457,7 @@ def test_json_never_holds_a_nan(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, None, 1.5]}
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_files_before_whole(copy, tmp_path):
     """A real file system of 10 MB where it can be mounted; else a limit on the size of files."""
     small = tmp_path / "small"
@@ -505,6 +510,7 @@ def test_a_setting_that_an_older_kit_did_not_know_had_its_default_there(tmp_path
         folder.claim({"lr": 1, "alpha": 0.5})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_kit_keeps_the_log_that_lies_beside_it(tmp_path):
     """Its checkpoint had no history and its log fewer columns."""
     flags = (*DEMO, "--epochs", "2", "--norm", "dyt", "--output_dir", tmp_path)

@@ -9,12 +9,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 KIT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(KIT))
 
-import analysis
+import analysis as analysis_module
 import train as train_module
 from maekit import errors
 from maekit.data import demo
@@ -49,29 +50,47 @@ def ended(stdout):
     return tuple(len(re.findall(pattern, stdout, re.MULTILINE)) for pattern in patterns)
 
 
-def train_here(*flags, check=None):
+def train_here(*flags, check=None, draw=False):
     """Run train.py's main in this process, which has torch already; the result looks like a process's."""
-    return _here(train_module.main, flags, check)
+    return _here(train_module.main, flags, check, draw)
 
 
-def analyse_here(*words, check=None):
+def analyse_here(*flags, check=None, draw=False):
     """Run analysis.py's main likewise. What numpy, pandas or matplotlib would warn of is an error."""
     with warnings.catch_warnings():
         for kind in (RuntimeWarning, UserWarning):
             warnings.simplefilter("error", kind)
-        return _here(analysis.main, words, check)
+        return _here(analysis_module.main, flags, check, draw)
 
 
-def _here(main, flags, check):
+def _here(main, flags, check, draw):
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    blank = contextlib.nullcontext() if draw else blank_figures()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), blank:
         try:
             code = errors.exit_code(lambda: main([str(flag) for flag in flags]))
-        except SystemExit as ended:  # of argparse
-            code = ended.code
+        except SystemExit as end:  # of argparse
+            code = end.code or 0
     if check is not None:
         assert code == check, err.getvalue()
     return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def blank_figures():
+    """Figures have their files, but nothing is drawn: that takes longer than a short run."""
+    from matplotlib.figure import Figure
+
+    from maekit.analysis import figures, report
+
+    pixel = io.BytesIO()
+    Image.new("RGB", (1, 1), "white").save(pixel, "PNG")
+    files = {"png": pixel.getvalue(), "pdf": b"%PDF-1.4\n%%EOF\n"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, file, format, **_: file.write(files[format]))
+        for module in (figures, report):
+            patch.setattr(module, "each", lambda function, items: [function(item) for item in items])
+        yield
 
 
 def write_ilsvrc(root, *, train_images=24, val_images=12):

@@ -53,16 +53,31 @@ def flat(state, path=""):
 def fabricated(method, seed, val, *, norm=None, seconds=2.0, layers=(), status="finished", measured=(), **options):
     """A run as comparison.load gives it. layers: per epoch, the alphas of its layers; status None: it has not ended."""
     log = [
-        {"epoch": i, "val_mse": v, "train_loss": v, "epoch_time_s": seconds, "norm_alpha_mean": 1.5 + i,
-         "images_per_s": 9.0, "peak_memory_mb": None}
+        {
+            "epoch": i,
+            "val_mse": v,
+            "train_loss": v,
+            "epoch_time_s": seconds,
+            "norm_alpha_mean": 1.5 + i,
+            "images_per_s": 9.0,
+            "peak_memory_mb": None,
+        }
         for i, v in enumerate(val)
-    ]  # fmt: skip
-    alphas = [{"epoch": e, "layer": f"l{i}", "alpha": a, "saturated": a >= 2.0 or a <= 0.1}
-              for e, row in enumerate(layers) for i, a in enumerate(row)]  # fmt: skip
+    ]
+    alphas = [
+        {"epoch": e, "layer": f"l{i}", "alpha": a, "saturated": a >= 2.0 or a <= 0.1}
+        for e, row in enumerate(layers)
+        for i, a in enumerate(row)
+    ]
     identity = {"norm": norm or method.partition("-")[0], "seed": seed, **options}
-    return {"path": Path(method) / f"seed{seed}", "method": method, "config": {"identity": identity}, "log": log,
-            "norm_alpha": alphas,
-            "summary": status and {"seed": seed, "status": status, "val_mse": val[-1], **dict(measured)}}  # fmt: skip
+    return {
+        "path": Path(method) / f"seed{seed}",
+        "method": method,
+        "config": {"identity": identity},
+        "log": log,
+        "norm_alpha": alphas,
+        "summary": status and {"seed": seed, "status": status, "val_mse": val[-1], **dict(measured)},
+    }
 
 
 def write_trajectory(root, alpha, *, lr=1.5e-4, norm="LayerNorm", seed=0, epochs=6, status="finished", probes=True):
@@ -70,9 +85,17 @@ def write_trajectory(root, alpha, *, lr=1.5e-4, norm="LayerNorm", seed=0, epochs
     rng = np.random.default_rng([seed, int(1e6 * (alpha + 20)), int(1e7 * lr), len(norm)])
     points = []
     for epoch in range(epochs):
-        point = {"epoch": epoch, "mse": round(0.4 + 0.5 / (1 + epoch) + 0.02 * rng.random(), 4), "accuracy": None,
-                 "frozen_accuracy": None, "knn_accuracy": None, "untrained_frozen_accuracy": None,
-                 "untrained_knn_accuracy": None, "alpha": alpha, "lr": lr}  # fmt: skip
+        point = {
+            "epoch": epoch,
+            "mse": round(0.4 + 0.5 / (1 + epoch) + 0.02 * rng.random(), 4),
+            "accuracy": None,
+            "frozen_accuracy": None,
+            "knn_accuracy": None,
+            "untrained_frozen_accuracy": None,
+            "untrained_knn_accuracy": None,
+            "alpha": alpha,
+            "lr": lr,
+        }
         if probes:
             point["accuracy"] = round(50 + 40 * math.tanh(alpha) + 5 * rng.random(), 1)
             point["frozen_accuracy"] = round(60 + 3 * epoch + 5 * rng.random(), 1)

@@ -34,6 +34,7 @@ def plain(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
 def test_the_same_command_twice_gives_the_same_numbers_to_the_last_digit(norm, tmp_path):
     flags = (*QUICK, "--norm", norm, "--num_workers", "2")
@@ -44,6 +45,7 @@ def test_the_same_command_twice_gives_the_same_numbers_to_the_last_digit(norm, t
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_all_methods_see_the_same_images_crops_and_masks(tmp_path, monkeypatch):
     seen = {}
     iterate = loader.Batches.__iter__
@@ -110,6 +112,7 @@ def test_a_flag_changes_the_weights(flags, plain, tmp_path):
     assert ours.isfinite().all() and not torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "flags"),
     [
@@ -161,6 +164,7 @@ def test_accumulated_batches_equal_one_large_batch(norm, tmp_path):
         assert g.item() == pytest.approx(h.item(), rel=1e-3) and g.item() != 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
 def test_float16_trains_under_a_grad_scaler(norm, tmp_path):
     train_here(*QUICK, "--norm", norm, "--precision", "float16", "--output_dir", tmp_path, check=0)
@@ -168,6 +172,7 @@ def test_float16_trains_under_a_grad_scaler(norm, tmp_path):
     assert state["scaler"]["scale"] > 0 and all(row["train_loss"] < 2 for row in losses(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--alpha", "-0.5", "--probes", "all", "--eval_every", "2", "--norm", "adyt")])
 def test_a_run_killed_in_the_middle_goes_on_to_the_same_curve(more, tmp_path):
     """SIGKILL after the first epoch; the rest of the curve and the last weights are those of the unbroken run."""
@@ -191,6 +196,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_curve(more, tmp_path):
     assert any("probes" in name for name in a) == bool(more)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path):
     command = [sys.executable, KIT / "train.py", *QUICK, "--epochs", "200", "--output_dir", tmp_path]
     with subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:

@@ -74,6 +74,7 @@ def read_in_child(images, rows):
     return [(images.open(i).convert("RGB").tobytes(), images.file(i), int(images.labels[i])) for i in rows]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_saved_data_set_equals_the_run_on_the_same_files_in_folders(files, saved, tmp_path):
     """Losses and accuracies to the last digit: JPEG bytes, order and labels are the same."""
     for split, folder in (("train", "train"), ("validation", "val")):
@@ -95,6 +96,7 @@ def test_a_run_on_a_saved_data_set_equals_the_run_on_the_same_files_in_folders(f
     assert "finished already" in again.stdout
 
 
+@pytest.mark.slow
 def test_images_travel_to_spawned_processes_without_their_bytes(saved):
     train, _, _, _ = hub.open_splits(str(saved))
     some = train.subset(np.array([7, 3]))

@@ -153,6 +153,7 @@ WORKING = [
 ]
 
 
+@pytest.mark.slow
 def test_scripts_and_parquet_repositories_load_and_work_offline_afterwards(files, saved, repositories, tmp_path):
     served = Hub(repositories)
     online = ask(served.url, tmp_path, *WORKING)
@@ -238,6 +239,7 @@ def test_opening_a_folder_asks_nobody(repositories, tmp_path, monkeypatch):
     assert len(hub.open_splits(str(folder), "320px")[1]) and not asked
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_ends_in_seconds(tmp_path):
     """A port that accepts and stays silent, and a host that does not exist."""
     import socket

@@ -89,7 +89,7 @@ def test_alpha_and_all_probes_work_on_upstreams_model_and_say_what_they_say_on_o
     scores = ("accuracy", "frozen_accuracy", "knn_accuracy", "untrained_frozen_accuracy", "untrained_knn_accuracy")
     for name in scores:
         assert 0 < logs[0][-1][name] < 100
-        assert logs[0][-1][name] == pytest.approx(logs[1][-1][name], abs=1), name  # two of 200 images may flip
+        assert logs[0][-1][name] == pytest.approx(logs[1][-1][name], abs=2.51), name  # one of 40 images may flip
 
 
 def test_a_killed_run_of_upstreams_model_goes_on_to_the_same_curve(clone, theirs, tmp_path):

@@ -4,19 +4,8 @@ import multiprocessing
 
 import pytest
 
-from maekit.analysis import figures
 from tests.support import train_here
 from tests.support.evaluation import FINETUNE, OPTIONS, QUICK
-
-DRAW = figures.save
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """The runs here draw no curve, except one: it takes longer than they do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", lambda figure, path: None)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +41,5 @@ def plain(pretrained):
 def finetuned(plain, tmp_path_factory):
     """Folder of a fine-tuning run of two epochs."""
     folder = tmp_path_factory.mktemp("finetuned") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", DRAW)
-        train_here(*QUICK, *FINETUNE, "--init", plain, "--epochs", "2", "--output_dir", folder, check=0)
+    train_here(*QUICK, *FINETUNE, "--init", plain, "--epochs", "2", "--output_dir", folder, check=0, draw=True)
     return folder

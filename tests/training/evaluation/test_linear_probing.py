@@ -179,6 +179,7 @@ def normalise_part(rank, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_normalise_over_the_batches_of_both(processes, tmp_path):
     both = [processes.Process(target=normalise_part, args=(rank, tmp_path)) for rank in (0, 1)]
     for process in both:

@@ -131,6 +131,7 @@ def test_the_weights_are_part_of_the_run_and_their_path_is_not(plain, tmp_path):
     assert "holds a run with --init sha256:" in complaint(*flags, "--init", "untrained")
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoint_lies_elsewhere_can_be_started_from(plain, tmp_path):
     flags = (*QUICK, "--epochs", "1", "--probes", "knn", "--output_dir", tmp_path / "run")
     train_here(*flags, "--checkpoint_dir", tmp_path / "weights", check=0)
@@ -179,6 +180,7 @@ def test_scrambled_weights_give_other_numbers(plain, tmp_path):
         assert losses[0]["train_loss"] != losses[1]["train_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", methods.NORMS)
 def test_knn_of_a_run_is_its_last_knn_accuracy_and_that_of_untrained_weights_its_baseline(norm, pretrained, tmp_path):
     run = summary(pretrained[norm])

@@ -51,6 +51,7 @@ def test_every_validation_image_counts_once(task, batch_size, classes, plain, il
 # Nothing is lost, nothing is left to chance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [FINETUNE, LINPROBE], ids=" ".join)
 @pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
 def test_a_run_killed_in_the_middle_ends_as_the_unbroken_one(task, norm, pretrained, processes, tmp_path):
