@@ -91,3 +91,14 @@ def test_help_and_errors_do_not_wait_for_torch(room):
     modules = [name.removesuffix(".__init__") for name in modules]
     code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=KIT, check=False).returncode == 0
+
+
+def test_a_file_is_read_in_one_sitting_and_a_function_on_one_screen():
+    code = [file for file in KIT.rglob("*.py") if file.relative_to(KIT).parts[0] in ("maekit", "benchmarks", "docs")]
+    for file in [*code, *KIT.glob("*.py")]:
+        text = file.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
+        assert "fmt: skip" not in text, file
