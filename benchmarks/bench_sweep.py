@@ -20,8 +20,10 @@ from pathlib import Path
 
 from common import KIT, parser, report, set_up
 
+from maekit.settings.flags import DEFAULTS
+
 ALPHAS, EPOCHS = 25, 50
-EVAL_EVERY = 5  # train.py's default
+EVAL_EVERY = DEFAULTS["eval_every"]
 GOAL_MINUTES = 20  # on one H200
 
 
@@ -41,41 +43,9 @@ def main():
     p.add_argument("--hf_config")
     args = p.parse_args()
     device = set_up(args)
-    command = [
-        sys.executable,
-        str(KIT / "train.py"),
-        "--alpha",
-        "0.1",
-        "--probes",
-        "all",
-        "--eval_every",
-        str(EVAL_EVERY),
-        "--device",
-        str(device),
-        "--norm",
-        args.norm,
-    ]
-    command += (
-        ["--demo"]
-        if args.demo
-        else [
-            "--model",
-            args.model,
-            "--decoder_type",
-            args.decoder_type,
-            "--lr",
-            "0.00015",
-            "--batch_size",
-            str(args.batch_size),
-        ]
-    )
-    for name in ("imagenet_dir", "hf_dataset", "hf_config", "max_images", "num_workers"):
-        if getattr(args, name):
-            command += [f"--{name}", getattr(args, name)]
+    command = command_of(args, device)
     more = EVAL_EVERY * args.rounds
     least = 3 if device.type == "cuda" else 1  # epochs, enough for a CUDA graph as a whole run has one
-    if device.type == "cuda":
-        command += ["--compile", "on"]  # as for a whole run
     rows, plan = [], (("first", least), ("short", least), ("long", least + more))
     with tempfile.TemporaryDirectory() as scratch:
         grid = Path(scratch, "commands.txt")
@@ -106,6 +76,21 @@ def main():
         whole_minutes=round((first - short + ALPHAS * (start + EPOCHS * epoch)) / 60, 1),
         goal_minutes=GOAL_MINUTES,
     )
+
+
+def command_of(args, device):
+    """The words of one run of the sweep, but for its length and its folder."""
+    words = f"--alpha 0.1 --probes all --eval_every {EVAL_EVERY} --device {device} --norm {args.norm}".split()
+    if args.demo:
+        words += ["--demo"]
+    else:
+        words += f"--model {args.model} --decoder_type {args.decoder_type} --lr 0.00015".split()
+        words += ["--batch_size", str(args.batch_size)]
+    for name in ("imagenet_dir", "hf_dataset", "hf_config", "max_images", "num_workers"):
+        if getattr(args, name):
+            words += [f"--{name}", getattr(args, name)]
+    words += ["--compile", "on"] if device.type == "cuda" else []  # as for a whole run
+    return [sys.executable, str(KIT / "train.py"), *words]
 
 
 def measured(name, folder, epochs, seconds):
