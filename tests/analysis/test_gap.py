@@ -412,6 +412,7 @@ def test_an_output_folder_that_cannot_be_written(sweep, tmp_path):
 # Runs that did not end well, and odd mixtures
 
 
+@pytest.mark.slow
 def test_diverged_and_unended_runs_are_drawn_and_named(tmp_path):
     for alpha in (-0.5, 0.0, 0.5):
         write_trajectory(tmp_path / "in", alpha)
@@ -436,6 +437,7 @@ def test_diverged_and_unended_runs_are_drawn_and_named(tmp_path):
     assert "points, 1 diverged" in tube.axes[0].get_title(loc="left")
 
 
+@pytest.mark.slow
 def test_a_point_of_a_diverged_run_does_not_move_the_bins(tmp_path):
     for alpha in (-0.5, 0.0, 0.5):
         write_trajectory(tmp_path / "in", alpha)
@@ -456,6 +458,7 @@ def test_the_baseline_is_that_of_the_longest_run(tmp_path):
     assert statistics(tmp_path / "out", "_frozen")["untrained"]["mean"] == 45.0
 
 
+@pytest.mark.slow
 def test_a_run_that_has_no_epoch_yet_does_not_stop_the_analysis(tmp_path):
     for alpha in (0.0, 0.5):
         write_trajectory(tmp_path / "in", alpha)

@@ -235,6 +235,7 @@ def test_max_images_reduces_training_images_and_leaves_classes_and_validation_wh
     assert len(open_folder(demo_dir, max_images=5000).train) == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_images", [None, 20])
 def test_workers_that_are_not_forked_give_the_same_batches(max_images, monkeypatch):
     """As on macOS, on Windows, and on Linux from Python 3.14 on."""

@@ -357,6 +357,7 @@ def test_nothing_in_a_file_is_run(weights, tmp_path):
         marker.unlink()
 
 
+@pytest.mark.slow
 def test_a_file_with_other_objects_is_refused_with_a_command_that_converts_it(weights, tmp_path):
     path = tmp_path / "theirs.pth"
     torch.save({"model": weights, "args": argparse.Namespace(lr=decimal.Decimal("0.5"))}, path)

@@ -178,6 +178,7 @@ def test_scripts_and_parquet_repositories_load_and_work_offline_afterwards(files
         assert "large" in offline[-2][0]  # what the cache has
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_is_not_taken_for_the_whole(repositories, tmp_path):
     served = Hub(repositories)
     assert isinstance(ask(served.url, tmp_path, ("owner/scripted", "320px"))[0][0], list)

@@ -98,6 +98,7 @@ def test_a_checkpoint_of_another_size_is_one_line(task, patch, sizes, parts, tmp
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [FINETUNE, LINPROBE, KNN], ids=" ".join)
 def test_a_checkpoint_of_another_norm_is_one_line_that_names_both(task, pretrained, tmp_path):
     for theirs in methods.NORMS:

@@ -122,6 +122,7 @@ def test_an_evaluation_leaves_its_files(finetuned):
     assert found["max_acc1"] == max(row["acc1"] for row in rows) and found["acc1"] == rows[-1]["acc1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("task", [FINETUNE, LINPROBE], ids=" ".join)
 def test_half_precision_trains_much_as_float32_does(task, precision, pretrained):
