@@ -59,8 +59,9 @@ def test_images_that_live_on_the_device_do_not_hinder_batches_that_are_ready(mon
     from maekit.data import resident
 
     monkeypatch.setattr(resident, "place", lambda images, device: resident.ResidentImages(images.store, device))
-    args = SimpleNamespace(norms=["LayerNorm", "DynamicTanh"], with_data=False, imagenet_dir=None, num_workers=0,
-                           compile="off", seconds=0)  # fmt: skip
+    args = SimpleNamespace(
+        norms=["LayerNorm", "DynamicTanh"], with_data=False, imagenet_dir=None, num_workers=0, compile="off", seconds=0
+    )
     case = {"model": "mae_vit_demo_patch8", "batch_size": 8, "steps": 1}
     rows = list(bench_train.compare(case, args, torch.device("cpu"), None, 1e12))
     assert [row["loop"] for row in rows] == ["kit, LayerNorm", "kit, DynamicTanh"]

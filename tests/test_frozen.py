@@ -75,29 +75,136 @@ def told(name, text):
 
 COMMANDS = {
     "comparison_demo": ("run_comparison.sh", "--demo"),
-    "comparison_imagenet": ("run_comparison.sh", "--imagenet_dir", 'my "data"/it\'s $HOME', "--methods",
-        "ln rms adyt-lambda0.5-smooth0.99 dyt-alpha1 adyt-min0.2-max3", "--seeds", "0 3", "--control", "--epochs=7"),
-    "comparison_hub": ("run_comparison.sh", "--hf_dataset", "frgfm/imagenette", "--hf_config", "320px", "--norms", "derf",
-        "--nproc", "2", "--wandb", "--mae_dir", "a clone", "--checkpoint_dir", "fast disk/k", "--norm_pix_loss"),
-    "comparison_lists": ("run_comparison.sh", "--demo", "--adyt_lambda", "0.01 1e-1", "--adyt_smooth=0.5 0.99", "--methods",
-        "ln adyt", "--output_dir", "a b/c'd", "--control", "--adyt_alpha_max", "3"),
-    "comparison_evaluations": ("run_comparison.sh", "--imagenet_dir", "x y", "--methods", "ln dyt-alpha2", "--eval",
-        "finetune,linprobe knn", "--finetune_flags", "--epochs 3 --aa none", "--linprobe_flags=--accum_iter 1", "--seed", "2",
-        "--overwrite", "--alpha", "0.5", "--device=cpu", "--max_images", "64", "--wandb_project", "my project"),
+    "comparison_imagenet": (
+        "run_comparison.sh",
+        "--imagenet_dir",
+        'my "data"/it\'s $HOME',
+        "--methods",
+        "ln rms adyt-lambda0.5-smooth0.99 dyt-alpha1 adyt-min0.2-max3",
+        "--seeds",
+        "0 3",
+        "--control",
+        "--epochs=7",
+    ),
+    "comparison_hub": (
+        "run_comparison.sh",
+        "--hf_dataset",
+        "frgfm/imagenette",
+        "--hf_config",
+        "320px",
+        "--norms",
+        "derf",
+        "--nproc",
+        "2",
+        "--wandb",
+        "--mae_dir",
+        "a clone",
+        "--checkpoint_dir",
+        "fast disk/k",
+        "--norm_pix_loss",
+    ),
+    "comparison_lists": (
+        "run_comparison.sh",
+        "--demo",
+        "--adyt_lambda",
+        "0.01 1e-1",
+        "--adyt_smooth=0.5 0.99",
+        "--methods",
+        "ln adyt",
+        "--output_dir",
+        "a b/c'd",
+        "--control",
+        "--adyt_alpha_max",
+        "3",
+    ),
+    "comparison_evaluations": (
+        "run_comparison.sh",
+        "--imagenet_dir",
+        "x y",
+        "--methods",
+        "ln dyt-alpha2",
+        "--eval",
+        "finetune,linprobe knn",
+        "--finetune_flags",
+        "--epochs 3 --aa none",
+        "--linprobe_flags=--accum_iter 1",
+        "--seed",
+        "2",
+        "--overwrite",
+        "--alpha",
+        "0.5",
+        "--device=cpu",
+        "--max_images",
+        "64",
+        "--wandb_project",
+        "my project",
+    ),
     "windows_demo": (WINDOWS, "--demo", "--seeds", "0 0 1", "--methods", "ln"),
-    "windows_evaluations": (WINDOWS, "--imagenet_dir", 'x "y" & z', "--methods", "ln adyt", "--adyt_lambda", "0.1 1", "--eval",
-        "finetune", "--finetune_flags", "--epochs 3", "--nproc", "2", "--checkpoint_dir", "fast disk", "--wandb"),
+    "windows_evaluations": (
+        WINDOWS,
+        "--imagenet_dir",
+        'x "y" & z',
+        "--methods",
+        "ln adyt",
+        "--adyt_lambda",
+        "0.1 1",
+        "--eval",
+        "finetune",
+        "--finetune_flags",
+        "--epochs 3",
+        "--nproc",
+        "2",
+        "--checkpoint_dir",
+        "fast disk",
+        "--wandb",
+    ),
     "sweep_full": ("run_alpha_sweep.sh",),
-    "sweep_grid": ("run_alpha_sweep.sh", "--demo", "--alphas", "-1e-5 0 .5", "--lrs", "1e-3 0.00015", "--norms", "ln dyt",
-        "--seeds", "0 1", "--epochs", "3", "--name", "my grid", "--output_dir", "out's", "--probes", "joint frozen"),
-    "sweep_imagenet": ("run_alpha_sweep.sh", "--imagenet_dir", "imagenette 320", "--alphas", "0.5", "--batch_size", "32",
-        "--num_workers", "3", "--model", "vit_small", "--decoder_type", "linear", "--checkpoint_dir", "fast disk/k",
-        "--nproc=2", "--wandb", "--mae_dir", "builtin"),
+    "sweep_grid": (
+        "run_alpha_sweep.sh",
+        "--demo",
+        "--alphas",
+        "-1e-5 0 .5",
+        "--lrs",
+        "1e-3 0.00015",
+        "--norms",
+        "ln dyt",
+        "--seeds",
+        "0 1",
+        "--epochs",
+        "3",
+        "--name",
+        "my grid",
+        "--output_dir",
+        "out's",
+        "--probes",
+        "joint frozen",
+    ),
+    "sweep_imagenet": (
+        "run_alpha_sweep.sh",
+        "--imagenet_dir",
+        "imagenette 320",
+        "--alphas",
+        "0.5",
+        "--batch_size",
+        "32",
+        "--num_workers",
+        "3",
+        "--model",
+        "vit_small",
+        "--decoder_type",
+        "linear",
+        "--checkpoint_dir",
+        "fast disk/k",
+        "--nproc=2",
+        "--wandb",
+        "--mae_dir",
+        "builtin",
+    ),
     "sweep_quick": ("quick_sweep_test.sh", "--hf_dataset", "local/set", "--wandb"),
     "sweep_quick_demo": ("quick_sweep_test.sh", "--demo", "--norms", "adyt", "--adyt_lambda", "0.5"),
     "sweep_lr": ("lr_alpha_sweep.sh", "--wandb_project", "it's mine", "--seeds", "4"),
     "sweep_lr_demo": ("lr_alpha_sweep.sh", "--demo", "--lrs", "0.01", "--epochs", "2"),
-}  # fmt: skip
+}
 
 
 def start(program, *flags):
@@ -229,10 +336,17 @@ def write_earlier_runs(folder):
     """
     for seed, alpha in itertools.product((1, 2), (-0.5, 0.5)):
         points = [
-            {"epoch": i, "mse": 0.5 + 0.001 * i, "accuracy": 30 + i + seed, "frozen_accuracy": 50 - i + 20 * alpha,
-             "untrained_frozen_accuracy": 40.0, "alpha": alpha, "lr": 0.004}
+            {
+                "epoch": i,
+                "mse": 0.5 + 0.001 * i,
+                "accuracy": 30 + i + seed,
+                "frozen_accuracy": 50 - i + 20 * alpha,
+                "untrained_frozen_accuracy": 40.0,
+                "alpha": alpha,
+                "lr": 0.004,
+            }
             for i in range(4)
-        ]  # fmt: skip
+        ]
         head = {"alpha": alpha, "lr": 0.004, "norm": "LayerNorm", "seed": seed, "status": "finished"}
         files.write_json(
             made_folder(folder / f"seed{seed}_{alpha}") / "trajectory.json", {**head, "trajectory": points}
@@ -255,16 +369,32 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     drivers = [
         ("run_comparison.sh", *TINY, "--methods", "ln adyt", "--jobs", "1", "--output_dir", root / "comparison"),
-        ("quick_sweep_test.sh", *TINY, "--alphas", "-0.5 0.5", "--probes", "joint frozen", "--jobs", "2",
-         "--output_dir", root / "sweep"),
-    ]  # fmt: skip
+        (
+            "quick_sweep_test.sh",
+            *TINY,
+            "--alphas",
+            "-0.5 0.5",
+            "--probes",
+            "joint frozen",
+            "--jobs",
+            "2",
+            "--output_dir",
+            root / "sweep",
+        ),
+    ]
     write_earlier_runs(root / "sweep/demo-mae-reconstruction-gap/quick/earlier")
     train_here("--dry_run", *TINY, check=0)  # makes the demo's data, which both would otherwise do
     running = [
-        subprocess.Popen([str(word) for word in ("bash", KIT / driver, *flags)], cwd=KIT, text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, env={**os.environ, **WHATEVER_IS_SET, "PYTHON": sys.executable})
+        subprocess.Popen(
+            [str(word) for word in ("bash", KIT / driver, *flags)],
+            cwd=KIT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **WHATEVER_IS_SET, "PYTHON": sys.executable},
+        )
         for driver, *flags in drivers
-    ]  # fmt: skip
+    ]
     with notebook() as of_a_run:
         train_here(
             *TINY,
@@ -439,9 +569,36 @@ def test_weights_and_biases_gets_the_names_that_it_got(owner, made):
 # A run that an earlier kit began
 
 STOPPED = FROZEN / "stopped"
-BEGUN = ("--model", "mae_vit_demo_patch8", "--input_size", "32", "--norm", "adyt", "--alpha", "0.1", "--probes", "all",
-         "--eval_every", "1", "--epochs", "2", "--batch_size", "4", "--lr", "0.001", "--warmup_epochs", "0.5",
-         "--num_workers", "0", "--device", "cpu", "--compile", "off", "--mae_dir", "builtin")  # fmt: skip
+BEGUN = (
+    "--model",
+    "mae_vit_demo_patch8",
+    "--input_size",
+    "32",
+    "--norm",
+    "adyt",
+    "--alpha",
+    "0.1",
+    "--probes",
+    "all",
+    "--eval_every",
+    "1",
+    "--epochs",
+    "2",
+    "--batch_size",
+    "4",
+    "--lr",
+    "0.001",
+    "--warmup_epochs",
+    "0.5",
+    "--num_workers",
+    "0",
+    "--device",
+    "cpu",
+    "--compile",
+    "off",
+    "--mae_dir",
+    "builtin",
+)
 STEPS = 6  # of an epoch
 
 

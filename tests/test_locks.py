@@ -108,8 +108,13 @@ def test_a_lock_whose_file_its_holder_removes_while_others_open_it_has_one_holde
 
 def test_who_opened_the_file_before_it_was_removed_takes_the_new_one(path, monkeypatch):
     """The same, made to happen: the holder lets go after the other has opened the file and before it locks it."""
-    with python(HOLD.replace("time.sleep(60)", "sys.stdin.readline()\nlock.release()\nprint('gone', flush=True)\n"
-                             "time.sleep(60)"), path, stdin=subprocess.PIPE) as holder:  # fmt: skip
+    with python(
+        HOLD.replace(
+            "time.sleep(60)", "sys.stdin.readline()\nlock.release()\nprint('gone', flush=True)\ntime.sleep(60)"
+        ),
+        path,
+        stdin=subprocess.PIPE,
+    ) as holder:
         holder.stdout.readline()
         lock_byte, opened = locks._lock, []
 
@@ -153,8 +158,10 @@ def test_looking_at_a_lock_never_makes_others_believe_that_it_is_taken(path):
 def test_a_lock_that_is_looked_at_while_it_is_taken_is_still_shown(path):
     """Taking the lock waits for those who look, and then shows itself."""
     path.touch()
-    look = ("import fcntl\nfile = open(path, 'rb')\nfcntl.lockf(file, fcntl.LOCK_SH, 1, locks._SHOWN)\n"
-            "print('looking', flush=True)\ntime.sleep(0.3)\nfile.close()\ntime.sleep(60)")  # fmt: skip
+    look = (
+        "import fcntl\nfile = open(path, 'rb')\nfcntl.lockf(file, fcntl.LOCK_SH, 1, locks._SHOWN)\n"
+        "print('looking', flush=True)\ntime.sleep(0.3)\nfile.close()\ntime.sleep(60)"
+    )
     with python(look, path) as looker, python("sys.stdin.readline()\n" + HOLD, path, stdin=subprocess.PIPE) as holder:
         assert looker.stdout.readline() == "looking\n"
         holder.stdin.write("\n")

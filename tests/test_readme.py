@@ -15,8 +15,8 @@ from maekit.settings import recipes
 from maekit.settings.flags import DEFAULTS
 from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
-from tests.pages import PAGES, blocks
 from tests.support import KIT, run
+from tests.support.pages import PAGES, blocks
 
 README = PAGES["README.md"]
 EVERYTHING = "\n".join(PAGES.values())

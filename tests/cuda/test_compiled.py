@@ -67,8 +67,20 @@ def test_adaptive_tanh_and_both_probes_in_float32(device, tmp_path, full_precisi
 
 def test_fine_tuning(device, trained, tmp_path):
     """Without drop path, whose random numbers a compiler draws from another stream."""
-    flags = ("--task", "finetune", "--init", trained.folder, "--epochs", "2", "--max_images", "100", "--batch_size", "20",
-             "--drop_path", "0")  # fmt: skip
+    flags = (
+        "--task",
+        "finetune",
+        "--init",
+        trained.folder,
+        "--epochs",
+        "2",
+        "--max_images",
+        "100",
+        "--batch_size",
+        "20",
+        "--drop_path",
+        "0",
+    )
     assert_compiled_and_plain_agree(device, tmp_path, 2e-2, *flags)
 
 
@@ -83,8 +95,24 @@ def test_fine_tuning(device, trained, tmp_path):
 )
 def test_steps_as_one_cuda_graph_are_the_same_steps(norm, precision, blocks, gpu, monkeypatch):
     """With both probes, over three epochs: what is written over at a replay is read before."""
-    flags = ("--epochs", "3", "--max_images", "96", "--batch_size", "16", "--norm", norm, "--precision", precision,
-             "--alpha", "0.1", "--probes", "joint frozen", "--compile", "on" if blocks == "compiled" else "off")  # fmt: skip
+    flags = (
+        "--epochs",
+        "3",
+        "--max_images",
+        "96",
+        "--batch_size",
+        "16",
+        "--norm",
+        norm,
+        "--precision",
+        precision,
+        "--alpha",
+        "0.1",
+        "--probes",
+        "joint frozen",
+        "--compile",
+        "on" if blocks == "compiled" else "off",
+    )
     found = {}
     for graph in (False, True):
         with monkeypatch.context() as patch:
@@ -102,8 +130,22 @@ def test_steps_as_one_cuda_graph_are_the_same_steps(norm, precision, blocks, gpu
 def test_a_captured_run_goes_on_as_one(gpu, tmp_path, monkeypatch):
     """Stopped within an epoch and continued; its losses are those of the run without a stop."""
     monkeypatch.setattr(compiling, "WORTH_CAPTURE", 1)
-    flags = ("--epochs", "2", "--max_images", "96", "--batch_size", "16", "--norm", "dyt", "--alpha", "0.1", "--probes",
-             "joint frozen", "--compile", "auto")  # fmt: skip
+    flags = (
+        "--epochs",
+        "2",
+        "--max_images",
+        "96",
+        "--batch_size",
+        "16",
+        "--norm",
+        "dyt",
+        "--alpha",
+        "0.1",
+        "--probes",
+        "joint frozen",
+        "--compile",
+        "auto",
+    )
     whole = train_on(gpu, tmp_path / "whole", *flags)
     assert whole.job.captured is not None
     with stop_request(1, 0.5):

@@ -13,8 +13,20 @@ from tests.cuda.conftest import DEMO, checkpoint_of, stop_request, train_on
 from tests.support import KIT
 from tests.support.runs import flat, losses
 
-RUN = ("--epochs", "3", "--max_images", "96", "--batch_size", "16", "--norm", "adyt", "--alpha", "0.1",
-       "--probes", "joint frozen")  # fmt: skip
+RUN = (
+    "--epochs",
+    "3",
+    "--max_images",
+    "96",
+    "--batch_size",
+    "16",
+    "--norm",
+    "adyt",
+    "--alpha",
+    "0.1",
+    "--probes",
+    "joint frozen",
+)
 
 
 def tensors(folder):

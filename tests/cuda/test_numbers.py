@@ -41,9 +41,13 @@ def test_the_loss_prediction_and_gradients_are_upstream_s(norm_pix_loss, device,
     assert (1 - mask).sum(1).tolist() == golden["mask_kept"]
     assert mask[0, : len(golden["mask_first_row"])].tolist() == golden["mask_first_row"]
     for name, value in (
-        ("latent_mean", latent.mean()), ("latent_std", latent.std()), ("cls_first5", latent[0, 0, :5]),
-        ("pred_mean", pred.mean()), ("pred_std", pred.std()), ("pred_0_0_first5", pred[0, 0, :5]),
-    ):  # fmt: skip
+        ("latent_mean", latent.mean()),
+        ("latent_std", latent.std()),
+        ("cls_first5", latent[0, 0, :5]),
+        ("pred_mean", pred.mean()),
+        ("pred_std", pred.std()),
+        ("pred_0_0_first5", pred[0, 0, :5]),
+    ):
         assert close(value, golden[name]), (name, value, golden[name])
     gradients = {name: p.grad.norm().item() for name, p in mae.named_parameters() if p.grad is not None}
     for name, norm in golden["grad_norms"].items():

@@ -48,8 +48,20 @@ def test_a_step_does_not_wait_for_the_device(flags, device):
 
 
 def test_torchrun_with_one_process_is_python(device, tmp_path):
-    flags = (*DEMO, "--device", device.type, *QUICK, "--norm", "adyt", "--alpha", "0.1", "--probes", "joint frozen",
-             "--precision", "float32")  # fmt: skip
+    flags = (
+        *DEMO,
+        "--device",
+        device.type,
+        *QUICK,
+        "--norm",
+        "adyt",
+        "--alpha",
+        "0.1",
+        "--probes",
+        "joint frozen",
+        "--precision",
+        "float32",
+    )
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 1)
     run(*launcher, KIT / "train.py", *flags, "--output_dir", tmp_path / "torchrun", check=0)
     plain = train_on(device, tmp_path / "plain", *flags[len(DEMO) + 2 :])

@@ -36,8 +36,19 @@ def test_a_run_has_the_losses_of_the_same_run_on_the_cpu(norm, device, tmp_path)
 
 
 def test_float16_trains_with_both_probes(device, tmp_path):
-    run = train_on(device, tmp_path, *QUICK, "--norm", "adyt", "--precision", "float16", "--alpha", "0.1", "--probes",
-                   "joint frozen")  # fmt: skip
+    run = train_on(
+        device,
+        tmp_path,
+        *QUICK,
+        "--norm",
+        "adyt",
+        "--precision",
+        "float16",
+        "--alpha",
+        "0.1",
+        "--probes",
+        "joint frozen",
+    )
     assert all(math.isfinite(row[name]) for row in run.log for name in LOSSES)
     state = checkpoint_of(tmp_path)
     assert 0 < state["scaler"]["scale"] <= 65536 and all(p.isfinite().all() for p in state["model"].values())
@@ -56,8 +67,20 @@ def test_a_step_in_which_float16_overflows_is_skipped(device, monkeypatch):
 
 @pytest.mark.parametrize("task", ["finetune", "linprobe"])
 def test_a_run_s_weights_are_fine_tuned_and_probed(task, device, trained, tmp_path):
-    run = train_on(device, tmp_path, "--task", task, "--init", trained.folder, "--epochs", "1", "--max_images", "64",
-                   "--batch_size", "32")  # fmt: skip
+    run = train_on(
+        device,
+        tmp_path,
+        "--task",
+        task,
+        "--init",
+        trained.folder,
+        "--epochs",
+        "1",
+        "--max_images",
+        "64",
+        "--batch_size",
+        "32",
+    )
     (row,) = run.log
     assert run.summary["status"] == "finished" and run.summary["model"] == "DynamicTanh"
     assert (
@@ -69,8 +92,10 @@ def test_a_run_s_weights_are_fine_tuned_and_probed(task, device, trained, tmp_pa
 
 def test_a_run_s_encoder_is_scored_by_k_nn(device, trained, tmp_path):
     flags = ("--task", "knn", "--init", trained.folder, "--max_images", "64", "--batch_size", "32")
-    ours, cpu = (train_on(where, tmp_path / where.type / name, *flags, "--precision", precision)
-                 for where, name, precision in ((device, "own", "auto"), (torch.device("cpu"), "cpu", "float32")))  # fmt: skip
+    ours, cpu = (
+        train_on(where, tmp_path / where.type / name, *flags, "--precision", precision)
+        for where, name, precision in ((device, "own", "auto"), (torch.device("cpu"), "cpu", "float32"))
+    )
     assert ours.summary["status"] == "finished" and ours.summary["acc1"] > 10
     assert abs(ours.summary["acc1"] - cpu.summary["acc1"]) <= 5  # of 200 images, some that lie between two classes
 

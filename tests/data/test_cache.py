@@ -264,8 +264,9 @@ def start_maker(root, folder):
         "stored = cache.cached(source, sys.argv[3], 224, lambda line: print(line, flush=True))\n"
         "print(stored.train.store.path.stat().st_size, stored.train.store.offsets[-1])\n"
     )
-    return subprocess.Popen([sys.executable, "-c", code, KIT, root, folder], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, KIT, root, folder], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")

@@ -178,8 +178,20 @@ def test_it_goes_on_without_the_cache_where_that_makes_no_difference(runs_of, tm
 
 @pytest.mark.slow
 def test_it_does_not_go_on_with_other_pixels(photographs, tmp_path):
-    flags = ("--imagenet_dir", photographs, "--model", "mae_vit_demo_patch8", "--input_size", 64, "--epochs", 2,
-             "--batch_size", 10, "--num_workers", 0)  # fmt: skip
+    flags = (
+        "--imagenet_dir",
+        photographs,
+        "--model",
+        "mae_vit_demo_patch8",
+        "--input_size",
+        64,
+        "--epochs",
+        2,
+        "--batch_size",
+        10,
+        "--num_workers",
+        0,
+    )
     train_here(*flags, "--cache", tmp_path / "cache", "--output_dir", tmp_path / "run", check=0)
     (tmp_path / "run" / "summary.json").unlink()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["identity"]["pixels"] == "reduced to 320"

@@ -131,9 +131,22 @@ def test_a_run_with_resident_images_is_nearly_the_run_without(tmp_path, monkeypa
     """Pre-training and linear probing, as on a GPU: losses differ by the rounding of the crops."""
 
     def losses(*flags):
-        run = resolve(build_parser("", "").parse_args(
-            ["--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "0", "--output_dir", str(tmp_path), *flags]
-        ))  # fmt: skip
+        run = resolve(
+            build_parser("", "").parse_args(
+                [
+                    "--demo",
+                    "--max_images",
+                    "64",
+                    "--batch_size",
+                    "16",
+                    "--num_workers",
+                    "0",
+                    "--output_dir",
+                    str(tmp_path),
+                    *flags,
+                ]
+            )
+        )
         source = cache.cached(sources.open_source(run.data, run.seed), str(tmp_path / "cache"), 64, lambda _: None)
         job = support.train_module.open_task(run, source)
         job.prepare()

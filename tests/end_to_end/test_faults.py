@@ -51,8 +51,24 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(unbroken, tmp
 
 def test_data_that_disappears_is_said_and_the_run_goes_on_when_it_is_back(tmp_path):
     root = write_ilsvrc(tmp_path / "ILSVRC", train_images=24, val_images=3)
-    flags = ("--imagenet_dir", root, "--model", "mae_vit_demo_patch8", "--input_size", "32", "--epochs", "30",
-             "--batch_size", "12", "--num_workers", "0", "--cache", "off", "--output_dir", tmp_path / "run")  # fmt: skip
+    flags = (
+        "--imagenet_dir",
+        root,
+        "--model",
+        "mae_vit_demo_patch8",
+        "--input_size",
+        "32",
+        "--epochs",
+        "30",
+        "--batch_size",
+        "12",
+        "--num_workers",
+        "0",
+        "--cache",
+        "off",
+        "--output_dir",
+        tmp_path / "run",
+    )
     run = start(*flags)
     while not (tmp_path / "run/checkpoint.pth").exists():
         assert run.poll() is None
@@ -142,10 +158,15 @@ def resolved(*flags):
     ("error", "size"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"), "20.00 GiB"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1073741824 bytes."), "1024 MiB"),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1073741824 bytes."
+            ),
+            "1024 MiB",
+        ),
         (MemoryError(), "some memory"),
     ],
-)  # fmt: skip
+)
 def test_out_of_memory_says_what_to_lower(error, size):
     told = failures.explained(error, resolved("--demo", "--batch_size", "64", "--accum_iter", "2"))
     assert isinstance(told, InputError)

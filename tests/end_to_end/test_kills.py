@@ -37,8 +37,11 @@ def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
     within = 0
     for i in range(20):
         if i % 5 == 0:  # before it trains, too
-            run = subprocess.Popen([str(w) for w in (sys.executable, KIT / "train.py", *flags, killed)],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+            run = subprocess.Popen(
+                [str(w) for w in (sys.executable, KIT / "train.py", *flags, killed)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             time.sleep(draw.uniform(0, beginning + epoch))
         else:
             run = start(*flags, killed)

@@ -102,11 +102,27 @@ def test_fine_tuning_learns_in_two_processes(tmp_path):
 
 
 def test_the_rate_follows_the_global_batch(tmp_path):
-    torchrun("--demo", "--epochs", "1", "--max_images", "64", "--batch_size", "16", "--num_workers", "0", "--lr", "1e-3",
-             "--output_dir", tmp_path, check=0)  # fmt: skip
+    torchrun(
+        "--demo",
+        "--epochs",
+        "1",
+        "--max_images",
+        "64",
+        "--batch_size",
+        "16",
+        "--num_workers",
+        "0",
+        "--lr",
+        "1e-3",
+        "--output_dir",
+        tmp_path,
+        check=0,
+    )
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["optim"]["processes"] == 2
-    code = "import os; os.environ['WORLD_SIZE'] = '4'\nfrom maekit.settings import parser, resolution\n" \
-           "print(resolution.resolve(parser.build_parser('', '').parse_args([])).optim.lr)"  # fmt: skip
+    code = (
+        "import os; os.environ['WORLD_SIZE'] = '4'\nfrom maekit.settings import parser, resolution\n"
+        "print(resolution.resolve(parser.build_parser('', '').parse_args([])).optim.lr)"
+    )
     assert float(run(sys.executable, "-c", code, check=0).stdout) == pytest.approx(1e-3 * 64 * 4 / 256)
 
 
@@ -132,8 +148,22 @@ def test_bad_input_is_said_once(tmp_path):
 
 def test_a_killed_rank_is_recovered_from(tmp_path):
     """torchrun starts all ranks again, which go on from the last checkpoint: the curve is that of an unbroken run."""
-    flags = ("--demo", "--epochs", "4", "--max_images", "96", "--batch_size", "8", "--num_workers", "0", "--probes",
-             "frozen", "--norm", "adyt", "--output_dir")  # fmt: skip
+    flags = (
+        "--demo",
+        "--epochs",
+        "4",
+        "--max_images",
+        "96",
+        "--batch_size",
+        "8",
+        "--num_workers",
+        "0",
+        "--probes",
+        "frozen",
+        "--norm",
+        "adyt",
+        "--output_dir",
+    )
     torchrun(*flags, tmp_path / "whole", check=0)
     command = [*TORCHRUN, "--nproc_per_node", "2", "--max-restarts", "1", KIT / "train.py", *flags, tmp_path / "killed"]
     with subprocess.Popen(

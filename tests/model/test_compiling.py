@@ -25,8 +25,28 @@ def resolved(*flags):
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="--compile needs a C++ compiler here")
 def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path):
     """With what is in a step besides the model: AdaptiveDynamicTanh, the joint and the frozen probe."""
-    flags = ("--demo", "--epochs", "1", "--max_images", "80", "--batch_size", "40", "--num_workers", "0", "--norm", "adyt",
-             "--decoder_type", "linear", "--alpha", "0.1", "--probes", "frozen", "--lr", "4e-3", "--output_dir")  # fmt: skip
+    flags = (
+        "--demo",
+        "--epochs",
+        "1",
+        "--max_images",
+        "80",
+        "--batch_size",
+        "40",
+        "--num_workers",
+        "0",
+        "--norm",
+        "adyt",
+        "--decoder_type",
+        "linear",
+        "--alpha",
+        "0.1",
+        "--probes",
+        "frozen",
+        "--lr",
+        "4e-3",
+        "--output_dir",
+    )
     train(*flags, tmp_path / "plain", check=0)
     train(*flags, tmp_path / "compiled", "--compile", "on", check=0, timeout=600)
     for plain, compiled in zip(losses(tmp_path / "plain"), losses(tmp_path / "compiled")):

@@ -232,12 +232,15 @@ def test_cuda_kernels_compile(capability, values):
             given = {**tile, "ERF": erf, "EXACT": values == "fp32", "LARGE": large}
             constant = {name: value for name, value in given.items() if name in kernel.arg_names}
             kinds = {
-                name: "constexpr" if name in constant
-                else "i32" if name in numbers
-                else "*fp32" if name in of_parameters
+                name: "constexpr"
+                if name in constant
+                else "i32"
+                if name in numbers
+                else "*fp32"
+                if name in of_parameters
                 else f"*{values}"
                 for name in kernel.arg_names
-            }  # fmt: skip
+            }
             done = triton.compile(ASTSource(kernel, kinds, constant), target=GPUTarget("cuda", capability, 32))
             assert done.asm["cubin"]
 

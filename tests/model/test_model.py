@@ -414,9 +414,21 @@ def write_truncated(path):
         lambda path: torch.save(nn.Linear(2, 2), path),
         lambda path: None,
     ],
-    ids=["truncated", "text", "empty", "half a header", "noise", "half a pickle", "folder", "no model", "tensor", "list",
-         "whole module", "missing"],
-)  # fmt: skip
+    ids=[
+        "truncated",
+        "text",
+        "empty",
+        "half a header",
+        "noise",
+        "half a pickle",
+        "folder",
+        "no model",
+        "tensor",
+        "list",
+        "whole module",
+        "missing",
+    ],
+)
 def test_a_file_that_is_no_checkpoint_is_one_line_with_its_name(tmp_path, write):
     path = tmp_path / "checkpoint.pth"
     write(path)

@@ -19,8 +19,11 @@ def start(*flags, **options):
     (folder / "status.json").unlink(missing_ok=True)
     run = subprocess.Popen(
         [str(part) for part in (sys.executable, KIT / "train.py", *flags)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
     while not (folder / "status.json").exists():
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.005)

@@ -16,7 +16,9 @@ def gpus(monkeypatch):
         current = []
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation)  # fmt: skip
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation
+        )
         monkeypatch.setattr(torch._C, "_cuda_setDevice", current.append, raising=False)
         return current
 

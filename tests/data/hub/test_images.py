@@ -83,8 +83,26 @@ def test_a_run_on_a_saved_data_set_equals_the_run_on_the_same_files_in_folders(f
             shutil.copy(file, tmp_path / "folders" / folder / CLASSES[label])
     rows = {split: sorted(files[split], key=lambda row: (row[1], os.path.basename(row[0]))) for split in files}
     save(dataset_dict(files, **rows), tmp_path / "set")
-    flags = ("--model", "mae_vit_demo_patch8", "--input_size", "64", "--epochs", "2", "--batch_size", "40", "--lr", "1e-3",
-             "--num_workers", "0", "--alpha", "0.5", "--probes", "all", "--max_images", "80")  # fmt: skip
+    flags = (
+        "--model",
+        "mae_vit_demo_patch8",
+        "--input_size",
+        "64",
+        "--epochs",
+        "2",
+        "--batch_size",
+        "40",
+        "--lr",
+        "1e-3",
+        "--num_workers",
+        "0",
+        "--alpha",
+        "0.5",
+        "--probes",
+        "all",
+        "--max_images",
+        "80",
+    )
     logs = {}
     for name, flag in (("folders", "--imagenet_dir"), ("set", "--hf_dataset")):
         train_here(*flags, flag, tmp_path / name, "--output_dir", tmp_path / "run" / name, check=0)

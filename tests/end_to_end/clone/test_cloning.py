@@ -72,9 +72,12 @@ class TestCloning:
         target = tmp_path / "home" / "mae"
         target.parent.mkdir()
         with subprocess.Popen(
-            [sys.executable, "-m", "maekit.model.upstream", target], cwd=KIT, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "maekit.model.upstream", target],
+            cwd=KIT,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
-        ) as process:  # fmt: skip
+        ) as process:
             while not (target.parent / "begun").exists():
                 assert process.poll() is None
                 time.sleep(0.02)
@@ -109,8 +112,16 @@ class TestUpstreamsOwnRepository:
     @pytest.mark.parametrize("driver", ["run_comparison.sh", "run_alpha_sweep.sh"])
     def test_clone_mae_comes_before_anything_else(self, real, tmp_path, driver):
         kit = copy_of_the_kit(tmp_path)
-        result = run("bash", kit / driver, "--clone_mae", "--norms", "batchnorm", cwd=tmp_path, check=2,
-                     env=instead_of_the_network(real))  # fmt: skip
+        result = run(
+            "bash",
+            kit / driver,
+            "--clone_mae",
+            "--norms",
+            "batchnorm",
+            cwd=tmp_path,
+            check=2,
+            env=instead_of_the_network(real),
+        )
         assert result.stdout.startswith(f"cloning {upstream.URL} into {kit}/mae\n")
         assert "batchnorm: unknown" in result.stderr and len(result.stderr.splitlines()) == 1
         clone = upstream.find(None, kit)
@@ -154,8 +165,17 @@ class TestDrivers:
 
     def test_a_clone_that_fails_ends_the_driver_before_anything_else(self, driver, tmp_path):
         kit = copy_of_the_kit(tmp_path)
-        result = run("bash", kit / driver, "--clone_mae", "--demo", "--norms", "batchnorm", cwd=tmp_path, check=2,
-                     env=instead_of_the_network(tmp_path / "nowhere"))  # fmt: skip
+        result = run(
+            "bash",
+            kit / driver,
+            "--clone_mae",
+            "--demo",
+            "--norms",
+            "batchnorm",
+            cwd=tmp_path,
+            check=2,
+            env=instead_of_the_network(tmp_path / "nowhere"),
+        )
         assert "git clone failed (fatal: " in result.stderr and len(result.stderr.splitlines()) == 1
         assert not [name for name in os.listdir(kit) if "mae" in name and name != "maekit"]
 

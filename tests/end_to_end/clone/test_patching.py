@@ -40,9 +40,15 @@ class TestPatching:
         words = [sys.executable, "-c", code, KIT, mae, upstream.COMMIT, upstream.PATCH]
         for _ in range(3):
             processes = [
-                subprocess.Popen([str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE, text=True) for _ in range(4)
-            ]  # fmt: skip
+                subprocess.Popen(
+                    [str(word) for word in words],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for _ in range(4)
+            ]
             for process in processes:
                 assert process.stdout.readline() == "ready\n"
             for process in processes:
@@ -116,8 +122,13 @@ class TestPatching:
 class TestModule:
     def test_the_clones_model_is_imported_whatever_was_imported_before(self, mae, tmp_path):
         other = tmp_path / "other"
-        write(other, {"models_mae.py": "from util.misc import scale\nVERSION = 'other'\n",
-                      "util/misc.py": "def scale(value):\n    return -value\n"})  # fmt: skip
+        write(
+            other,
+            {
+                "models_mae.py": "from util.misc import scale\nVERSION = 'other'\n",
+                "util/misc.py": "def scale(value):\n    return -value\n",
+            },
+        )
         assert upstream.Clone(other, "", patched=True).module().VERSION == "other"
         clone = upstream.find(str(mae)).ensure_patched()
         module = clone.module()

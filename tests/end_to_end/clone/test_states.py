@@ -39,9 +39,7 @@ class TestStates:
         before = contents(mae)
         clone = upstream.find(str(mae))
         assert clone.patched and contents(mae) == before
-        assert clone.describe() == {
-            "source": "upstream", "path": str(mae), "commit": upstream.COMMIT, "patched": True
-        }  # fmt: skip
+        assert clone.describe() == {"source": "upstream", "path": str(mae), "commit": upstream.COMMIT, "patched": True}
 
     def test_one_with_the_patch_staged_is_patched(self, mae):
         apply(mae, "--index")

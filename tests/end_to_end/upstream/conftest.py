@@ -77,6 +77,18 @@ def class_folders(room):
 @pytest.fixture(scope="module")
 def ours(room, class_folders):
     """The folder of a pre-training of ours, ViT-B at 224 pixels."""
-    train_here(*SHORT, "--mae_dir", "builtin", "--input_size", "224", "--imagenet_dir", class_folders, "--lr", "1e-4",
-               "--output_dir", room / "ours", check=0)  # fmt: skip
+    train_here(
+        *SHORT,
+        "--mae_dir",
+        "builtin",
+        "--input_size",
+        "224",
+        "--imagenet_dir",
+        class_folders,
+        "--lr",
+        "1e-4",
+        "--output_dir",
+        room / "ours",
+        check=0,
+    )
     return room / "ours"

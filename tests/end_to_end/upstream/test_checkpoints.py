@@ -31,10 +31,33 @@ def script(clone, class_folders, room):
         folder = room / f"upstream-{name}-{len(os.listdir(room))}"
         heads = () if name == "main_pretrain" else ("--nb_classes", "2")
         result = run(
-            sys.executable, clone.path / f"{name}.py", "--model", kind, "--data_path", class_folders, "--epochs", "1",
-            "--warmup_epochs", "0", "--batch_size", "4", "--num_workers", "0", "--no_pin_mem", "--device", "cpu",
-            "--output_dir", folder, "--log_dir", folder, *heads, *more, cwd=room, check=check, timeout=600,
-        )  # fmt: skip
+            sys.executable,
+            clone.path / f"{name}.py",
+            "--model",
+            kind,
+            "--data_path",
+            class_folders,
+            "--epochs",
+            "1",
+            "--warmup_epochs",
+            "0",
+            "--batch_size",
+            "4",
+            "--num_workers",
+            "0",
+            "--no_pin_mem",
+            "--device",
+            "cpu",
+            "--output_dir",
+            folder,
+            "--log_dir",
+            folder,
+            *heads,
+            *more,
+            cwd=room,
+            check=check,
+            timeout=600,
+        )
         print(f"{name}.py {' '.join(map(str, more))}", *(result.stdout + result.stderr).splitlines()[-3:], sep="\n    ")
         return result, folder
 
@@ -64,8 +87,19 @@ def evaluated(upstreams, room, class_folders):
             "finetune": ("--lr", "2e-3", "--warmup_epochs", "0"),
             "linprobe": ("--lr", "1", "--warmup_epochs", "0"),
         }
-        train_here(*SHORT, "--task", task, "--init", upstreams, "--imagenet_dir", class_folders, *rates.get(task, ()),
-                   "--output_dir", folder, check=0)  # fmt: skip
+        train_here(
+            *SHORT,
+            "--task",
+            task,
+            "--init",
+            upstreams,
+            "--imagenet_dir",
+            class_folders,
+            *rates.get(task, ()),
+            "--output_dir",
+            folder,
+            check=0,
+        )
         return folder
 
     return cache(of)
@@ -87,8 +121,20 @@ def test_upstreams_scripts_start_from_our_checkpoint(name, more, ours, script, c
         assert {n for n in saved if not n.startswith("head.")} == set(encoder)
         assert all(torch.equal(saved[n], value) for n, value in encoder.items())
     else:  # and back: our evaluation of what it fine-tuned
-        train_here(*SHORT, "--task", "finetune", "--epochs", "0", "--init", folder / "checkpoint-0.pth",
-                   "--imagenet_dir", class_folders, "--output_dir", tmp_path, check=0)  # fmt: skip
+        train_here(
+            *SHORT,
+            "--task",
+            "finetune",
+            "--epochs",
+            "0",
+            "--init",
+            folder / "checkpoint-0.pth",
+            "--imagenet_dir",
+            class_folders,
+            "--output_dir",
+            tmp_path,
+            check=0,
+        )
         assert_measured_alike(summary(tmp_path), result.stdout)
     shutil.rmtree(folder)
 
@@ -151,8 +197,20 @@ def test_positions_of_another_image_size_are_interpolated_as_upstream_does(their
 
 def test_upstreams_scripts_refuse_a_checkpoint_of_another_norm(script, class_folders, room):
     folder = room / "dyt"
-    train_here(*SHORT, "--mae_dir", "builtin", "--norm", "DynamicTanh", "--imagenet_dir", class_folders,
-               "--max_images", "4", "--output_dir", folder, check=0)  # fmt: skip
+    train_here(
+        *SHORT,
+        "--mae_dir",
+        "builtin",
+        "--norm",
+        "DynamicTanh",
+        "--imagenet_dir",
+        class_folders,
+        "--max_images",
+        "4",
+        "--output_dir",
+        folder,
+        check=0,
+    )
     for name, more in (("main_finetune", ()), ("main_linprobe", ("--cls_token",))):
         result, _ = script(name, "vit_base_patch16", "--finetune", folder / "checkpoint.pth", *more, check=1)
         last = result.stderr.strip().splitlines()[-1]
@@ -182,10 +240,14 @@ def test_k_nn_on_a_checkpoint_of_upstreams_is_k_nn_on_the_features_of_upstreams_
     """Features, images and labels by upstream's classes and torchvision's: whole images, scaled to 256, 224 cut out."""
     mae = getattr(theirs("models_mae"), BASE)().eval()
     mae.load_state_dict(checkpoint.read(upstreams)["model"])
-    transform = transforms.Compose([
-        transforms.Resize(256, interpolation=3), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ])  # fmt: skip
+    transform = transforms.Compose(
+        [
+            transforms.Resize(256, interpolation=3),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
     features = {}
     for split in ("train", "val"):
         samples = list(datasets.ImageFolder(class_folders / split, transform))
@@ -201,8 +263,20 @@ def test_k_nn_on_a_checkpoint_of_upstreams_is_k_nn_on_the_features_of_upstreams_
 
 def test_pre_training_starts_from_a_checkpoint_of_upstreams(upstreams, class_folders, room):
     folder = room / "continued"
-    train_here(*SHORT, "--mae_dir", "builtin", "--init", upstreams, "--lr", "1e-12", "--imagenet_dir", class_folders,
-               "--output_dir", folder, check=0)  # fmt: skip
+    train_here(
+        *SHORT,
+        "--mae_dir",
+        "builtin",
+        "--init",
+        upstreams,
+        "--lr",
+        "1e-12",
+        "--imagenet_dir",
+        class_folders,
+        "--output_dir",
+        folder,
+        check=0,
+    )
     before, after = (checkpoint.read(path)["model"] for path in (upstreams, folder / "checkpoint.pth"))
     assert before.keys() == after.keys()
     for name, value in before.items():  # steps of 1e-12
@@ -221,6 +295,18 @@ def test_upstreams_evaluation_of_our_classifier_measures_what_we_measure(
     assert "Resume checkpoint" in result.stdout and "Accuracy of the network on the 8 test images" in result.stdout
     assert_measured_alike(summary(folder), result.stdout)
     if task == "finetune":
-        train_here(*SHORT, "--task", "finetune", "--epochs", "0", "--init", folder, "--imagenet_dir", class_folders,
-                   "--output_dir", tmp_path, check=0)  # fmt: skip
+        train_here(
+            *SHORT,
+            "--task",
+            "finetune",
+            "--epochs",
+            "0",
+            "--init",
+            folder,
+            "--imagenet_dir",
+            class_folders,
+            "--output_dir",
+            tmp_path,
+            check=0,
+        )
         assert_measured_alike(summary(tmp_path), result.stdout)

@@ -30,15 +30,40 @@ def settings_of(*typed):
 def test_epochs_of_our_loop_are_epochs_of_upstreams_with_accumulated_batches(theirs, monkeypatch, tmp_path):
     """Its engine, its model and a plain AdamW, on the batches and masks of ours: losses and weights, rates per step."""
     run = settings_of(
-        "--demo", "--max_images", "64", "--batch_size", "8", "--accum_iter", "2", "--epochs", "3", "--num_workers", "0",
-        "--warmup_epochs", "0.7", "--min_lr", "1e-5", "--device", "cpu", "--output_dir", tmp_path,
-    )  # fmt: skip
+        "--demo",
+        "--max_images",
+        "64",
+        "--batch_size",
+        "8",
+        "--accum_iter",
+        "2",
+        "--epochs",
+        "3",
+        "--num_workers",
+        "0",
+        "--warmup_epochs",
+        "0.7",
+        "--min_lr",
+        "1e-5",
+        "--device",
+        "cpu",
+        "--output_dir",
+        tmp_path,
+    )
     job = train_module.open_task(run, sources.open_source(run.data, run.seed))
     patch, encoder, decoder = MODELS[run.model.name]
     mae = theirs("models_mae").MaskedAutoencoderViT(
-        run.model.input_size, patch, 3, encoder.width, encoder.depth, encoder.heads,
-        decoder.width, decoder.depth, decoder.heads, norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    )  # fmt: skip
+        run.model.input_size,
+        patch,
+        3,
+        encoder.width,
+        encoder.depth,
+        encoder.heads,
+        decoder.width,
+        decoder.depth,
+        decoder.heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
     mae.load_state_dict(job.network.state_dict())
     optimizer = torch.optim.AdamW(param_groups_weight_decay(mae, 0.05), lr=1.0, betas=(0.9, 0.95))
     args = SimpleNamespace(accum_iter=2, mask_ratio=0.75, lr=run.optim.lr, min_lr=1e-5, warmup_epochs=0.7, epochs=3)
@@ -75,10 +100,29 @@ def test_epochs_of_our_loop_are_epochs_of_upstreams_with_accumulated_batches(the
 def test_layer_wise_rates_are_upstreams(decay, norm, class_folders, theirs, tmp_path):
     """Share of the rate and weight decay of every parameter that our fine-tuning trains."""
     run = settings_of(
-        "--task", "finetune", "--init", "untrained", "--model", "vit_tiny", "--layer_decay", decay, "--norm", norm,
-        "--weight_decay", "0.07", "--batch_size", "4", "--accum_iter", "1", "--imagenet_dir", class_folders,
-        "--device", "cpu", "--output_dir", tmp_path,
-    )  # fmt: skip
+        "--task",
+        "finetune",
+        "--init",
+        "untrained",
+        "--model",
+        "vit_tiny",
+        "--layer_decay",
+        decay,
+        "--norm",
+        norm,
+        "--weight_decay",
+        "0.07",
+        "--batch_size",
+        "4",
+        "--accum_iter",
+        "1",
+        "--imagenet_dir",
+        class_folders,
+        "--device",
+        "cpu",
+        "--output_dir",
+        tmp_path,
+    )
     job = train_module.open_task(run, sources.open_source(run.data, run.seed))
     vit = theirs("models_vit").VisionTransformer(
         global_pool=True, patch_size=16, embed_dim=192, depth=12, num_heads=3, num_classes=2, norm_layer=nn.LayerNorm

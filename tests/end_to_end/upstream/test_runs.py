@@ -70,8 +70,20 @@ def test_k_nn_finds_as_much_in_upstreams_encoder_as_in_ours(two_runs, tmp_path):
     found = {}
     for source, folder in folders.items():
         out = tmp_path / source
-        train_here("--demo", "--task", "knn", "--init", folder, "--max_images", "128", "--num_workers", "0",
-                   "--output_dir", out, check=0)  # fmt: skip
+        train_here(
+            "--demo",
+            "--task",
+            "knn",
+            "--init",
+            folder,
+            "--max_images",
+            "128",
+            "--num_workers",
+            "0",
+            "--output_dir",
+            out,
+            check=0,
+        )
         found[source] = summary(out)["acc1"]
     assert found["upstream"] == found["builtin"] and 10 < found["upstream"] <= 100  # by chance 10
 

@@ -49,8 +49,14 @@ def test_a_setting_that_cannot_be_is_one_line(plain):
     assert "--task transfer: unknown" in line and "finetune, linprobe, knn" in line
     line = complaint(*QUICK, *KNN, "--init", plain, "--resume", plain / "checkpoint.pth")
     assert "is for pre-training; --task knn starts from --init" in line
-    for flag, value in (("drop_path", "1"), ("smoothing", "-0.1"), ("reprob", "1.5"), ("layer_decay", "0"),
-                        ("mixup", "-1"), ("cutmix", "inf")):  # fmt: skip
+    for flag, value in (
+        ("drop_path", "1"),
+        ("smoothing", "-0.1"),
+        ("reprob", "1.5"),
+        ("layer_decay", "0"),
+        ("mixup", "-1"),
+        ("cutmix", "inf"),
+    ):
         assert f"--{flag} {float(value)}: must" in complaint(*QUICK, *FINETUNE, "--init", plain, f"--{flag}", value)
 
 

@@ -114,8 +114,18 @@ def test_fine_tuning_trains_every_weight_of_every_norm_and_adapts(norm, pretrain
 
 def test_an_evaluation_leaves_its_files(finetuned):
     """No trajectory: its epochs are no points of the reconstruction gap."""
-    expected = {"config.json", "log.csv", "norm_alpha.csv", "summary.json", "checkpoint.pth", "tensorboard",
-                "checkpoint.previous.pth", "status.json", "loss_curve.png", "loss_curve.pdf"}  # fmt: skip
+    expected = {
+        "config.json",
+        "log.csv",
+        "norm_alpha.csv",
+        "summary.json",
+        "checkpoint.pth",
+        "tensorboard",
+        "checkpoint.previous.pth",
+        "status.json",
+        "loss_curve.png",
+        "loss_curve.pdf",
+    }
     assert {f.name for f in finetuned.iterdir()} == expected
     found, rows = summary(finetuned), losses(finetuned)
     assert found["task"] == "finetune" and found["total_epochs"] == 2 == len(rows)

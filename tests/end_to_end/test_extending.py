@@ -16,8 +16,8 @@ from maekit.data.datasets import TrainImages
 from maekit.data.protocol import SourceImages
 from maekit.data.sources import Source
 from maekit.runs.folder import RunFolder
-from tests.pages import PAGES, blocks
 from tests.support import KIT, run
+from tests.support.pages import PAGES, blocks
 
 PAGE = PAGES["extending.md"]
 
