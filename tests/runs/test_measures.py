@@ -8,7 +8,7 @@ from maekit.runs import measures
 from maekit.runs.folder import RunFolder
 from maekit.runs.record import Record
 
-FROZEN = Path(__file__).parent / "frozen" / "columns"
+FROZEN = Path(__file__).parents[1] / "frozen" / "columns"
 
 
 @pytest.mark.parametrize(
