@@ -7,7 +7,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Probe:
-    """home: module and class, see maekit.probes.open_probes. column: of its accuracy in percent; baseline: of the accuracy of
+    """home: module and class, see maekit.probes.probe.open_probes. column: of its accuracy in percent; baseline: of the accuracy of
     the encoder of the same seed before any training. label: on axes and in tables."""
 
     home: str
