@@ -302,7 +302,7 @@ def test_a_sweeps_page_has_its_findings_and_links_its_runs(sweep):
     page = Reader(sweep / "analysis/report.html")
     known = json.loads((sweep / "analysis/gap_statistics_frozen.json").read_text())
     frozen = next(item for item in page.items if item.startswith("frozen probe: "))
-    assert f"Γ = {known['reconstruction_gap']:.1f} percentage points" in frozen and "untrained encoder: " in frozen
+    assert f"Γ = {known['reconstruction_gap']:.1f} percentage points" in frozen and "untrained encoder has " in frozen
     assert "diverged -10.0/LayerNorm_lr0.00015_seed0: 2 finite epochs" in page.items
     assert len(page.tables["Last epochs"]) == 1 + 7
     links = [link for link in page.links if "_seed0" in link]

@@ -20,8 +20,8 @@ from tests.support.batches import by_pil
 
 
 @pytest.fixture(scope="module")
-def demo_source(tmp_path_factory):
-    source = sources.open_source(DataSettings(None, None, 0), seed=0)
+def demo_source(demo_dir, tmp_path_factory):
+    source = sources.open_source(DataSettings(str(demo_dir), None, 0), seed=0)
     return cache.cached(source, str(tmp_path_factory.mktemp("cache")), 64, lambda _: None)
 
 

@@ -184,7 +184,7 @@ def test_where_there_is_no_gradient_to_come_nothing_is_kept():
 
 INTERPRETED = """
 import torch, norms
-from maekit import kernels
+from maekit.model import kernels
 torch.manual_seed(0)
 for shift in (None, torch.full((1,), 0.3)):
     for n, width in ((37, 192), (8, 300), (5000, 128)):

@@ -30,7 +30,7 @@ class TestPatching:
 
     def test_four_processes_at_once_all_find_it_patched(self, mae):
         code = (
-            "import sys\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom maekit import upstream\n"
+            "import sys\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom maekit.model import upstream\n"
             "upstream.COMMIT, upstream.PATCH = sys.argv[3], Path(sys.argv[4])\n"
             "clone = upstream.Clone(Path(sys.argv[2]), upstream.COMMIT, False)\n"
             "print('ready', flush=True)\nsys.stdin.readline()\n"
@@ -144,5 +144,5 @@ class TestModule:
         assert f"--mae_dir {mae}" in str(caught.value) and "--mae_dir builtin" in str(caught.value)
 
     def test_finding_a_clone_needs_no_torch(self):
-        code = "import sys; from maekit import upstream; print('torch' in sys.modules, 'numpy' in sys.modules)"
+        code = "import sys; from maekit.model import upstream; print('torch' in sys.modules, 'numpy' in sys.modules)"
         assert run(sys.executable, "-c", code, check=0).stdout == "False False\n"

@@ -200,7 +200,7 @@ class TestWhereItIsLookedFor:
     def test_pythonpath_as_upstreams_users_set_it(self, mae, tmp_path):
         """export PYTHONPATH=$PYTHONPATH:$(pwd)/mae"""
         code = (
-            "import sys; sys.path.append(sys.argv[1]); from maekit import upstream; upstream.COMMIT = sys.argv[3]\n"
+            "import sys; sys.path.append(sys.argv[1]); from maekit.model import upstream; upstream.COMMIT = sys.argv[3]\n"
             "upstream.PATCH = upstream.Path(sys.argv[4]); print(upstream.find(None, sys.argv[2]).path)"
         )
         words = (KIT, tmp_path / "kit", upstream.COMMIT, upstream.PATCH)
