@@ -161,7 +161,7 @@ def test_a_column_is_added_as_it_says(extended):
 def test_a_flag_is_added_as_it_says(tmp_path):
     """In a copy of the kit: the page's row, and what follows from it."""
     copy = copy_kit(tmp_path)
-    row = example('Flag("clip_grad"').strip()
+    row = example('Flag(\n    "clip_grad"').strip()
     put(copy / "maekit/settings/flags.py", '        Flag(\n            "epochs"', f"        {row},\n")
     help_text = run(sys.executable, copy / "train.py", "--help", check=0).stdout
     assert "--clip_grad X" in help_text and "largest norm of a step's gradient" in " ".join(help_text.split())
