@@ -64,6 +64,12 @@ def small_demo(tmp_path_factory):
     os.environ.pop("MAEKIT_DATA") if before is None else os.environ.update(MAEKIT_DATA=before)
 
 
+@pytest.fixture
+def whole_demo(demo_dir, monkeypatch):
+    """--demo has all its validation images, in processes that a test starts as well: for what counts single ones."""
+    monkeypatch.setenv("MAEKIT_DATA", str(demo_dir.parent))
+
+
 @pytest.fixture(scope="session")
 def ilsvrc(tmp_path_factory):
     """A small ILSVRC tree, shared by the tests: copy it before changing it."""

@@ -192,7 +192,7 @@ def draw_baselines(ax, summary):
 def epoch_axis(ax, label=True):
     """Label the x axis as epochs, or not, and tick it at integers."""
     ax.set_xlabel("epoch" if label else "")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # of one epoch, too
 
 
 def legend_below(figure, handles):

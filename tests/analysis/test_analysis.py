@@ -266,3 +266,13 @@ def test_pictures_of_other_images_are_left_out(comparison, copy):
         "LayerNorm",
         "AdaptiveDynamicTanh",
     ]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_epochs_are_ticked_at_integers(epochs):
+    figure = figures.new_figure(figures.COLUMN, 2)
+    ax = figure.subplots()
+    ax.plot(range(epochs), range(epochs), "o")
+    figures.epoch_axis(ax)
+    ticks = ax.get_xticks()
+    assert len(ticks) and all(tick == round(tick) for tick in ticks)

@@ -101,8 +101,7 @@ def test_plain_class_folders_reach_the_batch_with_the_names_of_their_folders(tmp
     check_training(source, lambda file: file.parent.name)
 
 
-def test_demo_images_reach_the_batch_with_the_name_of_their_photograph(demo_dir, monkeypatch):
-    monkeypatch.setenv("MAEKIT_DATA", str(demo_dir.parent))
+def test_demo_images_reach_the_batch_with_the_name_of_their_photograph(demo_dir, whole_demo):
     source = open_folder(None)
     assert source.name == "demo"
     assert source.train.root == str(demo_dir / "Data" / "CLS-LOC" / "train")

@@ -89,7 +89,9 @@ def test_k_nn_finds_as_much_in_upstreams_encoder_as_in_ours(two_runs, tmp_path):
 
 
 @pytest.mark.parametrize("decoder", [(), ("--decoder_type", "linear")], ids=["own decoder", "linear decoder"])
-def test_alpha_and_all_probes_work_on_upstreams_model_and_say_what_they_say_on_ours(decoder, clone, theirs, tmp_path):
+def test_alpha_and_all_probes_work_on_upstreams_model_and_say_what_they_say_on_ours(
+    decoder, clone, theirs, whole_demo, tmp_path
+):
     command = [*QUICK, *decoder, "--alpha", "0.1", "--probes", "all"]
     logs = []
     for name, place in (("upstream", clone.path), ("builtin", "builtin")):
@@ -101,7 +103,7 @@ def test_alpha_and_all_probes_work_on_upstreams_model_and_say_what_they_say_on_o
     scores = ("accuracy", "frozen_accuracy", "knn_accuracy", "untrained_frozen_accuracy", "untrained_knn_accuracy")
     for name in scores:
         assert 0 < logs[0][-1][name] < 100
-        assert logs[0][-1][name] == pytest.approx(logs[1][-1][name], abs=2.51), name  # one of 40 images may flip
+        assert logs[0][-1][name] == pytest.approx(logs[1][-1][name], abs=1), name  # two of 200 images may flip
 
 
 def test_a_killed_run_of_upstreams_model_goes_on_to_the_same_curve(clone, theirs, tmp_path):
