@@ -12,8 +12,8 @@ from tests.support import write_ilsvrc
 HERE = Path(__file__).parent
 
 
-SLOW = ("end_to_end", "test_frozen.py")
-ROOMS = ("end_to_end", "drivers", "test_frozen.py", "analysis", "training", "probes")  # the longest files begin first
+SLOW = ("end_to_end", "frozen")
+ROOMS = ("end_to_end", "drivers", "frozen", "analysis", "training", "probes")  # the longest files begin first
 
 
 def pytest_collection_modifyitems(items):

@@ -485,7 +485,7 @@ def test_a_hundred_runs_leave_the_driver_as_it_was(tmp_path):
     )
     file = tmp_path / "commands.txt"
     file.write_text("".join(f"{sys.executable} -S {script} --output_dir {tmp_path}/r{i}\n" for i in range(100)))
-    code = "import sys; from tests.drivers import test_pool; test_pool.soak(sys.argv[1])"
+    code = "import sys; from tests.drivers.pool import test_faults; test_faults.soak(sys.argv[1])"
     out = run(sys.executable, "-c", code, file, check=0).stdout
     print(out)
     assert "after 100 runs" in out

@@ -1,11 +1,11 @@
-"""What people and their scripts hold on to, as it was recorded in tests/frozen/: commands, helps, names of files, columns,
+"""What people and their scripts hold on to, as it was recorded in recorded/: commands, helps, names of files, columns,
 keys, tags, and a run that an earlier kit began. Moving code about must not change any of it.
 
 Where a change is meant, record anew and read the difference before it is committed:
 
-    RECORD_FROZEN=1 ./tests/run.sh tests/test_frozen.py && git diff tests/frozen
+    RECORD_FROZEN=1 ./tests/run.sh tests/frozen && git diff tests/frozen/recorded
 
-That leaves the stopped run in tests/frozen/stopped as it is: it stands for runs that users began with an earlier kit, and a
+That leaves the stopped run in recorded/stopped as it is: it stands for runs that users began with an earlier kit, and a
 kit that cannot go on with it loses theirs. RECORD_FROZEN=stopped records it, too.
 
 Of a machine nothing is recorded: the kit's folder, the interpreter, the number of cores, and what is a clock or a process
@@ -40,7 +40,7 @@ from maekit.model.mae import build_mae
 from tests.support import KIT, run, train_here
 from tests.support.runs import flat, losses
 
-FROZEN = Path(__file__).parent / "frozen"
+FROZEN = Path(__file__).parent / "recorded"
 RECORD = os.environ.get("RECORD_FROZEN", "")
 TINY = (
     "--demo",
@@ -63,7 +63,7 @@ WINDOWS = re.search(r'"%KIT%(\S+)" %args%', (KIT / "run_comparison.bat").read_te
 
 
 def told(name, text):
-    """A text, and what the file in tests/frozen has: two sides of an assert. To record is to write it there first."""
+    """A text, and what the file in recorded/ has: two sides of an assert. To record is to write it there first."""
     file = FROZEN / name
     if RECORD:
         file.parent.mkdir(parents=True, exist_ok=True)
