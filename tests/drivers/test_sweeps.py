@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 
@@ -16,6 +15,7 @@ from maekit.runs import measures
 from maekit.runs.trajectories import read_trajectories
 from maekit.settings import recipes
 from tests.support import KIT, ended, run
+from tests.support.processes import processes, start
 
 SWEEP, QUICK, RATES = (KIT / f"{name}.sh" for name in ("run_alpha_sweep", "quick_sweep_test", "lr_alpha_sweep"))
 THE_SEEDS_ALPHAS = shlex.split("-10.0 -5.0 -2.0 -1.0 -0.5 -0.1 -0.05 -0.01 -0.005 -0.001 -0.0001 -0.00001")
@@ -248,28 +248,10 @@ def test_a_point_that_diverges_is_a_result_of_the_sweep(tmp_path):
     assert re.search(r"-10.0/LayerNorm_lr1000.0_seed0: diverged, \d finite epoch", out)
 
 
-def start(tmp_path, *flags):
-    command = [str(part) for part in (QUICK, *flags, "--output_dir", tmp_path)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        text=True,
-        env={**os.environ, "PYTHON": sys.executable},
-    )
-
-
 def wait_for(file, driver):
     while not file.exists():
         assert driver.poll() is None
         time.sleep(0.02)
-
-
-def processes(text):
-    """Ids of the processes whose command line holds a text."""
-    found = subprocess.run(["pgrep", "-f", "--", text], capture_output=True, text=True, check=False).stdout
-    return [int(pid) for pid in found.split()]
 
 
 LONG = shlex.split("--demo --epochs 40 --max_images 64 --batch_size 32 --num_workers 0 --probes frozen")
@@ -281,7 +263,7 @@ def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_
     root = tmp_path / "demo-mae-reconstruction-gap/quick"
     first, second = (root / a / "LayerNorm_lr0.004_seed0" for a in ("0.1", "0.5"))
     weights = tmp_path / "checkpoints/demo-quick/demo_alpha-0.1_LayerNorm_lr0.004_seed0/checkpoint.pth"
-    with start(tmp_path, *LONG) as driver:
+    with start((QUICK, *LONG, "--output_dir", tmp_path)) as driver:
         wait_for(weights, driver)
         for pid in processes(f"--output_dir {first}"):
             os.kill(pid, signal.SIGKILL)
@@ -305,7 +287,7 @@ def test_ctrl_c_stops_the_sweep_with_a_count_and_leaves_no_process(tmp_path):
     flags = [*LONG]
     flags[flags.index("40")] = "8"
     flags += ["--jobs", "1"]
-    with start(tmp_path, *flags) as driver:
+    with start((QUICK, *flags, "--output_dir", tmp_path)) as driver:
         wait_for(second, driver)
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         out = driver.communicate(timeout=60)[0]
