@@ -108,3 +108,13 @@ def write_trajectory(root, alpha, *, lr=1.5e-4, norm="LayerNorm", seed=0, epochs
     folder.mkdir(parents=True)
     (folder / "trajectory.json").write_text(json.dumps({**head, "status": status, "trajectory": points}))
     return folder / "trajectory.json"
+
+
+def write_original(root, alpha, *, lr=None, folder=None, points=((0.7, 20.0), (0.5, 30.0))):
+    """A trajectory.json as the original scripts wrote it."""
+    head = {"alpha": alpha, **({} if lr is None else {"lr": lr}), "model": "vit_tiny", "decoder": "base-8b"}
+    file = root / (folder or str(alpha)) / "trajectory.json"
+    file.parent.mkdir(parents=True)
+    trajectory = [{"epoch": i, "mse": m, "accuracy": a, "alpha": alpha} for i, (m, a) in enumerate(points)]
+    file.write_text(json.dumps({**head, "trajectory": trajectory}))
+    return file
