@@ -1,216 +1,35 @@
 """--slurm on a real cluster: a SLURM of two nodes on this machine, started here with a configuration of its own."""
 
-import contextlib
-import csv
 import json
-import os
-import pwd
-import random
 import re
 import shlex
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import warnings
-from pathlib import Path
 
 import pytest
 
 from maekit import locks
 from maekit.drivers import pool, slurm
 from maekit.runs.folder import RunFolder
-from maekit.runs.status import PREEMPTED
 from tests.support import KIT, run
+from tests.support.cluster import SUBMIT, ask, grid_of, is_over, jobs_of, pool_here, shown, started, wait_for, wait_over
+from tests.support.runs import losses
 
 QUICK, COMPARISON = KIT / "quick_sweep_test.sh", KIT / "run_comparison.sh"
-SUBMIT = (sys.executable, KIT / "maekit/drivers/slurm.py", "--submit")
 SMALL = ("--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
-LARGEST_ARRAY = 3
-CONFIGURATION = """\
-ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmUser={user}
-SlurmdUser={user}
-SlurmctldPort={ports[0]}
-AuthType=auth/munge
-CryptoType=crypto/munge
-# a job that is queued again waits until no credential of its first start is valid: not 2 minutes here
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SlurmdParameters=config_overrides
-ReturnToService=2
-MailProg=/bin/true
-KillWait=20
-MaxArraySize={largest}
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SchedulerParameters=bf_interval=1,sched_interval=2
-NodeName={host},{host}-second NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]},{ports[2]}] CPUs=8
-PartitionName=main Nodes={host},{host}-second Default=YES PriorityTier=1
-PartitionName=urgent Nodes={host},{host}-second PriorityTier=2
-"""
-
-
-def not_tested(why):
-    """Skip, and say so where nobody overlooks it."""
-    warnings.warn(f"NOT TESTED, SLURM: {why}", stacklevel=2)
-    pytest.skip(f"NOT TESTED, SLURM: {why}")
-
-
-def free_ports(n):
-    """Numbers of ports that nobody listens on, below those that the system hands out to whoever asks for any."""
-    free = []
-    while len(free) < n:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            free.append(port)
-    return free
 
 
 @pytest.fixture(scope="session")
 def cluster():
-    """munged, slurmctld and two slurmd, for as long as the tests take; SLURM_CONF names their configuration."""
-    path = os.environ["PATH"]
-    os.environ["PATH"] = f"{path}:/usr/sbin"
-    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # sockets want short names
-    folder.chmod(0o755)
-    daemons, commands = [], ()
-    try:
-        missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
-        if missing:
-            not_tested(f"{', '.join(missing)} not installed. apt-get install slurm-wlm munge")
-        (folder / "state").mkdir()
-        host = socket.gethostname().split(".")[0]
-        key = folder / "munge.key"
-        key.write_bytes(os.urandom(128))
-        key.chmod(0o600)
-        configuration = folder / "slurm.conf"
-        configuration.write_text(
-            CONFIGURATION.format(
-                folder=folder,
-                host=host,
-                user=pwd.getpwuid(os.getuid()).pw_name,
-                ports=free_ports(3),
-                largest=LARGEST_ARRAY,
-            )
-        )
-        os.environ["SLURM_CONF"] = str(configuration)
-        munge = [f"--{name}={folder}/munge.{name[:4]}" for name in ("pid-file", "log-file", "seed-file")]
-        commands = [
-            ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", *munge],
-            ["slurmctld", "-D", "-c"],
-            ["slurmd", "-D", "-c", "-N", host],
-            ["slurmd", "-D", "-c", "-N", f"{host}-second"],
-        ]
-        for command in commands:
-            output = open(folder / f"{command[0]}{len(daemons)}.txt", "wb")  # noqa: SIM115 - the daemon's
-            daemons.append(subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL))
-            output.close()
-            if command[0] == "munged":
-                wait_for(lambda: (folder / "munge.socket").exists() or daemons[0].poll() is not None, 10)
-        with contextlib.suppress(TimeoutError):
-            wait_for(lambda: nodes() == ["idle", "idle"] or any(d.poll() is not None for d in daemons), 30)
-        if any(d.poll() is not None for d in daemons) or nodes() != ["idle", "idle"]:
-            said = [f.read_text(errors="replace")[-500:] for f in (*folder.glob("*.log"), *folder.glob("*.txt"))]
-            not_tested("its daemons do not come up here: " + " | ".join(said))
+    """The folder of a SLURM that runs for as long as the tests take."""
+    with started() as folder:
         yield folder
-    finally:
-        if len(daemons) == len(commands) and all(d.poll() is None for d in daemons):
-            ask("scancel", "--state=PENDING", f"--user={os.getuid()}")
-            ask("scancel", f"--user={os.getuid()}")
-            with contextlib.suppress(TimeoutError):
-                wait_for(lambda: not ask("squeue", "-h").stdout.strip(), 30)
-        for daemon in reversed(daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-        os.environ["PATH"] = path
-        os.environ.pop("SLURM_CONF", None)
-
-
-def nodes():
-    """States of the nodes."""
-    return ask("sinfo", "-h", "-N", "-p", "main", "-o", "%T").stdout.split()
-
-
-def ask(*words):
-    return subprocess.run(words, capture_output=True, text=True, check=False)
-
-
-def wait_for(what, seconds=90):
-    """What a function returns, once that is something."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = what()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise TimeoutError(f"{what} in {seconds} s\n{ask('squeue').stdout}")
-
-
-def jobs_of(result):
-    """Numbers of the jobs that a driver says it has submitted."""
-    return re.findall(r"^job (\d+):", result.stdout, re.MULTILINE)
-
-
-def shown(job):
-    """{field: value} that scontrol shows of a job or a task of an array."""
-    text = ask("scontrol", "show", "job", job).stdout.split("\n\n")[0]
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
-
-
-def is_over(job):
-    return shown(job).get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL")
-
-
-def wait_over(*jobs):
-    """Until these jobs, or tasks of arrays, have ended."""
-    wait_for(lambda: all(map(is_over, jobs)))
 
 
 def counted(*command, cwd):
     """{state: number} as a driver with `status` prints it."""
     head = run(*command, check=0, cwd=cwd).stdout.splitlines()[0]
     return {state: int(n) for n, state in re.findall(r"(\d+) (\w+)", head)}
-
-
-def without_clocks(log):
-    with open(log, newline="") as f:
-        return [
-            {k: v for k, v in row.items() if k not in ("epoch_time_s", "images_per_s", "peak_memory_mb")}
-            for row in csv.DictReader(f)
-        ]
-
-
-def grid_of(path, scripts):
-    """A grid file of cheap commands of bash in place of trainings, each with its run folder as $2."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folders = [path.parent / f"run {i}" for i in range(len(scripts))]
-    for folder in folders:
-        folder.mkdir()
-    path.write_text(
-        "".join(shlex.join(["bash", "-c", s, "bash", "--output_dir", str(f)]) + "\n" for s, f in zip(scripts, folders))
-    )
-    return folders
 
 
 def test_a_sweep_that_is_preempted_twice_ends_as_the_local_one(cluster, tmp_path):
@@ -231,7 +50,7 @@ def test_a_sweep_that_is_preempted_twice_ends_as_the_local_one(cluster, tmp_path
 
     def trains(task):
         folder = RunFolder(folders[task])
-        return folder.log.exists() and without_clocks(folder.log) and locks.is_held(folder.lock)
+        return folder.log.exists() and losses(folder.path) and locks.is_held(folder.lock)
 
     at_once = []
 
@@ -268,8 +87,8 @@ def test_a_sweep_that_is_preempted_twice_ends_as_the_local_one(cluster, tmp_path
     run(*flags, "here", "--alphas", "-0.5 0.5", "--jobs", "2", check=0, cwd=where, env={"OMP_NUM_THREADS": "1"})
     for folder in (folders[0], folders[2]):
         local = where / "here" / folder.relative_to(where / "on it")
-        assert len(without_clocks(folder / "log.csv")) == epochs
-        assert without_clocks(folder / "log.csv") == without_clocks(local / "log.csv")
+        assert len(losses(folder)) == epochs
+        assert losses(folder) == losses(local)
         assert json.loads((folder / "trajectory.json").read_text()) == json.loads(
             (local / "trajectory.json").read_text()
         )
@@ -320,22 +139,18 @@ def test_two_nodes_train_one_model_and_save_it_when_the_time_is_up(cluster, tmp_
 
     (job,) = jobs_of(run(*SUBMIT, "--nodes=2", grid("two", "--batch_size", "8"), check=0))
     assert shown(job)["NumNodes"].startswith("2")
-    wait_for(lambda: (tmp_path / "two/log.csv").exists() and without_clocks(tmp_path / "two/log.csv"))
+    wait_for(lambda: (tmp_path / "two/log.csv").exists() and losses(tmp_path / "two"))
     ask("scancel", "--signal=USR1", "--batch", f"{job}_0")
     run(*pool_here(grid("one", "--batch_size", "16")), check=0)
     wait_over(f"{job}_0")
     text = next((tmp_path / "slurm").glob(f"{job}_0.txt")).read_text()
     assert shown(f"{job}_0")["JobState"] == "COMPLETED" and shown(f"{job}_0")["Restarts"] == "1", text
     assert "stopped by" in text and "goes on with epoch" in text and f"task {job}_0 is queued again" in text
-    one, two = (without_clocks(tmp_path / name / "log.csv") for name in ("one", "two"))
+    one, two = (losses(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two) == 8
     for a, b in zip(one, two):
         assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), abs=1e-3)
     assert json.loads((tmp_path / "two/config.json").read_text())["identity"]["processes"] == 2
-
-
-def pool_here(*grids):
-    return (sys.executable, KIT / "maekit/drivers/pool.py", *grids)
 
 
 def test_a_folders_environment_holds_in_the_jobs_whatever_is_exported(cluster, tmp_path):
@@ -437,17 +252,6 @@ def test_the_first_job_does_not_run_when_the_second_is_refused(cluster, tmp_path
     assert not (folder / "began").exists()
 
 
-def test_without_slurm_it_is_one_line(tmp_path):
-    """A machine without SLURM: a PATH with what the driver needs, and no sbatch."""
-    for name in ("bash", "dirname", "sed", "mkdir", "mv", "env"):
-        (tmp_path / name).symlink_to(shutil.which(name))
-    flags = ("--slurm", "--time 5", "--output_dir", tmp_path / "out")
-    result = run("bash", QUICK, *SMALL, "--epochs", "1", *flags, env={"PATH": str(tmp_path)}, check=2)
-    assert result.stderr.strip() == (
-        "error: --slurm: there is no sbatch here. Run on a login node of the cluster, or without --slurm."
-    )
-
-
 def test_a_comparison_with_evaluations_is_three_jobs(cluster, tmp_path):
     """Held, so that only what is submitted counts: the evaluations wait for the trainings, the analysis for those."""
     flags = (
@@ -476,57 +280,3 @@ def test_a_comparison_with_evaluations_is_three_jobs(cluster, tmp_path):
     assert "--standalone --nproc_per_node 2" in (tmp_path / "commands.txt").read_text()
     assert counted(COMPARISON, "status", "--output_dir", tmp_path, cwd=tmp_path)["left"] == 6
     ask("scancel", *jobs)
-
-
-def test_a_command_across_nodes_is_torchrun_on_each(monkeypatch, tmp_path):
-    line = ["/my python", "/kit/train.py", "--output_dir", "a/train.py", "--seed", "0"]
-    torchrun = ["/my python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "8", *line[1:]]
-    monkeypatch.setenv("SLURM_NNODES", "1")
-    assert slurm.across_nodes(torchrun, 8) == torchrun
-    monkeypatch.delenv("SLURM_NNODES")
-    assert slurm.across_nodes(line, 1) == line
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho node7\necho node8\necho node9\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name, value in (("SLURM_NNODES", "3"), ("SLURM_JOB_NODELIST", "node[7-9]"), ("SLURM_JOB_ID", "123456")):
-        monkeypatch.setenv(name, value)
-    words = slurm.across_nodes(torchrun, 8)
-    assert words[:2] == ["bash", "-c"]
-    assert words[4:9] == ["srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "/my python"]
-    meeting = "--rdzv_backend=c10d --rdzv_id=123456 --rdzv_endpoint=node7:23456"
-    torchrun = f"-m torch.distributed.run --nnodes=3 --nproc_per_node=8 {meeting}"
-    assert words[9:] == f"{torchrun} /kit/train.py --output_dir a/train.py --seed 0".split()
-    assert slurm.across_nodes(line, 8) == words
-
-
-def test_a_signal_to_all_processes_of_a_run_still_saves_it(tmp_path):
-    """SLURM tells every process of a job, those that decode images as well, and the task passes on what it is told."""
-    flags = ("--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "2", "--epochs", "500")
-    process = subprocess.Popen(
-        [sys.executable, KIT / "train.py", *flags, "--output_dir", tmp_path],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        wait_for((tmp_path / "checkpoint.pth").exists)
-        os.killpg(process.pid, signal.SIGTERM)
-        time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        error = process.communicate(timeout=20)[1]
-    finally:
-        process.kill()
-    assert process.returncode in (143, -signal.SIGTERM) and "Traceback" not in error
-    assert "worker" not in error and json.loads((tmp_path / "status.json").read_text())["status"] == "preempted"
-
-
-def test_a_run_that_fails_after_it_was_preempted_once_is_not_preempted_again(tmp_path):
-    """What status.json says of an earlier start does not have the task queued again and again."""
-    before = {"status": PREEMPTED, "epoch": 1, "epochs": 2, "time": time.time() - 60}
-    (folder,) = grid_of(tmp_path / "grid.txt", ["exit 2"])
-    (folder / "status.json").write_text(json.dumps(before))
-    assert run(*pool_here("--line", "0", tmp_path / "grid.txt")).returncode == 2
-    now = {**before, "time": time.time() + 60}
-    (folder / "status.json").write_text(json.dumps(now))
-    assert run(*pool_here("--line", "0", tmp_path / "grid.txt")).returncode == pool.INTERRUPTED
