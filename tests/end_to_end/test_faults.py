@@ -14,10 +14,9 @@ from maekit import files
 from maekit.data import loader
 from maekit.errors import InputError
 from maekit.runs.folder import RunFolder
-from maekit.settings.parser import build_parser
-from maekit.settings.resolution import resolve
 from maekit.training import checkpoint, failures
 from tests.support import KIT, train, train_here, write_ilsvrc
+from tests.support.commands import resolved
 from tests.support.faults import ALL, QUICK, assert_same_run, start, stray_files
 from tests.support.runs import losses
 
@@ -148,10 +147,6 @@ os._exit(0)
 """
     run = subprocess.run([sys.executable, "-c", script, KIT], capture_output=True, text=True, timeout=60, check=False)
     assert run.stdout == "1 1 True None\n", run.stderr
-
-
-def resolved(*flags):
-    return resolve(build_parser("", "").parse_args(list(flags)))
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,12 @@ from torch import nn
 
 from maekit.model import compiling
 from maekit.model.mae import build_mae
-from maekit.settings.parser import build_parser
-from maekit.settings.resolution import resolve
 from maekit.training.device import Device
 from tests.support import train, train_here
+from tests.support.commands import resolved
 from tests.support.runs import losses
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "96", "--batch_size", "32", "--num_workers", "0")
-
-
-def resolved(*flags):
-    return resolve(build_parser("train.py", "").parse_args([str(flag) for flag in flags]))
 
 
 @pytest.mark.slow

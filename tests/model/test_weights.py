@@ -29,6 +29,7 @@ from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.training import checkpoint
 from tests.support import run, train_here
+from tests.support.commands import complaint
 
 QUICK = ("--demo", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
 KNN, *_ = EVALUATIONS = [("--task", task) for task in ("knn", "finetune", "linprobe")]
@@ -61,14 +62,6 @@ def open_job(*flags):
     """The job of a command, before its first step."""
     settled = resolve(build_parser("", "").parse_args([str(flag) for flag in (*QUICK, *flags)]))
     return train_module.open_task(settled, sources.open_source(settled.data, settled.seed))
-
-
-def complaint(*flags):
-    """The one line that a command with bad input prints."""
-    result = train_here(*flags, check=2)
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    return lines[0]
 
 
 def same(a, b):

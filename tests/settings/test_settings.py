@@ -7,14 +7,9 @@ import pytest
 from maekit.errors import InputError
 from maekit.settings import probes, recipes
 from maekit.settings.flags import DEFAULTS
-from maekit.settings.parser import build_parser
-from maekit.settings.resolution import resolve
 from maekit.settings.tasks import EVALUATIONS
 from tests.support import run, train
-
-
-def resolved(*flags):
-    return resolve(build_parser("train.py", "").parse_args(list(flags)))
+from tests.support.commands import resolved
 
 
 def test_defaults_are_those_of_the_original_scripts():

@@ -9,7 +9,8 @@ from maekit import files
 from maekit.model.mae import MaskedAutoencoder, Transformer
 from maekit.settings import methods
 from tests.support import write_ilsvrc
-from tests.support.evaluation import FINETUNE, KNN, LINPROBE, QUICK, complaint, resolved
+from tests.support.commands import complaint, resolved
+from tests.support.evaluation import FINETUNE, KNN, LINPROBE, QUICK
 
 
 @pytest.mark.parametrize("task", ["finetune", "linprobe", "knn"])

@@ -15,6 +15,7 @@ from maekit.data import streams
 from maekit.data.datasets import AugmentedImages
 from maekit.training.finetuning import augmentation, posterize_increasing
 from tests.support import train_here
+from tests.support.commands import complaint, resolved
 from tests.support.evaluation import (
     CLASSES,
     DEPTH,
@@ -23,11 +24,9 @@ from tests.support.evaluation import (
     LINPROBE,
     QUICK,
     WIDTH,
-    complaint,
     encoder,
     first_batch,
     open_job,
-    resolved,
     train_epoch,
 )
 from tests.support.runs import losses, same, state, summary

@@ -9,6 +9,7 @@ import norms
 import train as train_module
 from maekit.settings import methods
 from tests.support import train_here
+from tests.support.commands import complaint, resolved
 from tests.support.evaluation import (
     CLASSES,
     FINETUNE,
@@ -17,10 +18,8 @@ from tests.support.evaluation import (
     OPTIONS,
     QUICK,
     WIDTH,
-    complaint,
     encoder,
     open_job,
-    resolved,
     train_epoch,
 )
 from tests.support.runs import losses, same, state, summary

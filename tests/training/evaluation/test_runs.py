@@ -13,7 +13,8 @@ import train as train_module
 from maekit.settings import methods
 from maekit.training import checkpoint
 from tests.support import train_here
-from tests.support.evaluation import CLASSES, DEPTH, FINETUNE, KNN, LINPROBE, QUICK, complaint, open_job, train_epoch
+from tests.support.commands import complaint
+from tests.support.evaluation import CLASSES, DEPTH, FINETUNE, KNN, LINPROBE, QUICK, open_job, train_epoch
 from tests.support.runs import losses, same, state, summary
 
 # Accuracies
