@@ -92,10 +92,13 @@ def test_help_and_errors_do_not_wait_for_torch(room):
 
 
 def test_a_file_is_read_in_one_sitting_and_a_function_on_one_screen():
-    code = [file for file in KIT.rglob("*.py") if file.relative_to(KIT).parts[0] in ("maekit", "benchmarks", "docs")]
+    of_the_kit = ("maekit", "benchmarks", "docs", "tests")
+    code = [file for file in KIT.rglob("*.py") if file.relative_to(KIT).parts[0] in of_the_kit]
     for file in [*code, *KIT.glob("*.py")]:
         text = file.read_text(encoding="utf-8")
         assert text.count("\n") <= 400, file
+        if KIT / "tests" in file.parents:  # what happens to a run in a test may take more than a screen
+            continue
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
