@@ -18,7 +18,7 @@ from maekit.errors import InputError
 from maekit.training import checkpoint, saving
 from maekit.training.saving import Saver
 from maekit.training.signals import StopRequest
-from tests.support import KIT, train, train_here
+from tests.support import KIT, started_as, train, train_here
 from tests.support.faults import ALL, QUICK, assert_same_run, start, state_of, stray_files
 from tests.support.runs import losses
 
@@ -37,11 +37,8 @@ def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
     within = 0
     for i in range(20):
         if i % 5 == 0:  # before it trains, too
-            run = subprocess.Popen(
-                [str(w) for w in (sys.executable, KIT / "train.py", *flags, killed)],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            words, env = started_as((sys.executable, KIT / "train.py", *flags, killed))
+            run = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(draw.uniform(0, beginning + epoch))
         else:
             run = start(*flags, killed)

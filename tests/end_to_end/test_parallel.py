@@ -12,7 +12,7 @@ import torch
 
 from maekit import distributed, files
 from maekit.data import loader
-from tests.support import KIT, run, train
+from tests.support import KIT, run, started_as, train
 from tests.support.runs import losses
 
 DATA = ("--demo", "--epochs", "2", "--max_images", "150", "--num_workers", "0")  # 2 does not divide 150 / 32
@@ -36,6 +36,13 @@ def torchrun(*flags, nproc=2, options=(), script=None, **more):
         path = flags[-1] / "script.py"
         path.write_text(script.format(kit=str(KIT)))
     return run(*TORCHRUN, "--nproc_per_node", nproc, *options, path, *flags, **more)
+
+
+def launched(*words):
+    """An ordinary torchrun: its ranks are its children, so that one can be found and killed."""
+    env = started_as(TORCHRUN)[1]
+    words = [str(word) for word in (*TORCHRUN, *words)]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def assert_equal_curves(a, b, tolerance=1e-5):
@@ -165,10 +172,8 @@ def test_a_killed_rank_is_recovered_from(tmp_path):
         "--output_dir",
     )
     torchrun(*flags, tmp_path / "whole", check=0)
-    command = [*TORCHRUN, "--nproc_per_node", "2", "--max-restarts", "1", KIT / "train.py", *flags, tmp_path / "killed"]
-    with subprocess.Popen(
-        [str(w) for w in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as launcher:
+    options = ("--nproc_per_node", 2, "--max-restarts", 1)
+    with launched(*options, KIT / "train.py", *flags, tmp_path / "killed") as launcher:
         while not (tmp_path / "killed/checkpoint.pth").exists():
             assert launcher.poll() is None
             time.sleep(0.01)
@@ -196,8 +201,7 @@ def test_a_signal_to_torchrun_saves_the_epoch_in_all_ranks(tmp_path):
     )
     torchrun(*flags, tmp_path / "whole", check=0)
     folder = tmp_path / "stopped"
-    command = [*TORCHRUN, "--nproc_per_node", "2", KIT / "train.py", *flags, folder]
-    with subprocess.Popen([str(w) for w in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
+    with launched("--nproc_per_node", 2, KIT / "train.py", *flags, folder) as launcher:
         while not (folder / "status.json").exists():
             assert launcher.poll() is None
             time.sleep(0.01)

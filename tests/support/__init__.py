@@ -19,24 +19,33 @@ import analysis as analysis_module
 import train as train_module
 from maekit import errors
 from maekit.data import demo
+from tests.support import forkserver
 
 WNIDS = ("n01440764", "n02123045", "n03804744")  # tench, tabby cat, nail: the class that int(folder name) broke on
 
 
-def run(*command, cwd=KIT, check=None, env=None, timeout=300):
-    """Run a command of the kit as a user would; `check` is the exit code to insist on."""
+def run(*command, cwd=KIT, check=None, env=None, timeout=300, **how):
+    """Run a command of the kit as a user would; `check` is the exit code to insist on. how: see started_as."""
+    words, environment = started_as(command, env, **how)
     result = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env={**os.environ, "PYTHON": sys.executable, **(env or {})},
+        words, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, env=environment
     )
     if check is not None:
         assert result.returncode == check, f"{command}\n{result.stdout}\n{result.stderr}"
     return result
+
+
+def started_as(command, env=None, *, cold=False, draw=False):
+    """(words, environment) of a command of the kit.
+
+    Its Python, and that of the drivers and of torchrun, has torch imported already (forkserver.py), unless cold: for tests of
+    how processes start or what they leave. draw: figures show what they show; they are blank else, for to draw takes longer
+    than a short run.
+    """
+    python = sys.executable if cold else forkserver.python()
+    words = [python if word == sys.executable else str(word) for word in command]
+    figures = {} if draw else {forkserver.BLANK: "1"}
+    return words, {**os.environ, "PYTHON": python, "PYTHON_EXEC": python, **figures, **(env or {})}
 
 
 def train(*flags, **options):
@@ -78,16 +87,13 @@ def _here(main, flags, check, draw):
 
 @contextlib.contextmanager
 def blank_figures():
-    """Figures have their files, but nothing is drawn: that takes longer than a short run."""
+    """Figures have their files, but nothing is drawn."""
     from matplotlib.figure import Figure
 
     from maekit.analysis import figures, report
 
-    pixel = io.BytesIO()
-    Image.new("RGB", (1, 1), "white").save(pixel, "PNG")
-    files = {"png": pixel.getvalue(), "pdf": b"%PDF-1.4\n%%EOF\n"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda self, file, format, **_: file.write(files[format]))
+        patch.setattr(Figure, "savefig", forkserver.save_blank)
         for module in (figures, report):
             patch.setattr(module, "each", lambda function, items: [function(item) for item in items])
         yield

@@ -6,24 +6,20 @@ import time
 
 import torch
 
-from tests.support import KIT
+from tests.support import KIT, started_as
 from tests.support.runs import flat, losses
 
 QUICK = ("--demo", "--max_images", "48", "--batch_size", "8", "--num_workers", "0")
 ALL = ("--alpha", "0.1", "--probes", "all", "--eval_every", "2", "--norm", "adyt")
 
 
-def start(*flags, **options):
-    """Start train.py and return when it trains."""
+def start(*flags, cold=False, **options):
+    """Start train.py and return when it trains. cold: see started_as."""
     folder = flags[flags.index("--output_dir") + 1]
     (folder / "status.json").unlink(missing_ok=True)
-    run = subprocess.Popen(
-        [str(part) for part in (sys.executable, KIT / "train.py", *flags)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+    words, env = started_as((sys.executable, KIT / "train.py", *flags), cold=cold)
+    said = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen(words, env=env, **said, **options)
     while not (folder / "status.json").exists():
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.005)

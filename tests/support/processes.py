@@ -1,21 +1,16 @@
 """Processes of other programs: started, waited for, looked for."""
 
-import os
 import subprocess
-import sys
 import time
 
+from tests.support import started_as
 
-def start(command, **env):
-    """Start a command of the kit in a session of its own; what it says is read together."""
-    return subprocess.Popen(
-        [str(w) for w in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHON": sys.executable, **env},
-    )
+
+def start(command, *, cold=False, **env):
+    """Start a command of the kit in a session of its own; what it says is read together. cold: see started_as."""
+    words, environment = started_as(command, env, cold=cold)
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, **said, start_new_session=True, env=environment)
 
 
 def wait_for(what, seconds=120, every=0.01):
