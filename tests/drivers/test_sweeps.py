@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import sys
 import time
 
 import pytest
@@ -14,7 +13,7 @@ from maekit.machine import available_cores
 from maekit.runs import measures
 from maekit.runs.trajectories import read_trajectories
 from maekit.settings import recipes
-from tests.support import KIT, ended, run
+from tests.support import KIT, ended, forkserver, run
 from tests.support.processes import processes, start
 
 SWEEP, QUICK, RATES = (KIT / f"{name}.sh" for name in ("run_alpha_sweep", "quick_sweep_test", "lr_alpha_sweep"))
@@ -27,7 +26,7 @@ def grid(driver, *flags, **options):
     """Commands of a dry run as {flag: value}, split as a shell splits them."""
     lines = run(driver, *flags, "--dry_run", check=0, **options).stdout.strip().splitlines()
     commands = [shlex.split(line) for line in lines]
-    assert all(c[0] == sys.executable and c[1] == str(KIT / "train.py") for c in commands)
+    assert all(c[0] == forkserver.python() and c[1] == str(KIT / "train.py") for c in commands)
     return [flags_of(c[2:]) for c in commands]
 
 

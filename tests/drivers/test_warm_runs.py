@@ -12,7 +12,7 @@ import torch
 
 from maekit import files
 from maekit.runs.status import FAILED, PREEMPTED
-from tests.support import KIT, run, train
+from tests.support import KIT, forkserver, run, train
 from tests.support.pool import POOL
 from tests.support.processes import is_alive, start, wait_for
 from tests.support.runs import losses
@@ -32,7 +32,7 @@ def write_grid(root, points):
     """A grid file of train.py commands; points: {name of the folder: flags}."""
     root.mkdir(exist_ok=True)
     lines = [
-        shlex.join(map(str, (sys.executable, KIT / "train.py", *flags, "--output_dir", root / name)))
+        shlex.join(map(str, (forkserver.python(), KIT / "train.py", *flags, "--output_dir", root / name)))
         for name, flags in points.items()
     ]
     (root / "commands.txt").write_text("".join(f"{line}\n" for line in lines))

@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 
-from tests.support import KIT, ended, run
+from tests.support import KIT, ended, forkserver, run
 from tests.support.runs import losses
 
 COMPILER = "x86_64-w64-mingw32-gcc"
@@ -114,9 +114,7 @@ def cmd(tmp_path_factory):
     flags = shlex.split("-municode -O1 -Wall -Werror -o")
     run(COMPILER, *flags, folder / "python.exe", KIT / "tests/windows/bridge.c", check=0)
     start = folder / "host"
-    start.write_text(
-        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(KIT / "tests/windows/host.py"))} "$@"\n'
-    )
+    start.write_text(f'#!/bin/sh\nexec {forkserver.python()} {shlex.quote(str(KIT / "tests/windows/host.py"))} "$@"\n')
     start.chmod(0o755)
     (folder / "codes").mkdir()
     (folder / "prefix").mkdir()

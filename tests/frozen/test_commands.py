@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support import KIT, run
+from tests.support import KIT, forkserver, run
 from tests.support.frozen import FROZEN, WHATEVER_IS_SET, told
 
 # What run_comparison.bat starts: a program of the kit, wherever that lies.
@@ -158,7 +158,7 @@ def start(program, *flags):
 
 def without_machine(text):
     """A driver's output with placeholders for the machine's paths, whether quoted or not."""
-    paths = {f"{KIT}/train.py": "{KIT}/train.py", sys.executable: "{PYTHON}"}
+    paths = {f"{KIT}/train.py": "{KIT}/train.py", sys.executable: "{PYTHON}", forkserver.python(): "{PYTHON}"}
     for path, name in paths.items():
         text = text.replace(shlex.quote(path), name)
     return text

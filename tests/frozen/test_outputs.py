@@ -4,9 +4,7 @@ import contextlib
 import csv
 import itertools
 import json
-import os
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -19,7 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import analysis
 from maekit import files
-from tests.support import KIT, train_here
+from tests.support import KIT, processes, train_here
 from tests.support.frozen import WHATEVER_IS_SET, told
 
 TINY = (
@@ -144,17 +142,7 @@ def made(tmp_path_factory):
     ]
     write_earlier_runs(root / "sweep/demo-mae-reconstruction-gap/quick/earlier")
     train_here("--dry_run", *TINY, check=0)  # makes the demo's data, which both would otherwise do
-    running = [
-        subprocess.Popen(
-            [str(word) for word in ("bash", KIT / driver, *flags)],
-            cwd=KIT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **WHATEVER_IS_SET, "PYTHON": sys.executable},
-        )
-        for driver, *flags in drivers
-    ]
+    running = [processes.start(("bash", KIT / driver, *flags), **WHATEVER_IS_SET) for driver, *flags in drivers]
     with notebook() as of_a_run:
         train_here(
             *TINY,

@@ -6,8 +6,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -22,7 +20,8 @@ from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
 from maekit.settings.typed import OptimSettings
 from maekit.training.trainer import learning_rate
-from tests.support import KIT, WNIDS, train, train_here, write_ilsvrc
+from tests.support import WNIDS, train, train_here, write_ilsvrc
+from tests.support.faults import start
 from tests.support.runs import QUICK, flat, losses, weights
 
 
@@ -179,8 +178,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_curve(more, tmp_path):
     flags = [*QUICK, "--epochs", "6", *more]
     train(*flags, "--output_dir", tmp_path / "whole", check=0)
     killed = tmp_path / "killed"
-    command = [sys.executable, KIT / "train.py", *flags, "--output_dir", killed]
-    with subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    with start(*flags, "--output_dir", killed) as run:
         while not (killed / "checkpoint.pth").exists():
             assert run.poll() is None
             time.sleep(0.005)
@@ -198,13 +196,12 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_curve(more, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path):
-    command = [sys.executable, KIT / "train.py", *QUICK, "--epochs", "200", "--output_dir", tmp_path]
-    with subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
+    with start(*QUICK, "--epochs", "200", "--output_dir", tmp_path) as run:
         while not (tmp_path / "checkpoint.pth").exists():
             assert run.poll() is None
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
-        error = run.communicate(timeout=60)[1].decode()
+        error = run.communicate(timeout=60)[1]
     assert run.returncode == 130 and "interrupted" in error and "Traceback" not in error
 
 

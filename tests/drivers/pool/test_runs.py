@@ -95,15 +95,7 @@ class TestRealRuns:
         one, two = tmp_path / "one", tmp_path / "two"
         quick = [KIT / "quick_sweep_test.sh", *SMALL, "--alphas", "0 0.5"]
         run(*quick, "--jobs", "2", "--output_dir", one, env={"OMP_NUM_THREADS": "1"}, check=0)
-        both = [
-            subprocess.Popen(
-                [str(w) for w in (*quick, "--jobs", "1", "--output_dir", two)],
-                text=True,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
-            )
-            for _ in range(2)
-        ]
+        both = [start((*quick, "--jobs", "1", "--output_dir", two), OMP_NUM_THREADS="1") for _ in range(2)]
         outs = [driver.communicate(timeout=200)[0] for driver in both]
         assert [driver.returncode for driver in both] == [0, 0], outs
         assert sum(out.count("finished after 1 epochs") for out in outs) == 2, "each is trained once"

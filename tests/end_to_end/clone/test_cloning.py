@@ -13,7 +13,7 @@ import pytest
 
 from maekit.errors import InputError
 from maekit.model import upstream
-from tests.support import KIT, run
+from tests.support import KIT, forkserver, run
 from tests.support.git import commit, contents, git, write
 
 
@@ -151,7 +151,14 @@ class TestDrivers:
         kit = copy_of_the_kit(tmp_path)
         out = run("bash", kit / driver, "--dry_run", "--clone_mae", "--demo", check=0).stdout
         lines = [shlex.split(line) for line in out.splitlines()]
-        assert lines[0] == ["env", f"PYTHONPATH={kit}", sys.executable, "-m", "maekit.model.upstream", str(kit / "mae")]
+        assert lines[0] == [
+            "env",
+            f"PYTHONPATH={kit}",
+            forkserver.python(),
+            "-m",
+            "maekit.model.upstream",
+            str(kit / "mae"),
+        ]
         assert len(lines) >= 4 and all(str(kit / "train.py") in line for line in lines[1:])
         assert not any("--clone_mae" in line for line in lines)
         assert not (kit / "mae").exists()
