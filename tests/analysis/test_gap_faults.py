@@ -200,7 +200,7 @@ def test_a_thousand_trajectories_of_fifty_epochs_take_at_most_a_minute(tmp_path)
                     write_trajectory(tmp_path / "in", (i - 12) / 4, lr=lr, norm=norm, seed=seed, epochs=50)
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
     flags = ("--log_dir", tmp_path / "in", "--output_dir", tmp_path / "out")
-    out = run(sys.executable, KIT / "analysis.py", "gap", *flags, check=0).stdout
+    out = run(sys.executable, KIT / "analysis.py", "gap", *flags, check=0, cold=True, draw=True).stdout
     assert "1000 trajectories with 50000 points analysed" in out
     took = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert took.ru_utime - began.ru_utime < 2 * 60  # of two cores, and whatever else they do

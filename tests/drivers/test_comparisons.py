@@ -41,7 +41,7 @@ def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     """Pre-trained and untrained, for two seeds; a column each, and their difference paired by seed."""
     evaluations = ("--eval", "linprobe", "--linprobe_flags", "--epochs 1 --batch_size 16")
     flags = (*QUICK, "--methods", "dyt", "--seeds", "0 1 2", *evaluations, "--output_dir", tmp_path)
-    result = run(DRIVER, *flags, check=0)
+    result = run(DRIVER, *flags, check=0, draw=True)
     with open(tmp_path / "comparison_table.csv", newline="") as f:
         table = {(row["model"], row["seed"]): row for row in csv.DictReader(f)}
     for (method, seed), row in table.items():

@@ -40,7 +40,7 @@ def write_grid(root, points):
 
 
 def go(*words, **options):
-    return run(sys.executable, POOL, *words, env={"OMP_NUM_THREADS": "1"}, **options)
+    return run(sys.executable, POOL, *words, env={"OMP_NUM_THREADS": "1"}, draw=True, **options)
 
 
 def process_of(folder):
@@ -96,7 +96,7 @@ def both(tmp_path_factory):
 def reference(tmp_path_factory):
     """Folder of LONG, without an interruption."""
     folder = tmp_path_factory.mktemp("reference") / "long"
-    train(*LONG, "--output_dir", folder, check=0, env={"OMP_NUM_THREADS": "1"})
+    train(*LONG, "--output_dir", folder, check=0, env={"OMP_NUM_THREADS": "1"}, draw=True)
     return folder
 
 

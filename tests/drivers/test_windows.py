@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 
-from tests.support import KIT, ended, forkserver, run
+from tests.support import KIT, ended, forkserver, run, started_as
 from tests.support.runs import losses
 
 COMPILER = "x86_64-w64-mingw32-gcc"
@@ -126,7 +126,7 @@ def cmd(tmp_path_factory):
         "BRIDGE_CODES": windows(folder / "codes"),
     }
 
-    without_screen = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    without_screen = {name: value for name, value in started_as(())[1].items() if name != "DISPLAY"}
     # One server for all, and its services, which keep what they print to: started here, not by a command that is read from.
     for start in (["wineserver", "-p"], ["wine", "cmd", "/c", "ver"]):
         subprocess.run(

@@ -81,7 +81,7 @@ def test_data_that_disappears_is_said_and_the_run_goes_on_when_it_is_back(tmp_pa
 
 def test_a_dead_worker_is_named_with_the_way_out(tmp_path):
     flags = (*QUICK[:-1], "1", "--epochs", "200", "--output_dir", tmp_path)
-    run = start(*flags)
+    run = start(*flags, cold=True)  # whose children are its workers
     while not (tmp_path / "checkpoint.pth").exists():
         assert run.poll() is None
         time.sleep(0.005)

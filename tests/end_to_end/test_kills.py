@@ -217,7 +217,7 @@ def test_how_often_it_saves_is_no_other_run(unbroken, tmp_path):
 
 def test_two_processes_on_one_folder_do_not_meet(tmp_path):
     flags = (*QUICK, "--epochs", "200", "--output_dir", tmp_path)
-    first = start(*flags)
+    first = start(*flags, cold=True)  # the process that is named
     try:
         second = train(*flags, check=75)
         assert f"process {first.pid} on " in second.stderr and "is training it" in second.stderr

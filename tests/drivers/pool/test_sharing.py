@@ -89,7 +89,7 @@ class TestTwoDrivers:
 
     def test_one_that_another_trains_is_waited_for_and_that_is_said_once(self, grid):
         file = grid("--seconds 5", "")
-        with start([sys.executable, *shlex.split(file.read_text().splitlines()[0])[1:]]) as other:
+        with start([sys.executable, *shlex.split(file.read_text().splitlines()[0])[1:]], cold=True) as other:
             wait_for(lambda: locks.is_held(grid.folders[0].lock))
             out = go(file, 2, analysis=grid.analysis, check=0).stdout
             assert other.wait() == 0
