@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.support import forkserver
-from tests.support.processes import is_alive, wait_for
+from tests.support import forkserver, run, started_as
+from tests.support.processes import is_alive, start, wait_for
 
 SHOWN = """
 import json, os, resource, signal, sys
@@ -40,7 +39,7 @@ def test_a_fork_has_what_a_process_has(script, tmp_path):
     for python in (sys.executable, forkserver.python()):
         os.write(write, b"from file")
         words = f"ulimit -f 5000; trap '' HUP; exec {python} {script(SHOWN)} 'a b' {read}"
-        env = {**os.environ, "A_VARIABLE": "ä"}
+        env = started_as((), {"A_VARIABLE": "ä"})[1]
         result = subprocess.run(
             ["bash", "-c", words],
             input="typed",
@@ -60,47 +59,36 @@ def test_a_fork_has_what_a_process_has(script, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
 def test_it_ends_of_the_signal_and_with_all_that_it_started(number, script):
-    code = "import os, subprocess, time\nprint(os.getpid(), subprocess.Popen(['sleep', '99']).pid, flush=True)\ntime.sleep(99)"
-    with subprocess.Popen(
-        [forkserver.python(), script(code)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as run:
-        fork, child = map(int, run.stdout.readline().split())
-        assert fork != run.pid
-        run.send_signal(number)
-        run.wait()
-        assert run.returncode == -number
+    code = "import os, subprocess, time\nprint(os.getpid(), subprocess.Popen(['sleep', '99']).pid, flush=True)\n"
+    with start((sys.executable, script(code + "time.sleep(99)"))) as process:
+        fork, child = map(int, process.stdout.readline().split())
+        assert fork != process.pid
+        process.send_signal(number)
         wait_for(lambda: not is_alive(fork), 5)
         if number == signal.SIGKILL:  # nobody else would end it
             wait_for(lambda: not is_alive(child), 5)
         else:
             assert is_alive(child)
             os.kill(child, signal.SIGKILL)
+    assert process.returncode == -number
 
 
 def test_an_exception_is_one_and_a_module_is_run(script, tmp_path):
-    result = subprocess.run([forkserver.python(), script("1 / 0")], capture_output=True, text=True, check=False)
-    assert result.returncode == 1 and result.stderr.endswith("ZeroDivisionError: division by zero\n")
+    result = run(sys.executable, script("1 / 0"), check=1)
+    assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
     script("import sys; print(sys.argv[1:], sys.path[0])")
-    words = [forkserver.python(), "-u", "-m", "script", "-x"]
-    assert (
-        subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == f"['-x'] {tmp_path}\n"
-    )
+    result = run(sys.executable, "-u", "-m", "script", "-x", cwd=tmp_path, check=0)
+    assert result.stdout == f"['-x'] {tmp_path}\n"
 
 
 def test_what_a_fork_cannot_do_python_does(script):
-    is_there = script("import sys; print('torch' in sys.modules)")
-    python = forkserver.python()
-    for words, env in (
-        ((python, is_there), {"OMP_NUM_THREADS": "3"}),
-        ((python, "-S", is_there), {}),
-        ((python, "-c", is_there.read_text()), {}),
+    torch_is_there = "import sys; print('torch' in sys.modules)"
+    words = (sys.executable, script(torch_is_there))
+    assert run(*words).stdout == "True\n"
+    for other in (
+        run(*words, cold=True),
+        run(*words, env={"OMP_NUM_THREADS": "3"}),
+        run(sys.executable, "-S", *words[1:]),
+        run(sys.executable, "-c", torch_is_there),
     ):
-        assert subprocess.check_output(words, env={**os.environ, **env}, text=True) == "False\n"
-
-
-def test_it_is_there_soon(script):
-    words = [forkserver.python(), script("import torch, timm.data")]
-    subprocess.run(words, check=True)
-    began = time.monotonic()
-    subprocess.run(words, check=True)
-    assert time.monotonic() - began < 2
+        assert other.stdout == "False\n"

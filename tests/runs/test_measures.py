@@ -1,14 +1,11 @@
 """The table of measures, and a run's record of them."""
 
-from pathlib import Path
-
 import pytest
 
 from maekit.runs import measures
 from maekit.runs.folder import RunFolder
 from maekit.runs.record import Record
-
-FROZEN = Path(__file__).parents[1] / "frozen" / "columns"
+from tests.support.frozen import FROZEN
 
 
 @pytest.mark.parametrize(
@@ -20,7 +17,7 @@ FROZEN = Path(__file__).parents[1] / "frozen" / "columns"
     ],
 )
 def test_the_columns_of_files_are_those_that_users_have_scripts_for(name, columns):
-    assert list(columns) == (FROZEN / f"{name}.txt").read_text().split()
+    assert list(columns) == (FROZEN / "columns" / f"{name}.txt").read_text().split()
 
 
 def test_every_measure_has_a_label_and_a_place():

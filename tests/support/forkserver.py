@@ -284,8 +284,10 @@ if __name__ == "__main__":
         stand_for_a_fork(*sys.argv[1:])
     del sys.path[0]
     variables = packages_variables(os.environ)  # some packages set some
+    sys.modules["wandb"] = None  # which timm would import, and which reads variables as it is
     for package in PACKAGES:
         importlib.import_module(package)
+    del sys.modules["wandb"]
     gc.freeze()  # a fork need not look through all of it, which would copy it
     asked, files = serve(socket.socket(fileno=int(sys.argv[1])), variables)
     become(asked, files)
