@@ -12,6 +12,8 @@ sys.path.insert(0, str(KIT / "benchmarks"))
 
 import common
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):

@@ -11,6 +11,8 @@ import pytest
 from tests.support import forkserver, run, started_as
 from tests.support.processes import is_alive, start, wait_for
 
+pytestmark = pytest.mark.slow
+
 SHOWN = """
 import json, os, resource, signal, sys
 print(json.dumps({

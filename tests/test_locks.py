@@ -98,6 +98,7 @@ print(taken, clashes)
 """
 
 
+@pytest.mark.slow
 def test_a_lock_whose_file_its_holder_removes_while_others_open_it_has_one_holder(path):
     """Between opening a file and locking it, it may be removed; who then locks it has locked nothing."""
     players = [python(TAKE_TURNS, path, 3) for _ in range(4)]

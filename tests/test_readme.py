@@ -165,6 +165,7 @@ def test_no_place_waits_for_a_number():
     assert not re.findall(r"\b(?!SIG)[A-Z]{4,}\d+\b|\bGALLERY\b|\bUNTRAINED\b", EVERYTHING)
 
 
+@pytest.mark.slow
 def test_every_command_of_a_driver_parses():
     commands = {}
     for page in PAGES.values():

@@ -82,12 +82,14 @@ def test_every_figure_is_there_as_png_and_pdf_and_shows_something(copy):
     assert (copy / "LayerNorm/seed0/loss_curve.png").exists()
 
 
+@pytest.mark.slow
 def test_the_printed_table_has_methods_spread_and_baselines(copy):
     out = analyse(copy).stdout
     assert all(method in out for method in METHODS) and " ± " in out
     assert "flat colour" in out and "smoothed colour" in out
 
 
+@pytest.mark.slow
 def test_unfinished_and_diverged_runs_are_shown_and_named(copy):
     killed, diverged = copy / "DynamicTanh/seed1", copy / "AdaptiveDynamicTanh/seed1"
     for name in ("summary.json", "reconstructions.npz"):
@@ -120,6 +122,7 @@ def test_runs_that_shared_the_machine_are_said_to_have():
         assert len(notices) == said and all(f"Up to {together} runs at a time" in notice for notice in notices)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_before_its_first_epoch_is_named(copy):
     train_here(
         *QUICK, "--norm", "rms", "--lr", "1e18", "--batch_size", "16", "--output_dir", copy / "RMSNorm/seed0", check=0
@@ -128,6 +131,7 @@ def test_a_run_that_diverged_before_its_first_epoch_is_named(copy):
     assert "RMSNorm" in out and "diverged after 0 epochs" in out
 
 
+@pytest.mark.slow
 def test_runs_of_unequal_settings_are_called_no_fair_comparison(copy):
     train_here(*QUICK, "--norm", "derf", "--lr", "1e-3", "--output_dir", copy / "DynamicErf/seed0", check=0)
     out = analyse(copy).stdout
@@ -135,6 +139,7 @@ def test_runs_of_unequal_settings_are_called_no_fair_comparison(copy):
     assert "differ in adyt" not in out and "differ in norm" not in out
 
 
+@pytest.mark.slow
 def test_a_run_from_other_weights_is_no_fair_comparison(copy):
     config = json.loads((copy / "DynamicTanh/seed0/config.json").read_text())
     config["identity"]["init"] = "sha256:0123456789abcdef"
@@ -142,6 +147,7 @@ def test_a_run_from_other_weights_is_no_fair_comparison(copy):
     assert "note: The runs differ in init (None, sha256:0123456789abcdef)" in analyse(copy).stdout
 
 
+@pytest.mark.slow
 def test_a_method_and_seed_counts_once(copy):
     """A folder that was copied, and the unfinished of two."""
     shutil.copytree(copy / "LayerNorm/seed0", copy / "LayerNorm/copy of seed0")
@@ -206,6 +212,7 @@ def test_baselines_are_drawn_though_the_first_run_has_none_yet(copy):
     assert any("flat" in text.get_text() for legend in figure.legends for text in legend.get_texts())
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_diverged_has_no_accuracy(copy):
     folder = copy / "DynamicTanh/seed0/linprobe"
     shutil.copytree(copy / "DynamicTanh/seed0", folder)

@@ -160,6 +160,7 @@ def test_with_three_seeds_there_is_an_interval_and_with_fewer_the_output_says_wh
     assert found["low"] is None and found["n"] == 2 and "it takes 3" in found["note"]
 
 
+@pytest.mark.slow
 def test_the_untrained_encoder_stands_beside_every_accuracy(sweep, analysed):
     out, result = analysed
     assert statistics(out)["untrained"]["mean"] == statistics(out, "_frozen")["untrained"]["mean"] == 45.0
@@ -227,6 +228,7 @@ def test_brightness_grows_with_the_epoch_and_the_learning_rate(tmp_path):
     assert min(low) == 0 and max(high) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("probe", "suffix"), [("joint", ""), ("frozen", "_frozen"), ("knn", "_knn")])
 def test_accuracy_chooses_the_probe(probe, suffix, sweep, tmp_path):
     analyse(sweep, tmp_path, "--accuracy", probe)

@@ -24,6 +24,7 @@ def test_a_log_folder_without_trajectories(tmp_path):
     assert "1 that cannot be used" in complaint(tmp_path / "bad", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -173,6 +174,7 @@ def test_a_run_that_has_no_epoch_yet_does_not_stop_the_analysis(tmp_path):
     assert f"{going.parent}: not ended, 0 finite epochs" in out
 
 
+@pytest.mark.slow
 def test_a_folder_where_every_run_diverged_at_once_says_so(tmp_path):
     for alpha in (-10.0, 10.0):
         write_trajectory(tmp_path / "in", alpha, epochs=0, status="diverged")

@@ -15,6 +15,8 @@ from maekit.analysis import comparison_report, gap_report, report
 from tests.support import KIT, analyse_here, browser, run, train_here
 from tests.support.runs import write_trajectory
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--demo", "--epochs", "2", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
 RUNS = {  # method: flags
     "LayerNorm": ("--norm", "ln"),

@@ -41,6 +41,7 @@ def many_links(photographs, root, n):
 # The same batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_that_are_stored_as_they_are_give_the_same_batches_to_the_bit(tmp_path, workers):
     fresh = open_folder(None, max_images=96)
@@ -269,6 +270,7 @@ def start_maker(root, folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_maker_leaves_finished_parts_and_the_next_one_goes_on_with_them(photographs, tmp_path):
     root, folder = many_links(photographs, tmp_path / "images", 641), tmp_path / "cache"

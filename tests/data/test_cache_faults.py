@@ -156,6 +156,7 @@ def runs_of(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_with_the_cache_is_the_run_without_it(runs_of):
     assert losses(runs_of / "with") == losses(runs_of / "without")
     a, b = weights(runs_of / "with"), weights(runs_of / "without")

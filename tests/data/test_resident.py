@@ -127,6 +127,7 @@ def test_a_batch_has_the_boxes_of_the_images_it_would_have(demo_source):
         assert torch.equal(crop, expected["images"])  # stored whole, and this small: by PIL from the same box
 
 
+@pytest.mark.slow
 def test_a_run_with_resident_images_is_nearly_the_run_without(tmp_path, monkeypatch):
     """Pre-training and linear probing, as on a GPU: losses differ by the rounding of the crops."""
 
@@ -218,6 +219,7 @@ for side in (5, 20):
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_crops_are_those_of_the_products(tmp_path):
     """In Triton's interpreter: boxes between pixels and at the edges, mirrored, reduced and enlarged."""
     pytest.importorskip("triton")

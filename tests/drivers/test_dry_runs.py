@@ -121,6 +121,7 @@ def test_there_is_a_control_for_each_upper_bound(flags, bounds):
         assert len(folders) == len(set(folders)) and not out.stderr
 
 
+@pytest.mark.slow
 def test_a_method_has_the_options_of_the_table(tmp_path):
     """One row more there, and the drivers know it: in names, as a list of values, and for evaluations."""
     shutil.copytree(KIT / "maekit", tmp_path / "maekit", ignore=shutil.ignore_patterns("__pycache__"))
@@ -148,6 +149,7 @@ DRIVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_dry_run_refuses_what_train_py_would_refuse(driver):
     start = [*DRIVERS[driver], "--dry_run", "--demo"]
@@ -164,6 +166,7 @@ def test_a_dry_run_refuses_what_train_py_would_refuse(driver):
         assert says in result.stderr and result.stderr.count("\n") == 1 and not result.stdout
 
 
+@pytest.mark.slow
 def test_a_dry_run_refuses_options_of_evaluations_and_of_methods():
     for start in ([DRIVER], WINDOWS):
         for flags, says in (
@@ -175,6 +178,7 @@ def test_a_dry_run_refuses_options_of_evaluations_and_of_methods():
             assert says in result.stderr and result.stderr.count("\n") == 1 and not result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_the_word_status_after_a_flag_is_its_value(driver):
     start = [*DRIVERS[driver], "--dry_run"]

@@ -53,6 +53,7 @@ def test_the_full_sweep_is_the_seeds_25_alphas_in_its_order():
         assert c["--checkpoint_dir"] == f"outputs/checkpoints/full/vit_tiny_base-8b_alpha-{c['--alpha']}_{run_}"
 
 
+@pytest.mark.slow
 def test_the_presets_are_the_seeds():
     quick = grid(QUICK)
     assert [c["--alpha"] for c in quick] == ["-0.5", "0.0", "0.5"]
@@ -66,6 +67,7 @@ def test_the_presets_are_the_seeds():
     assert len(folders) == 3 + 6 + 25, "sweeps must not share folders"
 
 
+@pytest.mark.slow
 def test_what_the_demo_sets_is_left_to_it_and_the_grid_stays_the_sweeps():
     commands = grid(SWEEP, "--demo")
     assert [c["--alpha"] for c in commands] == THE_SEEDS_ALPHAS
@@ -79,6 +81,7 @@ def test_what_the_demo_sets_is_left_to_it_and_the_grid_stays_the_sweeps():
     assert typed["--model"] == "vit_tiny" and typed["--batch_size"] == "8"
 
 
+@pytest.mark.slow
 def test_what_is_typed_wins_and_reaches_every_command():
     lists = ("--alphas=0 1e-5 -2", "--lrs", "1e-3", "--seeds", "0 1", "--norms", "ln dyt")
     flags = ("--epochs", "3", "--imagenet_dir", "a b/$x", "--name", "mine", "--mask_ratio", "0.5")
@@ -95,6 +98,7 @@ def test_what_is_typed_wins_and_reaches_every_command():
     assert words[len(words) - words[::-1].index("--hf_config")] == "160px"  # the last one counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "data", "sweep"),
     [
@@ -118,6 +122,7 @@ def test_folders_are_named_after_the_data(flags, data, sweep):
     assert typed.startswith(f"fast/{own}{c['--checkpoint_dir'].split('/')[-1]}")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_other_data_that_was_in_imagenettes_folder_goes_on_there(ilsvrc, tmp_path):
     flags = ("--alphas", "0.5", "--epochs", "2", "--batch_size", "8", "--model", "mae_vit_demo_patch8")
     flags += ("--input_size", "32", "--decoder_type", "linear", "--probes", "none", "--num_workers", "0")
@@ -137,6 +142,7 @@ def test_a_sweep_of_other_data_that_was_in_imagenettes_folder_goes_on_there(ilsv
     assert other.stderr.count("\n") == 1 and "/ILSVRC-mae-reconstruction-gap/" in other.stdout
 
 
+@pytest.mark.slow
 def test_the_seeds_variables_are_defaults():
     env = {"BATCH_SIZE": "7", "NUM_WORKERS": "1"}
     for driver in (SWEEP, QUICK, RATES):

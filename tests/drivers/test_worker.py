@@ -101,6 +101,7 @@ class TestWorker:
         this.wait(10)
         assert this.poll() == 128 + number and script.with_suffix(".txt").read_text() == "said\n"
 
+    @pytest.mark.slow
     def test_without_a_pool_it_ends_after_the_run_that_it_is_at(self, tmp_path):
         script, pool = tmp_path / "script.py", tmp_path / "pool.py"
         script.write_text(f"import time; time.sleep(3); open({str(tmp_path / 'ended')!r}, 'w').close()")
@@ -209,6 +210,7 @@ def test_which_commands_a_worker_takes(words, taken):
     assert workers.takes([str(word) for word in words]) is taken
 
 
+@pytest.mark.slow
 def test_the_drivers_pass_warm_on(tmp_path):
     """To pool.py, of which nothing is run here."""
     python = tmp_path / "python"

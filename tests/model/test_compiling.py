@@ -52,6 +52,7 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path):
     assert any(not torch.equal(plain[name], compiled[name]) for name in plain)  # it was compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, kind, steps, compiled, captured",
     [
@@ -146,6 +147,7 @@ def test_recomputed_activations_change_nothing_but_what_is_kept():
     assert kept_less < 0.3 * kept
 
 
+@pytest.mark.slow
 def test_the_flag_for_it_gives_the_same_run(tmp_path):
     """Also for upstream's recipe of fine-tuning, whose drop path draws random numbers in the blocks."""
     flags = (*QUICK, "--norm", "dyt", "--output_dir")
@@ -189,6 +191,7 @@ class OnCpu:
         return self.results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
 def test_what_a_cuda_graph_writes_over_was_read_before(norm, tmp_path, monkeypatch):
     """With the joint and the frozen probe, over two epochs of training and validation, the last batch of it a smaller one."""
@@ -202,6 +205,7 @@ def test_what_a_cuda_graph_writes_over_was_read_before(norm, tmp_path, monkeypat
     assert losses(tmp_path / "captured") == losses(tmp_path / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refused", ["step", "validation"])
 def test_what_cannot_be_captured_goes_without_a_graph_and_says_so(refused, tmp_path, monkeypatch):
     def captured(function, inputs, parameters=()):

@@ -205,6 +205,7 @@ for shift in (None, torch.full((1,), 0.3)):
 """
 
 
+@pytest.mark.slow
 def test_cuda_kernels_give_the_cpu_s_numbers():
     """In Triton's interpreter: what is computed, not how fast."""
     pytest.importorskip("triton")

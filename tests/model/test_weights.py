@@ -176,6 +176,7 @@ def test_positions_are_interpolated_by_upstreams_rule(old, new):
         assert torch.equal(found, table)
 
 
+@pytest.mark.slow
 def test_another_input_size_is_said_and_works(finished, weights, tmp_path):
     path = finished / "checkpoint.pth"
     flags = (*QUICK, "--init", path, "--input_size", "32", "--epochs", "1")

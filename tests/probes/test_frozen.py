@@ -18,6 +18,7 @@ from tests.support.probing import CLASSES, QUICK, gradients
 from tests.support.runs import same, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_encoder_gradients_with_and_without_the_frozen_probe_are_bitwise_equal(precision, mae, batch):
     if precision == "float16" and not torch.cuda.is_available():

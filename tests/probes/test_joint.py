@@ -75,6 +75,7 @@ def test_its_first_weights_come_from_the_seed_alone(mae):
     assert torch.equal(a, b) and not torch.equal(a, JointMAE(mae, 0.5, CLASSES, seed=4).head.weight)
 
 
+@pytest.mark.slow
 def test_at_alpha_0_its_weights_never_move_but_it_is_scored(tmp_path):
     for name, alpha in (("zero", "0"), ("half", "0.5")):
         train_here(*QUICK, "--alpha", alpha, "--probes", "joint", "--output_dir", tmp_path / name, check=0)

@@ -41,6 +41,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_tensorboard_has_alphas_pictures_and_settings_to_sort_by(finished):
     events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0, "histograms": 0}).Reload()
     assert [h.step for h in events.Histograms("norm_alpha")] == [0, 1, 2]
@@ -128,6 +129,7 @@ def test_wandb_is_off_unless_asked_for(tmp_path):
     assert not (tmp_path / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_projects_are_named_by_flag_then_variable(tmp_path):
     pytest.importorskip("wandb")
     train(
@@ -195,6 +197,7 @@ def test_a_driver_s_analysis_is_logged_with_its_statistics_as_an_artifact(tmp_pa
     assert len(trained) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "project"),
     [

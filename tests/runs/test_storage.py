@@ -141,6 +141,7 @@ class TestCheckpointDir:
         assert {name: (tmp_path / "run" / name).read_text() for name in kept} == kept
         assert json.loads((tmp_path / "run/summary.json").read_text())["total_epochs"] == 2
 
+    @pytest.mark.slow
     def test_a_checkpoint_of_another_run_is_named_and_kept(self, tmp_path):
         flags = (*QUICK, "--checkpoint_dir", tmp_path / "weights")
         train_here(*flags, "--output_dir", tmp_path / "a", check=0)

@@ -203,6 +203,7 @@ def gaps_of_seeds(mse, accuracy):
     return np.where(top > bottom, top - bottom, 0).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_interval_covers_the_expectation(seeds):
     expectation = gaps_of_seeds(*simulated_sweeps(np.random.default_rng(100 + seeds), 2000, seeds)).mean()

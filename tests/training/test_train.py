@@ -79,6 +79,7 @@ def test_all_methods_start_from_the_same_weights():
         assert all(torch.equal(models[norm][name], models["LayerNorm"][name]) for name in shared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -130,6 +131,7 @@ def test_a_flag_of_a_norm_changes_its_runs(norm, flags, tmp_path):
     assert not torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_blr_and_epochs_decide_rate_and_length(demo_dir, tmp_path):
     flags = ["--imagenet_dir", demo_dir, "--model", "mae_vit_demo_patch8", "--input_size", "64"]
     flags += ["--batch_size", "16", "--max_images", "32", "--num_workers", "0", "--epochs", "3", "--blr", "0.01"]
@@ -149,6 +151,7 @@ def test_the_rate_is_upstreams_linear_warm_up_and_half_cosine():
         assert learning_rate(epoch, optim) == pytest.approx(rate, rel=1e-12, abs=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
 def test_accumulated_batches_equal_one_large_batch(norm, tmp_path):
     """Per epoch, and for AdaptiveDynamicTanh its G, which sees the gradient of the whole step."""
@@ -250,6 +253,7 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
     assert "--device cuda" in result.stderr and "cpu" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_broken_image_in_a_run_is_named_counted_and_replaced(tmp_path):
     root = write_ilsvrc(tmp_path / "ILSVRC", train_images=6, val_images=3)
     folder = root / "Data/CLS-LOC/train" / WNIDS[0]
@@ -269,6 +273,7 @@ def test_a_broken_image_in_a_run_is_named_counted_and_replaced(tmp_path):
     assert "images cannot be read, more than 1%" in result.stderr and "copy_1.JPEG" in result.stderr
 
 
+@pytest.mark.slow
 def test_reconstructions_of_a_norm_pix_loss_run_are_pictures_not_noise(tmp_path):
     """Undone with each patch's own mean and deviation, even a hardly trained decoder keeps every patch's brightness."""
     train_here(*QUICK, "--norm_pix_loss", "--output_dir", tmp_path, check=0)

@@ -60,6 +60,7 @@ def truncate(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_damaged_folders_are_one_line(files, saved, tmp_path):
     for i, damage in enumerate(
         (

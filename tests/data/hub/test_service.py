@@ -189,6 +189,7 @@ def test_an_interrupted_download_is_not_taken_for_the_whole(repositories, tmp_pa
     assert "cannot be reached" in ask(served.url, tmp_path, ("owner/scripted", "320px"))[0][0]
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_have_is_one_line(repositories, tmp_path):
     served = Hub(repositories)
     expected = {

@@ -17,6 +17,7 @@ from tests.support.processes import processes, start, wait_for
 
 
 class TestFailing:
+    @pytest.mark.slow
     def test_a_failed_run_does_not_stop_the_rest_and_is_listed_last(self, grid):
         file = grid("--say fine", "--say so_bad --code 3", "--say one --code 137", "")
         result = go(file, 2, analysis=grid.analysis, check=1)

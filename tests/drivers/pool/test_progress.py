@@ -11,6 +11,8 @@ import subprocess
 import termios
 import time
 
+import pytest
+
 from maekit import files, locks
 from maekit.drivers import pool, tasks
 from maekit.drivers.board import Board
@@ -44,6 +46,7 @@ class TestProgress:
         assert rest[2] == f"  failed: {grid.folders[5].path}: OSError: gone"
         assert driver.returncode == 143 and "is training it" not in out
 
+    @pytest.mark.slow
     def test_without_a_terminal_there_is_a_block_now_and_then(self, grid, capsys):
         this = pool.Pool(2, 1)
         this.board.seconds = 0.5
@@ -53,6 +56,7 @@ class TestProgress:
         assert "0 of 3 done, 0 failed, 2 running" in out
         assert "\n  |#####...............|  25% [1/3] c0, 50 images/s\n  |#####" in out
 
+    @pytest.mark.slow
     def test_on_a_terminal_lines_are_refreshed_in_place(self, grid):
         file = grid(*["--seconds 3.5"] * 2, "--say " + "long" * 50 + " --code 1")
         master, slave = pty.openpty()

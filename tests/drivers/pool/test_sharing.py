@@ -25,6 +25,7 @@ def most_at_once(grid):
 class TestSharing:
     """Which run gets what."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("jobs", [1, 3])
     def test_as_many_run_at_once_as_was_asked_for(self, grid, jobs):
         out = go(grid(*["--seconds 0.6"] * 4), jobs, analysis=grid.analysis, check=0).stdout
@@ -59,6 +60,7 @@ class TestSharing:
         go(grid(*["--seconds 0.4"] * 2), 2, PATH=f"{smi.parent}:{os.environ['PATH']}", check=0)
         assert {found["CUDA_VISIBLE_DEVICES"] for found in summaries(grid)} == {"0", "1"}
 
+    @pytest.mark.slow
     def test_threads_are_shared_out_unless_they_were_chosen(self, grid):
         cores = available_cores()
         for jobs, nproc, chosen, expected in (

@@ -115,6 +115,7 @@ def test_a_checkpoint_of_another_norm_is_one_line_that_names_both(task, pretrain
         assert f"its norm layers are {theirs}, here they are {ours}" in line and "--norm" in line
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_network_has_no_final_norm_to_probe(finetuned, tmp_path):
     for task in (LINPROBE, KNN):
         line = complaint(*QUICK, *task, "--init", finetuned, "--output_dir", tmp_path / "run")

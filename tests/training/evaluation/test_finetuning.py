@@ -39,6 +39,7 @@ def upstreams_layer(name, depth):
     return int(name.split(".")[1]) + 1 if name.startswith("blocks") else depth + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["LayerNorm", "AdaptiveDynamicTanh"])
 @pytest.mark.parametrize("decay", [None, 0.5])
 def test_rates_fall_layer_by_layer_and_weights_alone_decay(norm, decay, pretrained):
@@ -245,6 +246,7 @@ def test_posterizing_to_no_bits_is_black_and_else_timms():
     assert strongest(image).getextrema() == ((0, 0),) * 3
 
 
+@pytest.mark.slow
 def test_no_epochs_validate_the_fine_tuned_classifier(finetuned, tmp_path):
     """Without training: the loss and accuracies of its own last epoch."""
     flags = (*QUICK, *FINETUNE, "--epochs", "0", "--init", finetuned, "--output_dir", tmp_path)

@@ -166,6 +166,7 @@ def test_untrained_is_the_encoder_of_the_seed(norm):
     assert not torch.equal(other.cls_token, theirs["cls_token"])
 
 
+@pytest.mark.slow
 def test_scrambled_weights_give_other_numbers(plain, tmp_path):
     """The same values in every tensor, in another order."""
     weights, rng = state(plain)["model"], torch.Generator().manual_seed(0)

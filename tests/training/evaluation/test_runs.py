@@ -98,6 +98,7 @@ def test_a_diverging_fine_tuning_is_a_result(plain, tmp_path):
 # Every norm, every precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", methods.NORMS)
 def test_fine_tuning_trains_every_weight_of_every_norm_and_adapts(norm, pretrained, tmp_path):
     flags = (*QUICK, *FINETUNE, "--init", pretrained[norm], "--epochs", "1", "--layer_decay", "0.9")
