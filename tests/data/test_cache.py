@@ -63,6 +63,7 @@ def test_so_they_do_where_torch_resizes(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_crops_of_reduced_images_are_those_of_the_same_boxes(photographs, tmp_path):
     fresh = open_folder(photographs)
     stored = cached(fresh, tmp_path)

@@ -165,6 +165,7 @@ def test_a_run_with_the_cache_is_the_run_without_it(runs_of):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [("with", "off"), ("without", "auto")])
 def test_it_goes_on_without_the_cache_where_that_makes_no_difference(runs_of, tmp_path, first, then):
     shutil.copytree(runs_of / first, tmp_path / "run")
@@ -211,6 +212,7 @@ def test_it_does_not_go_on_with_other_pixels(photographs, tmp_path):
     train_here(*flags, "--cache", "off", "--output_dir", tmp_path / "fresh", check=0)
 
 
+@pytest.mark.slow
 def test_every_run_of_a_driver_gets_the_flag_and_its_evaluations_too():
     for driver, more in (("run_comparison.sh", ("--eval", "knn")), ("quick_sweep_test.sh", ())):
         result = run("bash", KIT / driver, "--demo", "--dry_run", "--cache", "/x/y", *more, check=0)

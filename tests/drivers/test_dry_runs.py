@@ -73,6 +73,7 @@ def test_evaluations_get_what_describes_network_and_data_and_their_own_flags():
         assert own == (value(c, "--task") == "finetune")
 
 
+@pytest.mark.slow
 def test_a_list_of_lambdas_or_smooths_is_a_method_per_value():
     commands = grid("--adyt_lambda", "0.01 1e-1", "--adyt_smooth=.9 0.99", "--methods", "ln adyt", "--output_dir", "o")
     names = [f"AdaptiveDynamicTanh-lambda{x}-smooth{y}" for x in ("0.01", "0.1") for y in ("0.9", "0.99")]
@@ -88,6 +89,7 @@ def test_a_list_of_lambdas_or_smooths_is_a_method_per_value():
     assert (value(one, "--output_dir"), value(one, "--adyt_lambda")) == ("o/AdaptiveDynamicTanh/seed0", "0.01")
 
 
+@pytest.mark.slow
 def test_the_control_is_dynamic_tanh_at_the_upper_bound():
     commands = grid("--control", "--dyt_alpha_init", "0.7", "--eval", "knn", "--methods", "dyt", "--output_dir", "o")
     runs = ["o/DynamicTanh/seed0", "o/DynamicTanh-alpha2.0/seed0"]

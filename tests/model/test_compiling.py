@@ -96,6 +96,7 @@ def test_the_work_of_an_image_is_that_of_a_count_by_torch():
     assert 0.75 * counted < compiling.flops_per_image(model, 64) < counted * 1.1
 
 
+@pytest.mark.slow
 def test_blocks_of_one_kind_are_compiled_once():
     """Encoder and decoder, training and validation: four graphs for six blocks; odd batches go without."""
     torch._dynamo.reset()

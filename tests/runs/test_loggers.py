@@ -81,6 +81,7 @@ def wandb_records_of(file):
     return records
 
 
+@pytest.mark.slow
 def test_an_offline_run_of_weights_and_biases_holds_config_metrics_and_figures(finished):
     records = wandb_records(finished)
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")

@@ -128,6 +128,7 @@ class TestCheckpointDir:
         assert [f.name for f in (tmp_path / "weights").iterdir()] == ["checkpoint.pth"]
         assert not (tmp_path / "run/checkpoint.pth").exists()
 
+    @pytest.mark.slow
     def test_a_run_whose_folder_was_lost_gets_its_whole_log_back(self, tmp_path):
         flags = (*DEMO, "--epochs", "2", "--norm", "dyt", "--probes", "all", "--output_dir", tmp_path / "run")
         flags = (*flags, "--checkpoint_dir", tmp_path / "weights")

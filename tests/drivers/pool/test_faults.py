@@ -37,6 +37,7 @@ class TestFailing:
         assert trainings(grid) == [1, 2, 2, 1], "tried again, and only what failed"
         assert (grid.folders[0].path / "output.txt").read_text() == "fine\nfinished already\n"
 
+    @pytest.mark.slow
     def test_what_a_run_says_is_seen_as_before_where_one_runs_at_a_time(self, grid):
         result = go(grid("--say hello", "--say so_bad --code 3"), 1, check=1)
         assert re.search(r"^\[1/2\] \S+ .*--say hello\nhello$", result.stdout, re.MULTILINE)

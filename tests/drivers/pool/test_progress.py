@@ -22,6 +22,7 @@ from tests.support.processes import start, wait_for
 
 
 class TestProgress:
+    @pytest.mark.slow
     def test_status_tells_every_state_while_another_driver_runs(self, grid):
         file = grid(*[""] * 3, *["--seconds 60"] * 2, *[""] * 3)
         states = (FINISHED, DIVERGED, FINISHED, None, None, FAILED, RUNNING, None)

@@ -18,6 +18,7 @@ from tests.support.evaluation import KNN, LINPROBE, QUICK, encoder, first_batch,
 from tests.support.runs import losses, same, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", methods.NORMS)
 def test_linear_probing_moves_the_classifier_and_nothing_else(norm, pretrained, tmp_path):
     train_here(*QUICK, *LINPROBE, "--init", pretrained[norm], "--epochs", "1", "--output_dir", tmp_path, check=0)

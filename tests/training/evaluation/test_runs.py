@@ -79,6 +79,7 @@ def test_a_run_killed_in_the_middle_ends_as_the_unbroken_one(task, norm, pretrai
     assert ours["optimizer"]["state"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [FINETUNE, LINPROBE], ids=" ".join)
 def test_the_same_command_gives_the_same_numbers_with_and_without_workers(task, plain, tmp_path):
     flags = (*QUICK, *task, "--init", plain, "--epochs", "1")
