@@ -260,7 +260,7 @@ def wait_for(file, driver):
 
 
 LONG = shlex.split("--demo --epochs 40 --max_images 64 --batch_size 32 --num_workers 0 --probes frozen")
-LONG += ["--alphas", "0.1 0.5"]
+LONG += ["--alphas", "0.1 0.5", "--jobs", "2"]  # a process each, whatever memory is free
 
 
 @pytest.mark.slow
@@ -268,12 +268,12 @@ def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_
     root = tmp_path / "demo-mae-reconstruction-gap/quick"
     first, second = (root / a / "LayerNorm_lr0.004_seed0" for a in ("0.1", "0.5"))
     weights = tmp_path / "checkpoints/demo-quick/demo_alpha-0.1_LayerNorm_lr0.004_seed0/checkpoint.pth"
-    with start((QUICK, *LONG, "--output_dir", tmp_path)) as driver:
+    with start((QUICK, *LONG, "--output_dir", tmp_path), cold=True) as driver:  # which sees the process itself killed
         wait_for(weights, driver)
-        for pid in processes(f"--output_dir {first}"):
-            os.kill(pid, signal.SIGKILL)
+        (of_first,) = processes(f"--output_dir {first}")
+        os.kill(of_first, signal.SIGKILL)
         out = driver.communicate(timeout=120)[0]
-    assert driver.returncode == 1 and out.strip().splitlines()[-1].startswith("exit code 137")
+    assert driver.returncode == 1 and out.strip().splitlines()[-1].startswith("exit code 137"), out
     trajectory = json.loads((first / "trajectory.json").read_text())
     kept = trajectory["trajectory"]
     assert trajectory["status"] == "running" and 1 <= len(kept) < 40

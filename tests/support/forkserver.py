@@ -148,7 +148,7 @@ def serve(listener, variables):
     signal.signal(signal.SIGCHLD, lambda *_: None)
     forks = {}  # socket: process
     while True:
-        for ready in select.select([0, listener, woken, *forks], [], [])[0]:
+        for ready in select.select([*forks, woken, listener, 0], [], [])[0]:  # the killed end before others begin
             if ready == 0:
                 for process in forks.values():
                     kill(process)
