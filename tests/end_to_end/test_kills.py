@@ -27,7 +27,7 @@ EVERY_STEP = ("--checkpoint_minutes", "1e-9")
 
 def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
     """SIGKILL between the start of the process and two epochs later; state is saved within epochs as well."""
-    flags = (*QUICK, *ALL, "--epochs", "16", "--checkpoint_minutes", "0.0003", "--output_dir")
+    flags = (*QUICK, *ALL, "--epochs", "24", "--checkpoint_minutes", "0.0003", "--output_dir")
     began = time.monotonic()
     whole = start(*flags, tmp_path / "whole")
     beginning = time.monotonic() - began
