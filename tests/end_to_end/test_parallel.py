@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,18 +84,7 @@ def test_linear_probing_is_the_same_in_two_processes(tmp_path):
 
 
 def test_k_nn_is_the_same_in_three_processes(whole_demo, tmp_path):
-    flags = (
-        "--demo",
-        "--max_images",
-        "100",
-        "--num_workers",
-        "0",
-        "--task",
-        "knn",
-        "--init",
-        "untrained",
-        "--output_dir",
-    )
+    flags = shlex.split("--demo --max_images 100 --num_workers 0 --task knn --init untrained --output_dir")
     train(*flags, tmp_path / "one", check=0)
     torchrun(*flags, tmp_path / "three", nproc=3, check=0)
     one, three = (json.loads((tmp_path / name / "summary.json").read_text())["acc1"] for name in ("one", "three"))
@@ -109,22 +99,8 @@ def test_fine_tuning_learns_in_two_processes(tmp_path):
 
 
 def test_the_rate_follows_the_global_batch(tmp_path):
-    torchrun(
-        "--demo",
-        "--epochs",
-        "1",
-        "--max_images",
-        "64",
-        "--batch_size",
-        "16",
-        "--num_workers",
-        "0",
-        "--lr",
-        "1e-3",
-        "--output_dir",
-        tmp_path,
-        check=0,
-    )
+    flags = shlex.split("--demo --epochs 1 --max_images 64 --batch_size 16 --num_workers 0 --lr 1e-3 --output_dir")
+    torchrun(*flags, tmp_path, check=0)
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["optim"]["processes"] == 2
     code = (
         "import os; os.environ['WORLD_SIZE'] = '4'\nfrom maekit.settings import parser, resolution\n"
@@ -155,22 +131,8 @@ def test_bad_input_is_said_once(tmp_path):
 
 def test_a_killed_rank_is_recovered_from(tmp_path):
     """torchrun starts all ranks again, which go on from the last checkpoint: the curve is that of an unbroken run."""
-    flags = (
-        "--demo",
-        "--epochs",
-        "4",
-        "--max_images",
-        "96",
-        "--batch_size",
-        "8",
-        "--num_workers",
-        "0",
-        "--probes",
-        "frozen",
-        "--norm",
-        "adyt",
-        "--output_dir",
-    )
+    flags = shlex.split("--demo --epochs 4 --max_images 96 --batch_size 8")
+    flags += shlex.split("--num_workers 0 --probes frozen --norm adyt --output_dir")
     torchrun(*flags, tmp_path / "whole", check=0)
     options = ("--nproc_per_node", 2, "--max-restarts", 1)
     with launched(*options, KIT / "train.py", *flags, tmp_path / "killed") as launcher:
@@ -187,18 +149,7 @@ def test_a_killed_rank_is_recovered_from(tmp_path):
 
 
 def test_a_signal_to_torchrun_saves_the_epoch_in_all_ranks(tmp_path):
-    flags = (
-        "--demo",
-        "--epochs",
-        "3",
-        "--max_images",
-        "320",
-        "--batch_size",
-        "8",
-        "--num_workers",
-        "0",
-        "--output_dir",
-    )
+    flags = shlex.split("--demo --epochs 3 --max_images 320 --batch_size 8 --num_workers 0 --output_dir")
     torchrun(*flags, tmp_path / "whole", check=0)
     folder = tmp_path / "stopped"
     with launched("--nproc_per_node", 2, KIT / "train.py", *flags, folder) as launcher:

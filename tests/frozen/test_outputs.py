@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -20,19 +21,7 @@ from maekit import files
 from tests.support import KIT, processes, train_here
 from tests.support.frozen import WHATEVER_IS_SET, told
 
-TINY = (
-    "--demo",
-    "--epochs",
-    "1",
-    "--max_images",
-    "64",
-    "--batch_size",
-    "32",
-    "--num_workers",
-    "0",
-    "--mae_dir",
-    "builtin",
-)
+TINY = shlex.split("--demo --epochs 1 --max_images 64 --batch_size 32 --num_workers 0 --mae_dir builtin")
 
 
 class Notebook(types.ModuleType):

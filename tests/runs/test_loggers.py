@@ -10,26 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maekit import files
 from tests.support import KIT, run, train, train_here
 
-FLAGS = (
-    "--demo",
-    "--epochs",
-    "3",
-    "--max_images",
-    "64",
-    "--batch_size",
-    "32",
-    "--num_workers",
-    "0",
-    "--norm",
-    "adyt",
-    "--probes",
-    "joint frozen",
-    "--alpha",
-    "0.1",
-    "--eval_every",
-    "2",
-    "--output_dir",
-)
+FLAGS = shlex.split("--demo --epochs 3 --max_images 64 --batch_size 32 --num_workers 0")
+FLAGS += shlex.split("--norm adyt --probes 'joint frozen' --alpha 0.1 --eval_every 2 --output_dir")
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_PROJECT": ""}
 
 
