@@ -113,7 +113,7 @@ def test_when_every_run_fails_each_is_listed(tmp_path):
 @pytest.mark.slow
 def test_imagenet_as_kaggle_lays_it_out(ilsvrc, tmp_path):
     """Wnid folders, flat val, LOC_val_solution.csv, photographs at full size; the README's second command, shortened."""
-    flags = shlex.split("--epochs 1 --max_images 64 --batch_size 16 --model mae_vit_tiny_patch16")
+    flags = shlex.split("--epochs 1 --max_images 64 --batch_size 16 --model mae_vit_tiny_patch16 --input_size 96")
     run(DRIVER, "--imagenet_dir", ilsvrc, *flags, "--output_dir", tmp_path, check=0)
     for method in ("LayerNorm", "DynamicTanh", "AdaptiveDynamicTanh"):
         config = json.loads((tmp_path / method / "seed0/config.json").read_text())

@@ -28,13 +28,21 @@ import tempfile
 import threading
 from pathlib import Path
 
-PACKAGES = ("torch.distributed.launcher.api", "torch.utils.tensorboard", "torchvision.transforms", "timm.data")
-PACKAGES += (
+PACKAGES = (
+    "torch.distributed.launcher.api",
+    "torch.utils.tensorboard",
+    "torchvision.transforms",
+    "timm.data",
+    "timm.loss",
     "timm.optim",
     "pandas",
-    "skimage.metrics",
+    "skimage.metrics._structural_similarity",  # which skimage.metrics imports when it is used
+    "plotly.graph_objs._figure",
+    "plotly.io._html",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_pdf",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
 )
 # beginnings of the variables that they read
 THEIRS = ("CUDA", "GOMP", "HF_", "KMP", "LANG", "LC_", "LD_", "MKL", "MPL", "NCCL", "OMP", "PYTHON", "TORCH", "TRITON")
