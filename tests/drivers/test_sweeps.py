@@ -259,8 +259,8 @@ def wait_for(file, driver):
         time.sleep(0.02)
 
 
-LONG = shlex.split("--demo --epochs 40 --max_images 64 --batch_size 32 --num_workers 0 --probes frozen")
-LONG += ["--alphas", "0.1 0.5", "--jobs", "2"]  # a process each, whatever memory is free
+POINTS = shlex.split("--demo --epochs 8 --max_images 64 --batch_size 32 --num_workers 0 --probes frozen")
+POINTS += ["--alphas", "0.1 0.5", "--jobs", "2"]  # a process each, whatever memory is free
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_
     root = tmp_path / "demo-mae-reconstruction-gap/quick"
     first, second = (root / a / "LayerNorm_lr0.004_seed0" for a in ("0.1", "0.5"))
     weights = tmp_path / "checkpoints/demo-quick/demo_alpha-0.1_LayerNorm_lr0.004_seed0/checkpoint.pth"
-    with start((QUICK, *LONG, "--output_dir", tmp_path), cold=True) as driver:  # which sees the process itself killed
+    with start((QUICK, *POINTS, "--output_dir", tmp_path), cold=True) as driver:  # which sees the process itself killed
         wait_for(weights, driver)
         (of_first,) = processes(f"--output_dir {first}")
         os.kill(of_first, signal.SIGKILL)
@@ -276,22 +276,20 @@ def test_a_point_killed_in_the_middle_of_a_sweep_keeps_its_epochs_and_the_rerun_
     assert driver.returncode == 1 and out.strip().splitlines()[-1].startswith("exit code 137"), out
     trajectory = json.loads((first / "trajectory.json").read_text())
     kept = trajectory["trajectory"]
-    assert trajectory["status"] == "running" and 1 <= len(kept) < 40
+    assert trajectory["status"] == "running" and 1 <= len(kept) < 8
     assert [p["epoch"] for p in kept] == list(range(len(kept)))
     assert json.loads((second / "trajectory.json").read_text())["status"] == "finished"
     assert f"{first}: not ended, {len(kept)} finite epoch" in out
-    run(QUICK, *LONG, "--output_dir", tmp_path, check=0)
+    run(QUICK, *POINTS, "--output_dir", tmp_path, check=0)
     whole = json.loads((first / "trajectory.json").read_text())
-    assert whole["status"] == "finished" and len(whole["trajectory"]) == 40
+    assert whole["status"] == "finished" and len(whole["trajectory"]) == 8
     assert whole["trajectory"][: len(kept) - 1] == kept[:-1]
 
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_sweep_with_a_count_and_leaves_no_process(tmp_path):
     second = tmp_path / "checkpoints/demo-quick/demo_alpha-0.5_LayerNorm_lr0.004_seed0/checkpoint.pth"
-    flags = [*LONG]
-    flags[flags.index("40")] = "8"
-    flags += ["--jobs", "1"]
+    flags = [*POINTS, "--jobs", "1"]
     with start((QUICK, *flags, "--output_dir", tmp_path)) as driver:
         wait_for(second, driver)
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
