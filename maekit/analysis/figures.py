@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -54,11 +55,13 @@ DENSE = 20_000  # points
 
 def save(figure, path):
     """Write a figure as PNG and, beside it, as PDF; both appear whole or not at all."""
-    with rc_context(STYLE):
-        for suffix, options in ((".png", {}), (".pdf", {"metadata": {"CreationDate": None}})):
-            with atomic_write(path.with_suffix(suffix)) as f:
-                figure.savefig(f, format=suffix[1:], **options)
-            figure.set_layout_engine("none")  # where all is has been decided
+    with rc_context(STYLE):  # each is drawn once, where savefig draws it twice
+        figure.dpi = STYLE["savefig.dpi"]
+        with atomic_write(path.with_suffix(".png")) as f:
+            FigureCanvasAgg(figure).print_png(f)
+        figure.set_layout_engine("none")  # where all is has been decided
+        with atomic_write(path.with_suffix(".pdf")) as f:
+            FigureCanvasPdf(figure).print_pdf(f, metadata={"CreationDate": None})
 
 
 def save_all(drawings, points=0):

@@ -90,12 +90,11 @@ def _here(main, flags, check, draw):
 @contextlib.contextmanager
 def blank_figures():
     """Figures have their files, but nothing is drawn."""
-    from matplotlib.figure import Figure
-
     from maekit.analysis import figures, report
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", forkserver.save_blank)
+        for module, canvas, method, blank in forkserver.PRINTERS:
+            patch.setattr(f"{module}.{canvas}.{method}", blank)
         for module in (figures, report):
             patch.setattr(module, "each", lambda function, items: [function(item) for item in items])
         yield

@@ -240,7 +240,8 @@ def become(asked, files):
     os.environ.update(asked["environment"])
     sys.executable = asked["python"]
     if BLANK in os.environ:
-        sys.modules["matplotlib.figure"].Figure.savefig = save_blank
+        for module, canvas, method, blank in PRINTERS:
+            setattr(getattr(sys.modules[module], canvas), method, blank)
     unbuffered = "-u" in asked["options"] or "PYTHONUNBUFFERED" in os.environ
     for name, file, mode in (("stdin", 0, "rb"), ("stdout", 1, "wb"), ("stderr", 2, "wb")):
         like = getattr(sys, name)
@@ -252,14 +253,20 @@ def become(asked, files):
         setattr(sys, f"__{name}__", stream)
 
 
-def save_blank(_figure, file, format, **_):
-    """Figure.savefig to a file: a page without anything on it."""
-    if format == "png":
-        from PIL import Image
+def blank_png(_canvas, file, **_):
+    from PIL import Image
 
-        Image.new("RGB", (1, 1), "white").save(file, "PNG")
-    else:
-        file.write(b"%PDF-1.4\n%%EOF\n")
+    Image.new("RGB", (1, 1), "white").save(file, "PNG")
+
+
+def blank_pdf(_canvas, file, **_):
+    file.write(b"%PDF-1.4\n%%EOF\n")
+
+
+PRINTERS = (  # how a figure becomes a file, and what writes a page without anything on it instead
+    ("matplotlib.backends.backend_agg", "FigureCanvasAgg", "print_png", blank_png),
+    ("matplotlib.backends.backend_pdf", "FigureCanvasPdf", "print_pdf", blank_pdf),
+)
 
 
 def run_as_main(options, words):
