@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
-from tests.support import forkserver, run, started_as
+from maekit.analysis import figures
+from tests.support import KIT, blank_figures, forkserver, run, started_as
 from tests.support.processes import is_alive, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -97,3 +99,16 @@ def test_what_a_fork_cannot_do_python_does(script):
         run(sys.executable, "-c", torch_is_there),
     ):
         assert other.stdout == "False\n"
+
+
+def test_figures_are_blank_unless_they_are_to_be_drawn(script, tmp_path):
+    code = f"import pathlib, sys; sys.path.insert(0, {str(KIT)!r}); from maekit.analysis import figures\n"
+    words = (sys.executable, script(code + "figures.save(figures.new_figure(2, 1), pathlib.Path(sys.argv[1]))"))
+    for name in ("blank", "drawn"):
+        run(*words, tmp_path / f"{name}.png", check=0, draw=name == "drawn")
+    with blank_figures():
+        figures.save(figures.new_figure(2, 1), tmp_path / "here.png")
+    sizes = {name: Image.open(tmp_path / f"{name}.png").size for name in ("blank", "drawn", "here")}
+    assert sizes == {"blank": (1, 1), "drawn": (600, 300), "here": (1, 1)}
+    pages = [(tmp_path / f"{name}.pdf").stat().st_size for name in ("blank", "here", "drawn")]
+    assert pages[0] == pages[1] < 100 < pages[2]
