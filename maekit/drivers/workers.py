@@ -47,7 +47,8 @@ class Worker(Child):
         self.is_idle = False
         self.socket.settimeout(LEAVE_SECONDS)
         sent = socket.send_fds(self.socket, [line], [output.fileno()] if output else [])
-        self.socket.sendall(line[sent:])
+        if sent < len(line):  # else it may have run it and ended
+            self.socket.sendall(line[sent:])
         self.socket.setblocking(False)
 
     def ending(self):

@@ -83,6 +83,19 @@ class TestWorker:
         else:
             assert this.process.poll() is not None
 
+    def test_a_command_may_end_before_its_giver_goes_on(self, tmp_path, worker, monkeypatch):
+        """It has been run then, and is not to be given to another worker."""
+        script, this, send = tmp_path / "script.py", worker(), workers.socket.send_fds
+
+        def send_and_sleep(*what):
+            sent = send(*what)
+            wait_for(lambda: this.process.poll() is not None, 20)
+            return sent
+
+        script.write_text(SCRIPTS["exits with 3"])
+        monkeypatch.setattr(workers.socket, "send_fds", send_and_sleep)
+        assert end_of(this, script) == (3, "three\n")
+
     def test_one_that_left_a_process_or_upstreams_model_behind_is_the_last(self, tmp_path, worker):
         script = tmp_path / "script.py"
         fork = "import multiprocessing as m, time; m.get_context('fork').Process(target=time.sleep, args=(9,), daemon=1).start()"
