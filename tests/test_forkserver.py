@@ -78,10 +78,8 @@ def test_it_ends_of_the_signal_and_with_all_that_it_started(number, script):
 
 
 def test_an_exception_is_one_and_a_module_is_run(script, tmp_path):
-    result = run(sys.executable, script("1 / 0"), check=1)
-    assert result.stderr.endswith(
-        "ZeroDivisionError: division by zero\n"
-    )  # and no more: at an end by itself, triton reports leaks
+    result = run(sys.executable, script("1 / 0"), check=1)  # where Python itself ends, triton reports leaks after it
+    assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
     assert run(sys.executable, script("raise SystemExit('a reason')"), check=1).stderr == "a reason\n"
     script("import sys; print(sys.argv[1:], sys.path[0])")
     result = run(sys.executable, "-u", "-m", "script", "-x", cwd=tmp_path, check=0)

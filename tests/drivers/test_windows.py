@@ -245,7 +245,7 @@ def test_a_python_that_lacks_a_package_is_named(cmd, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_the_same_where_processes_are_spawned(tmp_path):
-    """As on Windows and macOS; with a cache to make, a worker, and every probe."""
+    """As on Windows and macOS; with a cache to make, workers, and every probe."""
     script = tmp_path / "spawn.py"
     script.write_text(f"""
 import multiprocessing, sys
@@ -256,7 +256,7 @@ if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
     sys.exit(train.main(sys.argv[1:]))
 """)
-    flags = (*QUICK[:-1], "1", "--alpha", "0.1", "--probes", "all", "--output_dir")
+    flags = (*QUICK[:-1], "2", "--alpha", "0.1", "--probes", "all", "--output_dir")
     env = {"OMP_NUM_THREADS": "1"}
     run(sys.executable, script, *flags, tmp_path / "spawned", "--cache", tmp_path / "cache", env=env, check=0)
     run(sys.executable, KIT / "train.py", *flags, tmp_path / "plain", env=env, check=0)

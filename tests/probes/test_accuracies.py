@@ -58,7 +58,7 @@ def test_k_nn_is_scored_every_few_epochs_and_in_the_last(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_all_probes_work_together_under_autocast(precision, tmp_path):
-    flags = ("--alpha", "0.5", "--probes", "all", "--precision", precision, "--max_images", "96", "--epochs", "2")
+    flags = ("--alpha", "0.5", "--probes", "all", "--precision", precision, "--max_images", "160", "--epochs", "3")
     train_here(*QUICK, *flags, "--output_dir", tmp_path, check=0)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "finished"
