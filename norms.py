@@ -25,7 +25,11 @@ class _AffineNorm(nn.Module):
     """What the layers below share: per-channel weight and bias; normalized_shape, affine and bias as nn.LayerNorm has them.
 
     channels_first: the input is (N, C, H, W) and C has the weight (timm's LayerNorm2d), else channels come last.
+    before_linear: set it where linear layers alone read what the layer computes: under autocast it then writes what they
+    would cast that to, the same numbers with less traffic.
     """
+
+    before_linear = False
 
     def __init__(self, normalized_shape, *, affine=True, bias=True, channels_first=False):
         super().__init__()
@@ -43,11 +47,17 @@ class _AffineNorm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def written(self, x):
+        """Type that is written of x (N, ..., C): the larger one of x and weight, or what a linear layer would make of it."""
+        if self.before_linear and torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        return torch.result_type(x, self.weight)
+
     def squash(self, x, alpha, shift=None):
         """tanh(alpha x) * weight + bias; with a shift erf(alpha x + shift) * weight + bias."""
         weight, bias = self.weight, self.bias
         if bias is not None and not self.channels_first and _can_fuse(x, weight, FUSED):
-            return _OnePass.apply(_formula, *FUSED[x.device.type], x, alpha, shift, weight, bias)
+            return _OnePass.apply(_formula, *FUSED[x.device.type], self.written(x), x, alpha, shift, weight, bias)
         if self.channels_first:  # (C,) -> (C, 1, 1)
             weight, bias = (p if p is None else p[:, None, None] for p in (weight, bias))
         return _formula(x, alpha, shift, weight, bias)
@@ -73,7 +83,7 @@ class RMSNorm(_AffineNorm):
         if not fuse or x.dtype != self.weight.dtype:
             return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         of_eps = (partial(f, eps=self.eps) for f in (_rms_formula, _rms_forward_on_cpu, _rms_backward_on_cpu))
-        return _OnePass.apply(*of_eps, x, self.weight)
+        return _OnePass.apply(*of_eps, self.written(x), x, self.weight)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, eps={self.eps}"
@@ -293,14 +303,14 @@ def _can_fuse(x, weight, devices):
 
 
 class _OnePass(torch.autograd.Function):
-    """formula(x, *parameters) by a forward and a backward function; see FUSED."""
+    """formula(x, *parameters) by a forward and a backward function, see FUSED, as values of a dtype."""
 
     @staticmethod
-    def forward(ctx, formula, forward, backward, x, *parameters):
+    def forward(ctx, formula, forward, backward, dtype, x, *parameters):
         ctx.save_for_backward(x, *parameters)
         ctx.formula, ctx.backward_of_rows = formula, backward
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty_like(rows, dtype=torch.result_type(x, parameters[-1]))
+        y = torch.empty_like(rows, dtype=dtype)
         forward(rows, *parameters, y)
         return y.view(x.shape)
 
@@ -308,16 +318,14 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx, grad):
         x, *parameters = saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
-            needed = ctx.needs_input_grad[3:]
-            found = torch.autograd.grad(
-                ctx.formula(*saved), [t for t, n in zip(saved, needed) if n], grad, create_graph=True
-            )
+            needed, y = ctx.needs_input_grad[4:], ctx.formula(*saved)
+            found = torch.autograd.grad(y, [t for t, n in zip(saved, needed) if n], grad.to(y.dtype), create_graph=True)
             found = iter(found)
-            return None, None, None, *(next(found) if n else None for n in needed)
+            return None, None, None, None, *(next(found) if n else None for n in needed)
         rows, grad = (t.reshape(-1, x.shape[-1]).contiguous() for t in (x, grad))
         dx, *sums = ctx.backward_of_rows(rows, *parameters, grad)
         sums = (None if p is None else d.to(p.dtype).view(p.shape) for p, d in zip(parameters, sums))
-        return None, None, None, dx.view(x.shape), *sums
+        return None, None, None, None, dx.view(x.shape), *sums
 
 
 _CACHED = 131072  # values of a part: half a megabyte in float32

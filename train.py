@@ -96,9 +96,13 @@ def train(run, source, folder, identity, clone=None):
     journal = Journal(task, own, start, identity)
 
     with loggers.Loggers(run, own, config, start.first_epoch) as journal.log:
-        with StopRequest() as stop, progress_bar(task, start) as journal.bar:
+        with (
+            StopRequest() as stop,
+            progress_bar(task, start) as journal.bar,
+            Saver(task, folder, journal, stop) as saver,
+        ):
             journal.status.write(RUNNING, start.first_epoch)  # to those who may ask it to stop, which it hears by now
-            status = Trainer(task, journal, Saver(task, folder, journal, stop), journal.bar).train(start)
+            status = Trainer(task, journal, saver, journal.bar).train(start)
         measured = task.ending(folder) if status == FINISHED else {}
         broken = task.broken_images()
         if own is None:
@@ -133,6 +137,7 @@ def build_model(run, clone=None):
 
     import norms
     from maekit.model import build_mae
+    from maekit.model.mae import norms_before_linear
 
     torch.manual_seed(run.seed)
     model = build_mae(
@@ -142,7 +147,10 @@ def build_model(run, clone=None):
         norm_pix_loss=run.model.norm_pix_loss,
         upstream=clone.module() if clone else None,
     )
-    return norms.convert_norms(model, run.norm.name, **run.norm.options)
+    model = norms.convert_norms(model, run.norm.name, **run.norm.options)
+    for norm in norms_before_linear(model):
+        norm.before_linear = True
+    return model
 
 
 if __name__ == "__main__":

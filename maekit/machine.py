@@ -1,9 +1,10 @@
-"""The cores of this machine, and work dealt to processes forked from this one. No torch."""
+"""The cores of this machine, work dealt to processes forked from this one, how exactly products are made. Needs no torch."""
 
 import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 # How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with 1,000
 # its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way: two runs of as many
@@ -44,3 +45,17 @@ def available_cores():
 def let_threads_sleep():
     """Have OpenMP's threads spin for SPIN_COUNT, unless the user says otherwise; before torch is imported, which reads it."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+@contextmanager
+def matrix_products(precision):
+    """In this context torch multiplies matrices of float32 with a precision: "highest" is float32's own, "high" on CUDA
+    TF32's; afterwards with the one before."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

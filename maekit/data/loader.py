@@ -203,7 +203,7 @@ class Loaders:
         crop_box: see TrainImages; transform: instead of crops, of PIL images, see AugmentedImages.
         """
         if transform is None:
-            self.images = resident.place(self.source.train, self.device)
+            self.images = resident.place(self.source.train, self.device, self.run.data.resident)
         batches = train_batches(
             self.source.train,
             self.run.model,
@@ -224,5 +224,5 @@ class Loaders:
         return self._kept(batches, self.images)
 
     def _kept(self, batches, images=None):
-        kept = resident.keep(batches, self.device, images)
+        kept = resident.keep(batches, self.device, images, self.run.data.resident)
         return OnDevice(batches, self.device) if kept is batches else kept

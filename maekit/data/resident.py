@@ -1,30 +1,31 @@
 """Images that live in a GPU's memory: training images decoded, of which crops are made there; validation images cropped."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import torch
+
+from ..machine import matrix_products
 
 SHARE_OF_MEMORY = 0.25  # of what a GPU has free, that training images may take
 SHARE_OF_CROPS = 0.1  # likewise, a set of validation images
 _CHUNK = 64  # images cropped at a time, so that what lies between stays small
 
 
-def place(images, device):
-    """ResidentImages of an image set on a CUDA device; None where it has no cache, or does not fit."""
+def place(images, device, setting="auto"):
+    """ResidentImages of an image set on a CUDA device; None where it has no cache, does not fit, or setting is "off"."""
     store = getattr(images, "store", None)
-    if device.type != "cuda" or store is None:
+    if device.type != "cuda" or store is None or setting == "off":
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return ResidentImages(store, device) if store.offsets[-1] <= SHARE_OF_MEMORY * free else None
 
 
-def keep(batches, device, images=None):
-    """Batches of a validation set that stay in a GPU's memory; as they are where there is none, or no room for them.
+def keep(batches, device, images=None, setting="auto"):
+    """Batches of a validation set that stay in a GPU's memory; as they are where there is none, no room for them, or
+    setting is "off".
 
     images: ResidentImages of the set, if they are there already.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or setting == "off":
         return batches
     free, _ = torch.cuda.mem_get_info(device)
     needed = 3 * batches.dataset.input_size**2 * len(batches) * batches.loader.batch_size
@@ -150,7 +151,7 @@ class ResidentImages:
         down = _weights(exact[:, 0], exact[:, 2], length[:, 0], rows, side)
         across = _weights(exact[:, 1], exact[:, 3], length[:, 1], columns, side)
         across = torch.where(exact[:, 4, None, None] > 0, across.flip(1), across)
-        with exact_products():
+        with matrix_products("highest"):
             half = (across @ pixels.flatten(2)).round_().clamp_(0, 255)  # (n, side, rows * 3)
             half = half.view(-1, side, rows, 3).transpose(1, 2).reshape(-1, rows, side * 3)
             crops = (down @ half).round_().clamp_(0, 255)
@@ -186,14 +187,3 @@ def _weights(start, length, pixels, most, side):
     weight = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
     weight = weight * (x < 2) * (place < pixels[:, None, None])
     return weight / weight.sum(dim=2, keepdim=True)
-
-
-@contextmanager
-def exact_products():
-    """Matrix products of float32 tensors in float32 on a GPU, where a run may have asked for TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -28,8 +28,27 @@ def compile_for(network, run, device, steps):
         return False
     if run.compile == "on" and device.torch.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise InputError("--compile on: there is no C++ compiler here, which torch.compile needs on a CPU. Use off.")
+    try:
+        try_out(device.torch)
+    except Exception as error:  # no Triton, no headers, a GPU that it does not know: its errors have no class
+        problem = f"--compile {run.compile}: torch.compile does not work here ({first_line(error)})"
+        if run.compile == "on":
+            raise InputError(f"{problem}. Use auto or off.") from error
+        distributed.say(f"{problem}; goes on without.")
+        return False
     compile_blocks(network, suppress_errors=run.compile == "auto")
     return True
+
+
+def try_out(device):
+    """Compile next to nothing and run it. Raises what torch.compile raises where it does not work."""
+    torch._dynamo.config.suppress_errors = False
+    torch.compile(torch.nn.functional.gelu, dynamic=False)(torch.ones(8, device=device))
+
+
+def first_line(error):
+    """What an error says first, without its class if it says anything."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def compile_blocks(network, suppress_errors=False):
@@ -135,6 +154,6 @@ def fuse_norms(norms, device):
 
         kernels.try_out(device)
     except Exception as error:  # noqa: BLE001 - no Triton, no C compiler for it, a GPU that it does not know: its errors have no class
-        distributed.say(f"norm layers: torch's own kernels, as Triton does not work here ({error}).")
+        distributed.say(f"norm layers: torch's own kernels, as Triton does not work here ({first_line(error)}).")
     else:
         norms.FUSED["cuda"] = kernels.FUSED

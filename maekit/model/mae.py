@@ -195,6 +195,13 @@ class MaskedAutoencoder(nn.Module):
         return self.unpatchify(pred)
 
 
+def norms_before_linear(mae):
+    """The norm layers of a masked autoencoder, upstream's too, whose values linear layers alone read: all but the encoder's
+    last, whose values are features as well."""
+    blocks = [*mae.blocks, *mae.decoder_blocks]
+    return [norm for block in blocks for norm in (block.norm1, block.norm2)] + [mae.decoder_norm]
+
+
 def upstream_mae(module, img_size, patch_size, encoder, decoder, *, norm_pix_loss=False):
     """A model of upstream's own class, for any Transformer sizes, that takes `noise` and draws pictures as ours does.
 

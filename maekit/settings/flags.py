@@ -100,6 +100,15 @@ GROUPS = {
             legal=legal.cache,
             shared=True,
         ),
+        Flag(
+            "resident",
+            str,
+            "auto",
+            "decoded images in a GPU's memory, where crops are made: auto (where they fit), off",
+            metavar="WHEN",
+            legal=legal.one_of("auto", "off"),
+            shared=True,
+        ),
     ),
     "norm": (
         Flag(

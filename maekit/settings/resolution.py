@@ -54,7 +54,9 @@ def resolve(typed):
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
         norm=NormSettings(name, {option.argument: v[option.flag] for option in options_of(name)}),
         model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
-        data=DataSettings(images, v["max_images"], v["num_workers"], v["hf_dataset"], v["hf_config"], v["cache"]),
+        data=DataSettings(
+            images, v["max_images"], v["num_workers"], v["hf_dataset"], v["hf_config"], v["cache"], v["resident"]
+        ),
         optim=OptimSettings(
             v["epochs"],
             v["batch_size"],

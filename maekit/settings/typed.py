@@ -35,7 +35,8 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see data.cache.cached.
+    """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see data.cache.cached;
+    resident: auto or off, see data.resident.
 
     num_workers: None for as many as pay, see data.loader.workers.
     """
@@ -46,6 +47,7 @@ class DataSettings:
     hf_dataset: str | None = None
     hf_config: str | None = None
     cache: str = "off"
+    resident: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Tensors and plain values only, so that torch.load(weights_only=True) reads them,
 """
 
 import argparse
+import copy
 import os
 import pathlib
 import pickle
@@ -24,12 +25,9 @@ from ..settings import identities, methods
 UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
 
 
-def save(folder, *, model, optimizer, scaler, epoch, args, **extra):
-    """Write a RunFolder's checkpoint atomically; the one before stays as folder.previous_checkpoint.
-
-    epoch: the last finished one. args: flat dict of plain values; extra: tensors or plain values.
-    """
-    state = {
+def state_of(*, model, optimizer, scaler, epoch, args, **extra):
+    """What a checkpoint holds. epoch: the last finished one. args: flat dict of plain values; extra: tensors or plain values."""
+    return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "epoch": epoch,
@@ -37,6 +35,23 @@ def save(folder, *, model, optimizer, scaler, epoch, args, **extra):
         "args": args,
         **extra,
     }
+
+
+def copied(state):
+    """A state, tensors copied to the CPU, that stays what it is while its training goes on."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        new = copy.copy(state)  # with what a state dict says of the versions of its modules
+        new.update((name, copied(part)) for name, part in state.items())
+        return new
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(copied, state))
+    return state
+
+
+def write(folder, state):
+    """Write a RunFolder's checkpoint atomically; the one before stays as folder.previous_checkpoint."""
     with atomic_write(folder.checkpoint, previous=folder.previous_checkpoint) as f:
         try:
             torch.save(state, f)

@@ -2,16 +2,17 @@
 
 import platform
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from .. import distributed
 from ..errors import InputError
+from ..machine import matrix_products
 
 
 class Device:
-    """A torch device with the run's precision: its autocast context, its GradScaler, its peak memory.
+    """A torch device with the run's precision: contexts of its passes, its GradScaler, its peak memory.
 
     name: auto (CUDA, then MPS, then CPU), cpu, mps, cuda, cuda:N; of several processes each has a GPU of its own.
     precision: auto is float32 on CPU and MPS, on CUDA bfloat16 where the hardware has it, else float16. Raises InputError
@@ -29,16 +30,33 @@ class Device:
             )
             precision = half or "float32"
         self.precision = precision
-        if kind == "cuda" and precision == "float32":
-            torch.set_float32_matmul_precision("high")  # TF32: 10 bits of mantissa, ten times the speed
         self.sum_dtype = torch.float32 if kind == "mps" else torch.float64  # of sums over thousands of losses
         self.scaler = torch.amp.GradScaler(kind, enabled=precision == "float16")
 
+    @contextmanager
     def autocast(self):
-        """Context of forward passes."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.torch.type, dtype=getattr(torch, self.precision))
+        """Context of the encoder's and decoder's forward passes; of their backward passes `products` is."""
+        half = self.precision != "float32"
+        with (
+            self.products(),
+            torch.autocast(self.torch.type, dtype=getattr(torch, self.precision)) if half else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
+    def products(self):
+        """Context in which float32 is multiplied as TF32 on CUDA (10 bits of mantissa, ten times the speed), and cuDNN
+        sums in a fixed order. Pixels, k-NN and probes are computed outside of it."""
+        if self.torch.type != "cuda":
+            yield
+            return
+        cudnn = torch.backends.cudnn
+        before, cudnn.deterministic = cudnn.deterministic, True
+        try:
+            with matrix_products("high"):
+                yield
+        finally:
+            cudnn.deterministic = before
 
     def describe(self):
         """Name of the hardware, for config.json."""

@@ -23,7 +23,7 @@ def note(folder, error):
 def explained(error, run):
     """The error, or in its place an InputError that says what to do. run: Settings."""
     text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+    if is_out_of_memory(error):
         return InputError(_out_of_memory(run, text))
     if _DEAD_WORKER.search(text):
         typed = f" {run.data.num_workers}" if run.data.num_workers else ""
@@ -34,7 +34,17 @@ def explained(error, run):
     return error
 
 
-_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory")
+def is_out_of_memory(error):
+    """Whether an error says that there is not enough memory."""
+    is_its_class = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return is_its_class or bool(_NO_MEMORY.search(str(error)))
+
+
+# as torch, the system, CUDA and its libraries say it: in a RuntimeError, or in what torch calls an AcceleratorError
+_NO_MEMORY = re.compile(
+    r"(out of|not enough|allocate) memory|bad_alloc|(CUBLAS|CUDNN|CUSOLVER|CUFFT|NCCL)_\w*ALLOC\w*_FAILED",
+    re.IGNORECASE,
+)
 _DEAD_WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.DOTALL)
 
 

@@ -17,6 +17,8 @@ class LinearProbing(Classification):
     build: function that makes the masked autoencoder with random weights.
     """
 
+    exact = True
+
     def __init__(self, run, source, build, norms):
         super().__init__(run, source, norms, with_labels=True)
         mae = build()

@@ -7,11 +7,12 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from .. import distributed, files
+from ..errors import InputError
 from ..model import compiling
 from ..probes.joint import JointMAE
 from ..probes.probe import open_probes
 from ..runs import measures
-from . import checkpoint, validation
+from . import baselines, checkpoint, failures, validation
 from .task import Task
 
 
@@ -74,9 +75,12 @@ class Pretraining(Task):
         try:
             return compiling.Captured(function, inputs, parameters)
         except RuntimeError as error:
-            if self.run.compile == "on" or "out of memory" in str(error):
+            if failures.is_out_of_memory(error):
                 raise
-            distributed.say(f"--compile auto: goes on without a CUDA graph ({str(error).splitlines()[0]}).")
+            without = f"without a CUDA graph ({compiling.first_line(error)})."
+            if self.run.compile == "on":
+                raise InputError(f"--compile on: cannot go on {without} Use auto, which can.") from error
+            distributed.say(f"--compile auto: goes on {without}")
             self.optimizer.zero_grad(set_to_none=True)
             return None
 
@@ -107,6 +111,9 @@ class Pretraining(Task):
 
     def baselines(self):
         """What takes no training: losses of trivial predictions, and the probes' of the untrained encoder."""
+        return baselines.shared(self, self.measure_baselines)
+
+    def measure_baselines(self):
         known = validation.baselines(self.loaders.validation, self.pixels, self.mae, self.run.model.mask_ratio)
         for probe in self.probes.values():
             known |= probe.baseline()

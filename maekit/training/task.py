@@ -1,6 +1,7 @@
 """What every kind of training has in common: a model, its optimizer, its batches, and going on from a checkpoint."""
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -62,7 +63,8 @@ class Task:
     processes train `parallel_model`, which averages their gradients.
 
     columns: the names of a row of its log. keeps_trajectory: whether its epochs are points of the reconstruction gap.
-    compiles: whether the blocks of `network` are most of the work of a step, so that compiling them pays.
+    compiles: whether the blocks of `network` are most of the work of a step, so that compiling them pays. exact: whether
+    gradients are of a probe alone, which is multiplied in float32 whatever the device could do faster.
     loss_names: of what `losses` returns, the first of which is trained. probes: {name: Probe} that watch it.
     """
 
@@ -70,6 +72,7 @@ class Task:
     loss_names = ("train_loss",)
     keeps_trajectory = False
     compiles = False
+    exact = False
 
     def __init__(self, run, source, norms, with_labels):
         self.run, self.source, self.norms = run, source, norms
@@ -95,7 +98,8 @@ class Task:
 
     def backward(self, loss):
         """Add the gradients of a batch's loss to those that the parameters have."""
-        self.device.scaler.scale(loss / self.run.optim.accum_iter).backward()
+        with nullcontext() if self.exact else self.device.products():
+            self.device.scaler.scale(loss / self.run.optim.accum_iter).backward()
 
     def after_step(self, at):
         """What else learns with an optimizer step; `at`: epochs of the run that are over, a fraction."""
@@ -187,9 +191,9 @@ class Task:
         """Number of unreadable images that all processes have met."""
         return int(distributed.add(torch.tensor(len(self.loaders.broken))))
 
-    def save(self, folder, **extra):
-        """Write the checkpoint; the one before stays beside it."""
+    def state(self, **extra):
+        """What a checkpoint holds of it; extra: more of that."""
         states = {name: state for name, probe in self.probes.items() if (state := probe.state_dict())}
-        checkpoint.save(
-            folder, model=self.network, optimizer=self.optimizer, scaler=self.device.scaler, probes=states, **extra
+        return checkpoint.state_of(
+            model=self.network, optimizer=self.optimizer, scaler=self.device.scaler, probes=states, **extra
         )

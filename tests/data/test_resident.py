@@ -156,7 +156,7 @@ def test_a_run_with_resident_images_is_nearly_the_run_without(tmp_path, monkeypa
 
     for flags in (("--norm", "dyt", "--probes", "frozen"), ("--task", "linprobe", "--init", "untrained")):
         with monkeypatch.context() as patch:
-            patch.setattr(resident, "place", lambda images, device: resident.ResidentImages(images.store, device))
+            patch.setattr(resident, "place", lambda images, device, _: resident.ResidentImages(images.store, device))
             job, on_device = losses(*flags)
             assert job.loaders.images is not None and job.batches.dataset.boxes_only
         job, plain = losses(*flags)
@@ -175,6 +175,7 @@ def test_images_live_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeyp
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * n_bytes, 0))
     assert resident.place(demo_source.train, gpu) is demo_source.train.store and made == [gpu]
     assert resident.place(demo_source.train.images, gpu) is None  # no cache
+    assert resident.place(demo_source.train, gpu, "off") is None and made == [gpu]
 
 
 def test_validation_images_stay_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeypatch):
@@ -186,6 +187,7 @@ def test_validation_images_stay_on_a_gpu_alone_and_only_where_they_fit(demo_sour
     assert resident.keep(batches, gpu, there) is batches
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * n_bytes, 0))
     kept = resident.keep(batches, gpu, there)
+    assert resident.keep(batches, gpu, there, "off") is batches
     assert isinstance(kept, resident.KeptBatches) and kept.images is there and kept.device == gpu and len(kept) == 4
 
 

@@ -1,5 +1,6 @@
 """A run is never lost: out of disk or memory, dead workers, data that goes away."""
 
+import errno
 import json
 import os
 import signal
@@ -160,6 +161,15 @@ os._exit(0)
             "1024 MiB",
         ),
         (MemoryError(), "some memory"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously"), "some memory"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "some memory"),
+        (RuntimeError("CUDA driver error: out of memory"), "some memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "some memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "some memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), "some memory"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB). Tried to allocate 1.50 GB"), "1.50 GB"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "some memory"),
+        (RuntimeError("std::bad_alloc"), "some memory"),
     ],
 )
 def test_out_of_memory_says_what_to_lower(error, size):

@@ -177,11 +177,15 @@ def test_handlers_of_others_are_back_afterwards():
 
 @pytest.fixture
 def saved(monkeypatch):
-    """The last finished epochs of the checkpoints that are saved."""
+    """The last finished epochs of the checkpoints that are saved, each of them before the training goes on."""
     epochs, save = [], Saver.save
-    monkeypatch.setattr(
-        Saver, "save", lambda self, epoch, position=None: (epochs.append(epoch), save(self, epoch, position))
-    )
+
+    def save_at_once(self, epoch, position=None):
+        epochs.append(epoch)
+        save(self, epoch, position)
+        self.finish()
+
+    monkeypatch.setattr(Saver, "save", save_at_once)
     return epochs
 
 

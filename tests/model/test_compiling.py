@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from maekit.errors import InputError
 from maekit.model import compiling
 from maekit.model.mae import build_mae
 from maekit.training.device import Device
@@ -73,6 +74,7 @@ def test_when_a_run_is_compiled_and_when_its_steps_are_a_cuda_graph(
     model, asked = build_mae("mae_vit_demo_patch8", img_size=64), []
     for block in (*model.blocks, *model.decoder_blocks):
         monkeypatch.setattr(block, "compile", lambda **how: asked.append(how))
+    monkeypatch.setattr(compiling, "try_out", lambda device: None)
     run, device = resolved("--demo", *flags), Device("cpu", "float32")
     device.torch = torch.device(kind)
     assert compiling.compile_for(model, run, device, steps) == compiled
@@ -128,6 +130,32 @@ def test_bad_words_are_one_line(tmp_path):
 def test_without_a_compiler_it_says_so(tmp_path):
     error = train("--demo", "--compile", "on", "--output_dir", tmp_path, env={"PATH": str(tmp_path)}, check=2).stderr
     assert error.splitlines()[-1].startswith("error: --compile on: there is no C++ compiler here")
+
+
+def test_where_compiling_fails_a_run_goes_on_without_or_says_so(monkeypatch, capsys):
+    """In one line, whatever torch says of it."""
+
+    def fail(device):
+        raise RuntimeError("\nCalledProcessError: no Python.h\n\nSet TORCH_LOGS=+dynamo for more")
+
+    monkeypatch.setattr(compiling, "try_out", fail)
+    model, device = build_mae("mae_vit_demo_patch8", img_size=64), Device("cpu", "float32")
+    monkeypatch.setattr(compiling, "compile_blocks", lambda *_, **__: pytest.fail("it cannot be"))
+    device.torch = torch.device("cuda")
+    assert not compiling.compile_for(model, resolved("--demo"), device, steps=10**7)
+    said = "--compile auto: torch.compile does not work here (CalledProcessError: no Python.h); goes on without.\n"
+    assert capsys.readouterr().out == said
+    with pytest.raises(InputError, match=r"^--compile on: torch.compile does not work here \(.*\). Use auto or off.$"):
+        compiling.compile_for(model, resolved("--demo", "--compile", "on"), device, steps=10)
+
+
+def test_a_compiler_that_is_broken_is_found_out_by_next_to_nothing(monkeypatch):
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/bin/false",))
+    torch._dynamo.reset()
+    with torch._inductor.utils.fresh_cache(), pytest.raises(Exception, match=r"."):
+        compiling.try_out(torch.device("cpu"))
+    torch._dynamo.reset()
 
 
 def test_recomputed_activations_change_nothing_but_what_is_kept():
@@ -221,3 +249,22 @@ def test_what_cannot_be_captured_goes_without_a_graph_and_says_so(refused, tmp_p
     line = "--compile auto: goes on without a CUDA graph (operation not permitted when stream is capturing).\n"
     assert told.count(line) == 1
     assert losses(tmp_path / "auto") == losses(tmp_path / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compile", "error", "line"),
+    [
+        ("on", "operation not permitted", "--compile on: cannot go on without a CUDA graph (operation not permitted)."),
+        ("auto", "CUDA error: out of memory", "--batch_size 32: out of memory, some memory more were needed."),
+    ],
+)
+def test_what_cannot_be_captured_ends_a_run_that_insists_or_has_no_memory(compile, error, line, tmp_path, monkeypatch):
+    def captured(*_):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(compiling, "captures", lambda *_: True)
+    monkeypatch.setattr(compiling, "Captured", captured)
+    monkeypatch.setattr(compiling, "compile_for", lambda *_: False)
+    told = train_here(*QUICK, "--compile", compile, "--output_dir", tmp_path, check=2).stderr
+    assert told.splitlines()[-1].startswith(f"error: {line} ")

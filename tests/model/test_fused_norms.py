@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import norms
-from tests.support import KIT
+from tests.support import KIT, train_module
+from tests.support.commands import resolved
 
 SQUASHING = ["DynamicTanh", "AdaptiveDynamicTanh", "DynamicErf"]
 DYNAMIC = [*SQUASHING, "RMSNorm"]
@@ -262,3 +263,41 @@ def test_on_a_gpu(name, dtype, monkeypatch):
         assert ours.dtype == theirs.dtype and distance(ours, theirs) < tolerance
     again = forward_and_gradients(layer, x, grad)
     assert all(torch.equal(a, b) for a, b in zip(again, forward_and_gradients(layer, x, grad)))
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_before_a_linear_layer_under_autocast_it_writes_what_that_reads(name, half):
+    """The same numbers to the last bit, forward and backward, of which the cast would have been a pass of its own."""
+    torch.manual_seed(0)
+    layer, linear, x = layer_of(name, 96), torch.nn.Linear(96, 64), torch.randn(4, 33, 96)
+    found = []
+    for layer.before_linear in (False, True):
+        written = []
+        hook = layer.register_forward_hook(lambda module, args, y, written=written: written.append(y.dtype))
+        parameters, given = [*layer.parameters(), *linear.parameters()], x.clone().requires_grad_()
+        with torch.autocast("cpu", half):
+            y = linear(layer(given))
+        found.append([y, *torch.autograd.grad(y.float().square().sum(), [given, *parameters])])
+        hook.remove()
+        assert written == [half if layer.before_linear else torch.float32]
+        assert layer(given).dtype == torch.float32  # not under autocast
+    assert all(map(torch.equal, *found))
+
+
+def test_gradients_of_what_it_writes_before_a_linear_layer_can_be_differentiated():
+    layer, x = layer_of("DynamicTanh", 8), torch.randn(2, 8, requires_grad=True)
+    layer.before_linear = True
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    (slope,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x)
+    t = torch.tanh(layer.alpha * x)
+    expected = layer.weight * layer.alpha**2 * -2 * t * (1 - t**2)
+    assert torch.allclose(curvature, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_in_a_run_s_model_all_norms_but_the_encoder_s_last_are_before_linear_layers():
+    model = train_module.build_model(resolved("--demo", "--norm", "dyt"))
+    others = [name for name, m in model.named_modules() if isinstance(m, norms.DynamicTanh) and not m.before_linear]
+    assert others == ["norm"] and model.blocks[0].norm1.before_linear

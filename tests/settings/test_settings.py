@@ -116,6 +116,7 @@ NOT_ITS_OWN = {  # flag: a value that leaves the identity as it is
     # where and how, not what
     "num_workers": "1",
     "cache": "off",
+    "resident": "off",
     "output_dir": "elsewhere",
     "checkpoint_dir": "elsewhere",
     "checkpoint_every": "2",

@@ -29,7 +29,7 @@ class Training:
 
     def save(self, folder, epoch, identity=IDENTITY):
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        checkpoint.save(folder, **parts, epoch=epoch, args=identity)
+        checkpoint.write(folder, checkpoint.state_of(**parts, epoch=epoch, args=identity))
 
 
 @pytest.fixture

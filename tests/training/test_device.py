@@ -1,9 +1,15 @@
 """The device and the precision that a run gets. Of GPUs that are not here, what torch would say is made up."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 
+from maekit.data import resident
 from maekit.errors import InputError
+from maekit.probes import frozen, knn
+from maekit.training import validation
 from maekit.training.device import Device, choose
 from tests.support import train_here
 
@@ -80,3 +86,93 @@ def test_more_processes_than_gpus_are_said_before_anything_is_computed(tmp_path,
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     error = train_here("--demo", "--output_dir", tmp_path / "run", check=2).stderr
     assert "3 processes need a GPU each, there are 2" in error and not (tmp_path / "run").exists()
+
+
+def numerics():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.deterministic
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_device_changes_torch_s_settings_for_the_time_of_a_pass_alone(precision, gpus):
+    before = numerics()
+    gpus(1)
+    device = Device("cuda", precision)
+    assert numerics() == before == ("highest", False)
+    with device.products():
+        assert numerics() == ("high", True)
+    with pytest.raises(KeyError), device.autocast():
+        assert numerics() == ("high", True)
+        assert torch.is_autocast_enabled("cuda") == (precision != "float32")
+        raise KeyError
+    assert numerics() == before and not torch.is_autocast_enabled("cuda")
+    with Device("cpu", "float32").autocast():
+        assert numerics() == before
+
+
+def test_encoder_and_decoder_may_be_multiplied_as_tf32_pixels_k_nn_and_probes_never(tmp_path, monkeypatch):
+    """Of each, where in a run it is computed: within Device.products, forward and backward, or outside."""
+    inside, seen = [False], {}
+
+    @contextmanager
+    def products(self):
+        before, inside[0] = inside[0], True
+        yield
+        inside[0] = before
+
+    def watch(owner, name, what):
+        function = getattr(owner, name)
+
+        def watched(*args, **kwargs):
+            seen.setdefault(what, set()).add(inside[0])
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    def backward(ctx, grad):
+        seen.setdefault("backward of a block", set()).add(inside[0])
+        return grad
+
+    class Watch(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x.view_as(x))
+
+    Watch.backward = staticmethod(backward)
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, x: Watch.apply(forward(self, x)))
+    monkeypatch.setattr(Device, "products", products)
+    watch(Block, "forward", "block")
+    watch(knn, "knn_predict", "k-NN")
+    watch(frozen.OnlineProbe, "step", "probe's step")
+    watch(frozen.OnlineProbe, "predict", "probe's prediction")
+    watch(validation, "smooth_colour", "pixels")
+    watch(resident.ResidentImages, "_crop", "crops")
+    monkeypatch.setattr(
+        resident, "place", lambda images, *_: resident.ResidentImages(images.store, torch.device("cpu"))
+    )
+    monkeypatch.setenv("MAEKIT_CACHE", str(tmp_path / "cache"))
+    flags = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
+    train_here(*flags, "--probes", "all", "--output_dir", tmp_path / "run", check=0)
+    within = {name for name, places in seen.items() if places == {True}}
+    outside = {name for name, places in seen.items() if places == {False}}
+    assert within == {"block", "backward of a block"}
+    assert outside == {"k-NN", "probe's step", "probe's prediction", "pixels", "crops"}
+
+
+def test_a_linear_probe_is_trained_in_float32(tmp_path, monkeypatch):
+    places = []
+
+    @contextmanager
+    def products(self):
+        places.append(True)
+        yield
+        places.pop()
+
+    class Watch(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x.view_as(x))
+        backward = staticmethod(lambda ctx, grad: seen.append(list(places)) or grad)
+
+    seen, layer = [], torch.nn.Linear.forward
+    monkeypatch.setattr(Device, "products", products)
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: Watch.apply(layer(self, x)))
+    flags = ("--demo", "--task", "linprobe", "--init", "untrained", "--epochs", "1", "--max_images", "32")
+    train_here(*flags, "--batch_size", "16", "--num_workers", "0", "--output_dir", tmp_path, check=0)
+    assert seen and not any(seen)

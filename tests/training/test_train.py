@@ -46,6 +46,7 @@ def test_the_same_command_twice_gives_the_same_numbers_to_the_last_digit(norm, t
 
 @pytest.mark.slow
 def test_all_methods_see_the_same_images_crops_and_masks(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAEKIT_CACHE", str(tmp_path / "cache"))  # where no run has left its baselines
     seen = {}
     iterate = loader.Batches.__iter__
 
