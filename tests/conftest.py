@@ -1,19 +1,38 @@
 """What all tests share: the demo tree, an ILSVRC tree, and a cache of their own."""
 
 import os
+import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from maekit.data import demo
-from tests.support import write_ilsvrc
+from tests.support import forkserver, write_ilsvrc
 
 HERE = Path(__file__).parent
 
 
 SLOW = ("end_to_end", "frozen")
 ROOMS = ("end_to_end", "drivers", "frozen", "analysis", "training", "probes")  # the longest files begin first
+
+
+def pytest_configure(config):
+    """Tests are of the CPU's numbers, and see no GPU where there is one, unless tests/cuda alone is run."""
+    asked = [Path(str(arg).partition("::")[0]).parts for arg in config.args]
+    if shutil.which("nvidia-smi") and not (asked and all("cuda" in parts for parts in asked)):
+        forkserver.AT_FIRST.update(hide_gpus())
+
+
+def hide_gpus():
+    """Have torch see no GPU and nvidia-smi list none, in this process and those that it starts; the variables that do it."""
+    folder = Path(tempfile.mkdtemp(prefix="no-gpu-"))
+    (folder / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    os.environ.update(hidden)
+    return hidden
 
 
 def pytest_collection_modifyitems(items):

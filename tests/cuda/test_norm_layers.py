@@ -241,3 +241,22 @@ def test_more_values_than_a_32_bit_index_counts(name, gpu):
     assert not dx.any()
     del x, y, dx, grad
     torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_before_a_linear_layer_it_writes_what_that_reads_the_same_numbers(name, half, device):
+    """Under autocast, forward and backward, to the last bit."""
+    for width in (96, 300, 768):
+        layer, linear = layer_of(name, width).to(device), torch.nn.Linear(width, 64).to(device)
+        x, _ = values(16, 65, width)
+        found = []
+        for layer.before_linear in (False, True):
+            given = x.to(device).requires_grad_()
+            with torch.autocast(device.type, half):
+                between = layer(given)
+                y = linear(between)
+            assert between.dtype == (half if layer.before_linear else torch.float32)
+            found.append([y, *torch.autograd.grad(y.float().square().mean(), [given, *layer.parameters()])])
+        for part, ours, theirs in zip(parts_of(layer), *found):
+            assert torch.equal(ours, theirs), (part, width)

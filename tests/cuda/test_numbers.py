@@ -6,10 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from maekit.data import resident
 from maekit.model import upstream
 from maekit.model.mae import build_mae
+from maekit.probes.frozen import OnlineProbe
+from maekit.probes.knn import knn_predict
+from maekit.training.device import Device
 from tests.cuda.conftest import distance, resolved, with_cache
 from tests.support import KIT
 from tests.support.batches import by_pil
@@ -116,3 +120,24 @@ def test_crops_are_those_of_the_cpu_and_of_pil(precision, side, device):
     assert (found - on_cpu).abs().mean() < 1e-3 and (found - on_cpu).abs().max() <= 2  # at ties of the rounding
     levels = (found - torch.stack([by_pil(store, *each, side) for each in zip(index, boxes, flips)]).float()).abs()
     assert levels.mean(dim=(1, 2, 3)).median() < 0.01 and levels.mean() < 0.1 and levels.max() <= 6
+
+
+@pytest.mark.parametrize("width", [192, 768])
+def test_k_nn_and_probes_are_not_computed_in_tf32(width, device):
+    """In a run in float32, whose encoder is. TF32's products are off by 1e-3, float32's by 1e-6."""
+    generator = torch.Generator().manual_seed(width)
+    features, queries = (torch.randn(n, width, generator=generator) for n in (400, 300))
+    labels = torch.arange(400) % 10
+    with Device(device.type, "float32").autocast():
+        pass  # leaves nothing behind
+    similarity = F.normalize(queries.to(device)) @ F.normalize(features.to(device)).T
+    exact = F.normalize(queries.double()) @ F.normalize(features.double()).T
+    assert (similarity.cpu() - exact).abs().max() < 5e-7
+    found = knn_predict(features.to(device), labels.to(device), queries.to(device), 10)
+    assert (found.cpu() == knn_predict(features, labels, queries, 10)).float().mean() > 0.99
+    probes = [OnlineProbe(width, 10, where, seed=0) for where in (device, torch.device("cpu"))]
+    for probe, where in zip(probes, (device, torch.device("cpu"))):
+        for step in range(5):
+            probe.step(features.to(where), labels.to(where), step / 5)
+    ours, theirs = (probe.layers[1].weight.detach().cpu() for probe in probes)
+    assert distance(ours, theirs) < 1e-5

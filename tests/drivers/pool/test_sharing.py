@@ -8,7 +8,9 @@ import pytest
 
 from maekit import errors, files, locks
 from maekit.drivers import tasks
+from maekit.drivers.pool import visible_gpus
 from maekit.machine import available_cores
+from tests.conftest import hide_gpus
 from tests.support.pool import POOL, go, trainings, words
 from tests.support.processes import start, wait_for
 
@@ -59,6 +61,19 @@ class TestSharing:
         smi.chmod(0o755)
         go(grid(*["--seconds 0.4"] * 2), 2, PATH=f"{smi.parent}:{os.environ['PATH']}", check=0)
         assert {found["CUDA_VISIBLE_DEVICES"] for found in summaries(grid)} == {"0", "1"}
+
+    def test_on_a_machine_with_gpus_tests_see_none(self, tmp_path, monkeypatch):
+        smi = tmp_path / "nvidia-smi"
+        smi.write_text("#!/bin/sh\nprintf '0\n1\n'\n")
+        smi.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert visible_gpus() == ["0", "1"]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        hide_gpus()
+        assert visible_gpus() == []
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        assert visible_gpus() == []
 
     @pytest.mark.slow
     def test_threads_are_shared_out_unless_they_were_chosen(self, grid):
