@@ -114,6 +114,7 @@ class Pretraining(Task):
         return baselines.shared(self, self.measure_baselines)
 
     def measure_baselines(self):
+        """As `baselines`, by this run itself."""
         known = validation.baselines(self.loaders.validation, self.pixels, self.mae, self.run.model.mask_ratio)
         for probe in self.probes.values():
             known |= probe.baseline()

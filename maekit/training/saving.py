@@ -23,10 +23,8 @@ class Saver:
     def __init__(self, task, folder, journal, stop):
         self.task, self.folder, self.journal, self.stop = task, folder, journal, stop
         self.saving = task.run.saving
-        self.saved, self.took = (
-            time.monotonic(),
-            0.0,
-        )  # when the last state was taken, how long it took until it was whole
+        # when the last state was taken, and how long it took until it was whole
+        self.saved, self.took = time.monotonic(), 0.0
         self.thread, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
 
     def __enter__(self):
