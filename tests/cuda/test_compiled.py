@@ -65,6 +65,20 @@ def test_adaptive_tanh_and_both_probes_in_float32(device, tmp_path, full_precisi
     assert_compiled_and_plain_agree(device, tmp_path, 1e-3, *flags)
 
 
+def test_a_second_alpha_compiles_nothing(device, tmp_path):
+    """Of neither sign, with a smaller last batch of validation images; its losses are those of a plain run."""
+    flags = ("--epochs", "2", "--max_images", "96", "--batch_size", "16", "--decoder_type", "linear", "--norm", "adyt")
+    flags += ("--probes", "joint frozen", "--precision", "float32", "--alpha")
+    train_on(device, tmp_path / "first", *flags, "0.1", "--compile", "on")
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs
+    for alpha in ("0.5", "-0.5"):
+        run = train_on(device, tmp_path / alpha, *flags, alpha, "--compile", "on")
+        assert counters["stats"]["unique_graphs"] == graphs, alpha
+        plain = train_on(device, tmp_path / f"plain{alpha}", *flags, alpha)
+        assert_same_curve(run, plain, 2e-3)
+
+
 def test_fine_tuning(device, trained, tmp_path):
     """Without drop path, whose random numbers a compiler draws from another stream."""
     flags = (

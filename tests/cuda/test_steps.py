@@ -1,6 +1,8 @@
 """What a training step on a GPU waits for, which is nothing, and what it is in a group of processes."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from maekit.training.trainer import Trainer
 from tests.cuda.conftest import DEMO, QUICK, Bar, Idle, open_job, train_on
 from tests.support import KIT, run
+from tests.support.runs import losses
 
 STEPS = ("--epochs", "2", "--max_images", "96", "--batch_size", "16")
 LOSSES = ("train_loss", "train_loss_rec", "train_loss_cls", "val_mse")
@@ -109,3 +112,17 @@ def test_in_a_group_of_processes_the_losses_are_the_same(device, tmp_path):
     result = run(sys.executable, "-c", script, env=environment, check=0)
     alone, grouped = json.loads(result.stdout.splitlines()[-1])
     assert grouped[:3] == pytest.approx(alone[:3], rel=1e-3) and abs(grouped[3] - alone[3]) < 5
+
+
+def test_two_runs_side_by_side_on_one_device_have_the_losses_of_each_alone(device, tmp_path):
+    flags = (*DEMO, "--device", device.type, *QUICK, "--norm", "adyt", "--precision", "float32", "--output_dir")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, KIT / "train.py", *flags, tmp_path / "alone"]
+    both = [[sys.executable, KIT / "train.py", *flags, tmp_path / name] for name in "ab"]
+    for commands in ([alone], both):
+        processes = [subprocess.Popen([str(word) for word in words], env=environment) for words in commands]
+        assert [process.wait(timeout=300) for process in processes] == [0] * len(commands)
+    expected = losses(tmp_path / "alone")
+    for name in "ab":
+        for ours, theirs in zip(losses(tmp_path / name), expected, strict=True):
+            assert all(ours[column] == pytest.approx(theirs[column], rel=1e-4) for column in ("train_loss", "val_mse"))

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from maekit.data import resident
 from maekit.settings import methods
 from maekit.training.trainer import Trainer
 from tests.cuda.conftest import QUICK, Bar, checkpoint_of, open_job, train_on
@@ -33,6 +34,36 @@ def test_a_run_has_the_losses_of_the_same_run_on_the_cpu(norm, device, tmp_path)
             assert run.job.loaders.images.kernels is not None and run.config["device"].startswith("cuda")
             assert run.config["hardware"] == torch.cuda.get_device_name(0)
             assert run.job.device.precision == ("bfloat16" if precision == "auto" else "float32")
+
+
+def test_where_triton_does_not_work_a_run_says_so_once_and_has_the_same_losses(gpu, tmp_path, monkeypatch):
+    """Norm layers and crops by torch's own operations."""
+    flags = (*QUICK, "--norm", "adyt", "--precision", "float32")
+    expected = train_on(gpu, tmp_path / "triton", *flags)
+
+    def fail(device):
+        raise RuntimeError("no C compiler\nand more")
+
+    from maekit.model import kernels
+
+    monkeypatch.setattr(kernels, "try_out", fail)
+    monkeypatch.setattr(resident, "_kernels", lambda device: None)
+    run = train_on(gpu, tmp_path / "plain", *flags)
+    said = "norm layers: torch's own kernels, as Triton does not work here (no C compiler).\n"
+    assert run.result.stdout.count(said) == 1 and run.job.loaders.images.kernels is None
+    for ours, theirs in zip(run.log, expected.log, strict=True):
+        assert all(ours[name] == pytest.approx(theirs[name], rel=5e-3) for name in ("train_loss", "val_mse"))
+
+
+@pytest.mark.parametrize("flags", [("--grad_checkpointing",), ("--resident", "off")], ids=" ".join)
+def test_less_memory_changes_the_losses_by_rounding_at_most(flags, device, tmp_path):
+    """Crops by the CPU are other ones by a level here and there."""
+    shared = (*QUICK, "--norm", "adyt", "--alpha", "0.1", "--probes", "joint frozen", "--precision", "float32")
+    plain, run = train_on(device, tmp_path / "plain", *shared), train_on(device, tmp_path / "less", *shared, *flags)
+    for ours, theirs in zip(run.log, plain.log, strict=True):
+        assert all(ours[name] == pytest.approx(theirs[name], rel=5e-3) for name in LOSSES)
+    if device.type == "cuda":
+        assert (run.job.loaders.images is None) == ("off" in flags)
 
 
 def test_float16_trains_with_both_probes(device, tmp_path):
