@@ -25,8 +25,7 @@ class _AffineNorm(nn.Module):
     """What the layers below share: per-channel weight and bias; normalized_shape, affine and bias as nn.LayerNorm has them.
 
     channels_first: the input is (N, C, H, W) and C has the weight (timm's LayerNorm2d), else channels come last.
-    before_linear: set it where linear layers alone read what the layer computes: under autocast it then writes what they
-    would cast that to, the same numbers with less traffic.
+    before_linear: set it where linear layers alone read the result: under autocast it is then written in their type.
     """
 
     before_linear = False
@@ -74,9 +73,7 @@ class RMSNorm(_AffineNorm):
         self.eps = eps
 
     def forward(self, x):
-        if self.channels_first:
-            return self.rescale(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.rescale(x)
+        return self.rescale(x.movedim(1, -1)).movedim(-1, 1) if self.channels_first else self.rescale(x)
 
     def rescale(self, x):
         fuse = self.weight is not None and _can_fuse(x, self.weight, ("cpu",))  # on CUDA torch has it in one pass
@@ -224,14 +221,9 @@ def convert_norms(model, name, **options):
 
 def _like(norm, layer_class, options, around):
     """A layer of `layer_class` for the place of the LayerNorm `norm`; `around`: a parameter of the model, or None."""
-    new = layer_class(
-        norm.normalized_shape,
-        affine=norm.weight is not None,
-        bias=norm.bias is not None,
-        # a name, since this file knows neither timm nor torchvision, whose classes both end so
-        channels_first="2d" in type(norm).__name__,
-        **options,
-    )
+    affine = {"affine": norm.weight is not None, "bias": norm.bias is not None}
+    first = "2d" in type(norm).__name__  # this file knows neither timm nor torchvision, whose classes both end so
+    new = layer_class(norm.normalized_shape, channels_first=first, **affine, **options)
     like = around if norm.weight is None else norm.weight
     if like is not None:
         new.to(device=like.device, dtype=like.dtype)
@@ -318,9 +310,9 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx, grad):
         x, *parameters = saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
-            needed, y = ctx.needs_input_grad[4:], ctx.formula(*saved)
-            found = torch.autograd.grad(y, [t for t, n in zip(saved, needed) if n], grad.to(y.dtype), create_graph=True)
-            found = iter(found)
+            y, needed = ctx.formula(*saved), ctx.needs_input_grad[4:]
+            wanted = [t for t, n in zip(saved, needed) if n]
+            found = iter(torch.autograd.grad(y, wanted, grad.to(y.dtype), create_graph=True))
             return None, None, None, None, *(next(found) if n else None for n in needed)
         rows, grad = (t.reshape(-1, x.shape[-1]).contiguous() for t in (x, grad))
         dx, *sums = ctx.backward_of_rows(rows, *parameters, grad)

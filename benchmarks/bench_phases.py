@@ -31,7 +31,7 @@ def main():
     from maekit.analysis import figures
     from maekit.data import cache
     from maekit.probes import knn
-    from maekit.training import checkpoint, finetuning, pretraining, trainer, validation  # noqa: F401
+    from maekit.training import checkpoint, finetuning, pretraining, saving, trainer, validation  # noqa: F401
 
     spent, calls = defaultdict(float), defaultdict(int)
     for owner, name, phase in (
@@ -45,7 +45,8 @@ def main():
         (knn.NearestNeighbours, "accuracy", "k-NN"),
         (pretraining.Pretraining, "pictures", "pictures"),
         (pretraining.Pretraining, "ending", "reconstructions at the end"),
-        (checkpoint, "save", "checkpoints"),
+        (saving.Saver, "save", "checkpoints: what training waits for"),
+        (checkpoint, "write", "checkpoints: written beside it"),
         (figures, "save", "figure"),
     ):
         setattr(owner, name, timed(getattr(owner, name), phase, spent, calls))

@@ -60,7 +60,7 @@ def test_images_that_live_on_the_device_do_not_hinder_batches_that_are_ready(mon
 
     from maekit.data import resident
 
-    monkeypatch.setattr(resident, "place", lambda images, device: resident.ResidentImages(images.store, device))
+    monkeypatch.setattr(resident, "place", lambda images, device, _: resident.ResidentImages(images.store, device))
     args = SimpleNamespace(
         norms=["LayerNorm", "DynamicTanh"], with_data=False, imagenet_dir=None, num_workers=0, compile="off", seconds=0
     )
