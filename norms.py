@@ -312,7 +312,7 @@ class _OnePass(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
             y, needed = ctx.formula(*saved), ctx.needs_input_grad[4:]
             wanted = [t for t, n in zip(saved, needed) if n]
-            found = iter(torch.autograd.grad(y, wanted, grad.to(y.dtype), create_graph=True))
+            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             return None, None, None, None, *(next(found) if n else None for n in needed)
         rows, grad = (t.reshape(-1, x.shape[-1]).contiguous() for t in (x, grad))
         dx, *sums = ctx.backward_of_rows(rows, *parameters, grad)

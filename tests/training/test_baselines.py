@@ -87,7 +87,8 @@ def test_every_setting_that_can_have_a_part_in_a_baseline_is_looked_at(source, m
 
     def place(**changes):
         run = resolved("--demo", "--norm", "adyt")
-        run = replace(run, **{name: replace(getattr(run, name), **part) for name, part in changes.items()})
+        for name, part in changes.items():
+            run = replace(run, **{name: replace(getattr(run, name), **part) if isinstance(part, dict) else part})
         device = SimpleNamespace(torch=torch.device("cpu"), describe=lambda: "a CPU", precision="float32")
         mae = baselines.MaskedAutoencoder.__new__(baselines.MaskedAutoencoder)
         return baselines._place(SimpleNamespace(run=run, source=source, device=device, mae=mae, probes={}))[0]
@@ -103,6 +104,7 @@ def test_every_setting_that_can_have_a_part_in_a_baseline_is_looked_at(source, m
         assert set(changed[kind]) == set(kind.__dataclass_fields__)
         for name, value in changed[kind].items():
             assert place(**{part: {name: value}}) != plain, name
+    assert place(seed=1) != plain
     monkeypatch.setattr(baselines, "_code", list)
     assert place() != plain
 

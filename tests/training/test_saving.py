@@ -140,6 +140,13 @@ def test_what_has_ended_the_training_is_told_and_what_was_being_written_is_whole
     assert checkpoint.read(saver.folder.checkpoint)["epoch"] == 7
 
 
+def test_a_writing_that_fails_besides_is_not_told_in_its_place(saver, monkeypatch):
+    monkeypatch.setattr(checkpoint, "write", lambda *_: 1 / 0)
+    with pytest.raises(KeyError, match="why"), saver:
+        saver.save(7)
+        raise KeyError("why")
+
+
 def test_no_state_is_taken_while_one_is_being_written(saver, held, monkeypatch):
     """A disk that takes longer than an epoch does not stop the training; the next state waits for its turn."""
     monkeypatch.setattr(saving, "SHARE_OF_TIME", 1e9)
