@@ -22,12 +22,14 @@ def pytest_configure(config):
     """Tests are of the CPU's numbers, and see no GPU where there is one, unless tests/cuda alone is run."""
     asked = [Path(str(arg).partition("::")[0]).parts for arg in config.args]
     if shutil.which("nvidia-smi") and not (asked and all("cuda" in parts for parts in asked)):
-        forkserver.AT_FIRST.update(hide_gpus())
+        folder = Path(tempfile.mkdtemp(prefix="no-gpu-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        forkserver.AT_FIRST.update(hide_gpus(folder))
 
 
-def hide_gpus():
-    """Have torch see no GPU and nvidia-smi list none, in this process and those that it starts; the variables that do it."""
-    folder = Path(tempfile.mkdtemp(prefix="no-gpu-"))
+def hide_gpus(folder):
+    """Have torch see no GPU, and nvidia-smi, one in a folder, list none, in this process and those that it starts; the
+    variables that do it."""
     (folder / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
     (folder / "nvidia-smi").chmod(0o755)
     hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}

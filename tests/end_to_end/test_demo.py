@@ -42,4 +42,4 @@ def test_on_the_demo_positive_alphas_beat_what_is_read_from_reconstruction_alone
 def test_at_alpha_minus_ten_the_joint_probe_names_wrong_classes_and_the_frozen_one_finds_the_right_ones(demo_run):
     """In batches of 64: in smaller ones it depends on the last bit, and on the processor with it, how wrong."""
     summary = demo_run(-10, "--batch_size", "64")
-    assert summary["status"] == "finished" and summary["accuracy"] < 8 and summary["frozen_accuracy"] > 30
+    assert summary["status"] == "finished" and summary["accuracy"] < 5 and summary["frozen_accuracy"] > 40

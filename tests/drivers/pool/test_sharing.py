@@ -70,7 +70,8 @@ class TestSharing:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         assert visible_gpus() == ["0", "1"]
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-        hide_gpus()
+        (tmp_path / "hidden").mkdir()
+        hide_gpus(tmp_path / "hidden")
         assert visible_gpus() == []
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         assert visible_gpus() == []
