@@ -145,6 +145,7 @@ def build_model(run, clone=None):
         img_size=run.model.input_size,
         decoder_type=run.model.decoder_type,
         norm_pix_loss=run.model.norm_pix_loss,
+        pos_embed=run.model.pos_embed,
         upstream=clone.module() if clone else None,
     )
     model = norms.convert_norms(model, run.norm.name, **run.norm.options)

@@ -8,6 +8,7 @@ from ..runs import grid
 from ..runs.folder import RunFolder
 from ..runs.status import FAILED, FINISHED, read_status
 from ..settings import identities
+from ..settings.architectures import architecture
 from ..settings.methods import OPTIONS
 
 UNFINISHED, NEVER = "unfinished", "never started"
@@ -123,7 +124,16 @@ def _model(config):
     source = source if isinstance(source, str) else " ".join(str(value) for value in source.values() if value)
     parameters = config.get("trainable_parameters")
     count = f", {parameters:,} trainable parameters" if parameters else ""
-    return f"{config['identity'].get('model')} ({source}){count}"
+    model, decoder = (config["identity"].get(name) for name in ("model", "decoder_type"))
+    return f"{model}{f' with decoder {decoder}' if decoder else ''} ({source}){count}{_sizes(model, decoder)}"
+
+
+def _sizes(model, decoder):
+    """What the names stand for; "" for those of a kit that had others."""
+    try:
+        return f"; {architecture(model, decoder)}"
+    except (TypeError, ValueError):
+        return ""
 
 
 _FACTS = {

@@ -4,7 +4,6 @@ Images are (N, 3, H, W), square, normalised. L = (H / patch)^2 patches; a patch 
 rows first, channels last. Masks are (N, L) with 1 where a patch is hidden.
 """
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,67 +11,32 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from ..settings.architectures import Transformer, architecture
 from .patches import patch_statistics, patchify, random_masking, sincos_positions, unpatchify
 
 
-@dataclass(frozen=True)
-class Transformer:
-    """Width, number of blocks and of attention heads of an encoder or decoder."""
+def build_mae(name, *, img_size=224, decoder_type=None, norm_pix_loss=False, pos_embed="sincos", upstream=None):
+    """A MaskedAutoencoder by name, freshly initialised from torch's global generator.
 
-    width: int
-    depth: int
-    heads: int
-
-
-UPSTREAM_DECODER = Transformer(512, 8, 16)
-
-# name: (patch size, encoder, decoder)
-MODELS = {
-    "mae_vit_demo_patch8": (8, Transformer(96, 4, 3), Transformer(64, 2, 2)),
-    "mae_vit_tiny_patch16": (16, Transformer(192, 12, 3), UPSTREAM_DECODER),
-    "mae_vit_small_patch16": (16, Transformer(384, 12, 6), UPSTREAM_DECODER),
-    "mae_vit_base_patch16": (16, Transformer(768, 12, 12), UPSTREAM_DECODER),
-    "mae_vit_large_patch16": (16, Transformer(1024, 24, 16), UPSTREAM_DECODER),
-    "mae_vit_huge_patch14": (14, Transformer(1280, 32, 16), UPSTREAM_DECODER),
-}
-ALIASES = {
-    "vit_tiny": "mae_vit_tiny_patch16",
-    "vit_small": "mae_vit_small_patch16",
-    "vit_base": "mae_vit_base_patch16",
-    "vit_large": "mae_vit_large_patch16",
-    "vit_huge": "mae_vit_huge_patch14",
-}
-DECODER_WIDTHS = {"tiny": 192, "small": 384, "base": 512, "large": 768}
-
-
-def build_mae(name, *, img_size=224, decoder_type=None, norm_pix_loss=False, upstream=None):
-    """A MaskedAutoencoder by name (a key of MODELS or ALIASES), freshly initialised from torch's global generator.
-
-    decoder_type: None for the model's own, "linear", or "<size>-<blocks>b" such as "base-8b" (sizes: DECODER_WIDTHS).
+    name, decoder_type: as settings.architectures.architecture has them: "vit_tiny", "base-8b", or by their numbers,
+    "enc192d12h3p16", "dec512d8h8". pos_embed: "sincos" for fixed position tables, "learned" for trained ones.
     upstream: the module models_mae of a clone of facebookresearch/mae; the model is then of its class, with the weights
-    that ours would have. Raises KeyError for an unknown name and ValueError for an unknown decoder or an img_size that
-    patches do not tile.
+    that ours would have. Raises ValueError for an unknown name and for an img_size that patches do not tile.
     """
-    patch_size, encoder, decoder = MODELS[ALIASES.get(name, name)]
-    if decoder_type is not None:
-        decoder = parse_decoder(decoder_type)
-    ours = MaskedAutoencoder(img_size, patch_size, encoder, decoder, norm_pix_loss=norm_pix_loss)
-    if upstream is None:
-        return ours
-    theirs = upstream_mae(upstream, img_size, patch_size, encoder, decoder, norm_pix_loss=norm_pix_loss)
-    theirs.load_state_dict(ours.state_dict())
-    return theirs
-
-
-def parse_decoder(decoder_type):
-    """Transformer of a decoder name such as "base-8b"; None for "linear". Raises ValueError for another name."""
-    if decoder_type == "linear":
-        return None
-    size, _, depth = decoder_type.partition("-")
-    if size not in DECODER_WIDTHS or not depth.endswith("b") or not depth[:-1].isdigit() or int(depth[:-1]) < 1:
-        raise ValueError(f"unknown decoder {decoder_type!r}")
-    width = DECODER_WIDTHS[size]
-    return Transformer(width, int(depth[:-1]), width // 64)
+    try:
+        sizes = architecture(name, decoder_type)
+    except ValueError as error:
+        raise ValueError(f"model {name!r}, decoder {decoder_type!r}: {error}") from None
+    parts = img_size, sizes.patch, sizes.encoder, sizes.decoder
+    mae = ours = MaskedAutoencoder(*parts, norm_pix_loss=norm_pix_loss)
+    if pos_embed == "learned":
+        ours.learn_positions()
+    if upstream is not None:
+        mae = upstream_mae(upstream, *parts, norm_pix_loss=norm_pix_loss)
+        mae.load_state_dict(ours.state_dict())
+        for table in ("pos_embed", "decoder_pos_embed"):
+            getattr(mae, table).requires_grad_(getattr(ours, table).requires_grad)
+    return mae
 
 
 class MaskedAutoencoder(nn.Module):
@@ -124,6 +88,11 @@ class MaskedAutoencoder(nn.Module):
         nn.init.xavier_uniform_(projection.data.view(projection.shape[0], -1))
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
+
+    def learn_positions(self):
+        """Position tables that are trained, N(0, 0.02) at the start, in place of the sines and cosines."""
+        for table in (self.pos_embed, self.decoder_pos_embed):
+            nn.init.normal_(table.requires_grad_(), std=0.02)
 
     def patchify(self, images):
         """(N, 3, H, W) -> (N, L, patch^2 * 3)."""

@@ -17,6 +17,7 @@ def describe(task, identity, clone):
         "identity": identity,
         "settings": resolved,
         "command": sys.argv,
+        "architecture": asdict(run.model.architecture),
         "effective_batch": run.optim.effective_batch,
         "device": str(task.device.torch),
         "hardware": task.device.describe(),

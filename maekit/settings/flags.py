@@ -6,7 +6,7 @@ Parser, defaults, checks, a run's identity, docs/flags.md and what the drivers p
 from dataclasses import dataclass, field
 
 from . import legal
-from .architectures import MODELS
+from .architectures import DECODER_NAME, ENCODER_NAME, MODELS
 from .methods import NORMS, OPTIONS
 from .probes import PROBES
 from .tasks import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
@@ -126,10 +126,10 @@ GROUPS = {
             "model",
             str,
             "mae_vit_base_patch16",
-            ", ".join(MODELS),
+            f"{', '.join(MODELS)}, or {ENCODER_NAME}",
             metavar="NAME",
             demo="mae_vit_demo_patch8",
-            legal=legal.one_of(*MODELS),
+            legal=legal.model,
             decides=TASKS,
             shared=True,
         ),
@@ -137,7 +137,7 @@ GROUPS = {
             "decoder_type",
             str,
             None,
-            "linear, or {tiny,small,base,large}-<blocks>b; default: the model's",
+            f"linear, {{tiny,small,base,large}}-<blocks>b, or {DECODER_NAME}; default: the model's",
             metavar="NAME",
             legal=legal.decoder,
             decides=(PRETRAIN,),
@@ -154,6 +154,16 @@ GROUPS = {
         ),
         Flag("mask_ratio", float, 0.75, "share of patches that are hidden", legal=legal.inside, decides=(PRETRAIN,)),
         Flag("norm_pix_loss", bool, False, "targets normalised patch by patch", decides=(PRETRAIN,)),
+        Flag(
+            "pos_embed",
+            str,
+            "sincos",
+            "position tables of encoder and decoder: sincos (fixed), learned",
+            metavar="KIND",
+            legal=legal.one_of("sincos", "learned"),
+            decides=TASKS,
+            shared=True,
+        ),
         Flag(
             "mae_dir",
             str,

@@ -4,7 +4,7 @@ import math
 import re
 from pathlib import Path
 
-from .architectures import DECODER_SIZES
+from .architectures import MODELS, architecture
 
 
 def one_of(*values):
@@ -45,10 +45,16 @@ def cache(value):
     return "is a file. Use auto, off, or a folder." if Path(value).is_file() else None
 
 
+def model(value):
+    return _wrong(value, None)
+
+
 def decoder(value):
-    known = value == "linear" or re.fullmatch(rf"({'|'.join(DECODER_SIZES)})-[1-9]\d?b", value)
-    return (
-        None
-        if known
-        else f"unknown. Use linear, or <size>-<blocks>b with size one of {', '.join(DECODER_SIZES)}, such as base-8b."
-    )
+    return _wrong(next(iter(MODELS)), value)
+
+
+def _wrong(*names):
+    try:
+        architecture(*names)
+    except ValueError as error:
+        return str(error)

@@ -6,7 +6,7 @@ import os
 from .. import distributed
 from ..errors import InputError
 from . import recipes, start
-from .architectures import MODELS, visible_patches
+from .architectures import architecture, visible_patches
 from .flags import FLAGS
 from .methods import OPTIONS, norm_name, options_of
 from .probes import probe_names
@@ -22,7 +22,8 @@ from .typed import (
     Settings,
 )
 
-_NETWORK = ("norm", "model", "input_size", *OPTIONS)
+_NETWORK = ("norm", "model", "input_size", "pos_embed", *OPTIONS)
+_MODEL = [field for field in ModelSettings.__dataclass_fields__ if field != "name"]
 
 
 def resolve(typed):
@@ -53,7 +54,7 @@ def resolve(typed):
         mae_dir=v["mae_dir"],
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
         norm=NormSettings(name, {option.argument: v[option.flag] for option in options_of(name)}),
-        model=ModelSettings(v["model"], v["input_size"], v["mask_ratio"], v["norm_pix_loss"], v["decoder_type"]),
+        model=ModelSettings(**{"name": v["model"], **{field: v[field] for field in _MODEL}}),
         data=DataSettings(
             images, v["max_images"], v["num_workers"], v["hf_dataset"], v["hf_config"], v["cache"], v["resident"]
         ),
@@ -140,7 +141,7 @@ def _check_together(v):
             "--batch_size 1: the frozen probe normalises over the images of a step, of which it needs 2 or "
             "more. Raise it or --accum_iter, or leave the probe out with --probes."
         )
-    patch = MODELS[v["model"]]
+    patch = architecture(v["model"]).patch
     if v["input_size"] % patch:
         lower = max(patch, v["input_size"] // patch * patch)
         raise InputError(

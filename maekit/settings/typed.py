@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from .architectures import MODELS
+from .architectures import architecture
 from .flags import FLAGS
 from .methods import options_of
 
@@ -22,10 +22,16 @@ class ModelSettings:
     mask_ratio: float
     norm_pix_loss: bool
     decoder_type: str | None
+    pos_embed: str = "sincos"
+
+    @property
+    def architecture(self):
+        """The Architecture of its names."""
+        return architecture(self.name, self.decoder_type)
 
     @property
     def patch_size(self):
-        return MODELS[self.name]
+        return self.architecture.patch
 
     @property
     def patches(self):

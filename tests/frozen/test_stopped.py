@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maekit.model.mae import build_mae
+from maekit.settings.architectures import MODELS, Architecture, Transformer
 from tests.support import train_here
 from tests.support.frozen import FROZEN, RECORD
 from tests.support.runs import flat, losses
@@ -55,10 +55,8 @@ STEPS = 6  # of an epoch
 @pytest.fixture
 def small_model(monkeypatch):
     """The demo's model with 14 thousand parameters in place of 600 thousand, so that a checkpoint is a small file."""
-    models = build_mae.__globals__["MODELS"]
-    patch, encoder, decoder = models["mae_vit_demo_patch8"]
-    small = [type(part)(width=16, depth=1, heads=2) for part in (encoder, decoder)]
-    monkeypatch.setitem(models, "mae_vit_demo_patch8", (patch, *small))
+    small = Transformer(width=16, depth=1, heads=2)
+    monkeypatch.setitem(MODELS, "mae_vit_demo_patch8", Architecture(8, small, small))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums are in another order with more
     yield

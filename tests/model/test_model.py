@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import norms
-from maekit.model.mae import ALIASES, DECODER_WIDTHS, MODELS, MaskedAutoencoder, Transformer, build_mae
+from maekit.model.mae import MaskedAutoencoder, build_mae
 from maekit.model.patches import patchify, sincos_positions, unpatchify
-from maekit.settings import architectures, methods
+from maekit.settings import methods
+from maekit.settings.architectures import MODELS, Architecture, Transformer, architecture
 from tests.support.golden import GOLDEN, close, fill_by_rule
 
 # Upstream's numbers
@@ -95,23 +96,62 @@ def test_position_tables_hold_sines_and_cosines_of_column_then_row():
 # Names and decoders
 
 
-def test_flags_know_the_models_norms_and_decoders_that_there_are():
-    patch_sizes = {name: patch for name, (patch, _, _) in MODELS.items()}
-    patch_sizes.update({alias: patch_sizes[name] for alias, name in ALIASES.items()})
-    assert architectures.MODELS == patch_sizes
+def test_flags_know_the_norms_that_there_are():
     assert list(methods.NORMS) == list(norms.NORMS)
     assert {norm.alias: name for name, norm in methods.NORMS.items()} == norms.ALIASES
-    assert list(architectures.DECODER_SIZES) == list(DECODER_WIDTHS)
 
 
-@pytest.mark.parametrize("name", [*MODELS, *ALIASES])
-def test_every_name_builds_a_model_with_its_patch_size(name):
+@pytest.mark.parametrize("name", [*MODELS, "enc60d2h5p7"])
+def test_every_name_builds_a_model_of_its_sizes(name):
     with torch.device("meta"):  # no memory, no time
         mae = build_mae(name)
-    patch, encoder, decoder = MODELS[ALIASES.get(name, name)]
-    assert mae.patch_embed.proj.weight.shape == (encoder.width, 3, patch, patch)
-    assert (len(mae.blocks), len(mae.decoder_blocks)) == (encoder.depth, decoder.depth)
-    assert (mae.blocks[0].attn.num_heads, mae.decoder_blocks[0].attn.num_heads) == (encoder.heads, decoder.heads)
+    sizes = architecture(name)
+    assert mae.patch_embed.proj.weight.shape == (sizes.encoder.width, 3, sizes.patch, sizes.patch)
+    for blocks, part in ((mae.blocks, sizes.encoder), (mae.decoder_blocks, sizes.decoder)):
+        assert len(blocks) == part.depth
+        assert {block.attn.num_heads for block in blocks} == {part.heads}
+        assert {block.norm1.weight.shape for block in blocks} == {(part.width,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "patch", "width", "depth", "heads"),
+    [
+        ("mae_vit_tiny_patch16", "vit_tiny", 16, 192, 12, 3),
+        ("mae_vit_small_patch16", "vit_small", 16, 384, 12, 6),
+        ("mae_vit_base_patch16", "vit_base", 16, 768, 12, 12),
+        ("mae_vit_large_patch16", "vit_large", 16, 1024, 24, 16),
+        ("mae_vit_huge_patch14", "vit_huge", 14, 1280, 32, 16),
+    ],
+)
+def test_names_stand_for_the_sizes_of_the_papers(name, alias, patch, width, depth, heads):
+    assert architecture(name) == Architecture(patch, Transformer(width, depth, heads), Transformer(512, 8, 16))
+    assert architecture(name) == architecture(alias) == architecture(f"enc{width}d{depth}h{heads}p{patch}")
+
+
+def test_a_model_by_its_numbers_is_the_one_of_that_name():
+    images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 16)
+    named = build_mae("vit_tiny", img_size=64, decoder_type="base-8b")
+    numbered = build_mae("enc192d12h3p16", img_size=64, decoder_type="dec512d8h8")
+    assert sum(p.numel() for p in named.parameters()) == sum(p.numel() for p in numbered.parameters())
+    numbered.load_state_dict(named.state_dict())  # strict: each name and shape
+    for ours, theirs in zip(named(images, noise=noise), numbered(images, noise=noise)):
+        assert torch.equal(ours, theirs)
+
+
+def test_learned_positions_are_trained_and_start_small_beside_the_same_weights():
+    models = []
+    for kind in ("sincos", "learned"):
+        torch.manual_seed(0)
+        models.append(build_mae("enc192d2h3p4", img_size=32, decoder_type="dec96d1h3", pos_embed=kind))
+    fixed, learned = models
+    tables = {"pos_embed", "decoder_pos_embed"}
+    for name, weight in learned.named_parameters():
+        assert weight.requires_grad
+        assert torch.equal(weight, fixed.get_parameter(name)) == (name not in tables), name
+        if name in tables:
+            assert abs(weight.std() - 0.02) < 5e-4 and abs(weight.mean()) < 1e-3, name
+    learned(torch.randn(2, 3, 32, 32))[0].backward()
+    assert all(learned.get_parameter(name).grad.abs().sum() > 0 for name in tables)
 
 
 def test_vit_tiny_with_decoder_base_8b_has_31_million_trainable_parameters():
@@ -144,16 +184,19 @@ def test_the_linear_decoder_is_one_linear_layer_that_tells_hidden_patches_apart(
 
 
 @pytest.mark.parametrize(
-    "name", ["", "base", "base-8", "base-b", "base-0b", "base-xb", "base--1b", "huge-8b", "Linear"]
+    "name",
+    ["", "base", "base-8", "base-b", "base-0b", "base-xb", "base--1b", "huge-8b", "Linear", "dec64d2", "dec64d2h2p8"]
+    + ["dec0d2h2", "dec64d0h2", "dec64d2h0", "dec064d2h2", "dec64d2h3", "dec66d2h3", "enc64d2h2p8", "dec64d2h2 "],
 )
 def test_an_unknown_decoder_is_a_value_error(name):
     with pytest.raises(ValueError, match="decoder"):
         build_mae("vit_tiny", img_size=32, decoder_type=name)
 
 
-def test_an_unknown_model_is_a_key_error():
-    with pytest.raises(KeyError):
-        build_mae("vit_giant")
+@pytest.mark.parametrize("name", ["vit_giant", "enc64d2h2", "enc64d2h2p0", "enc64d2h3p8", "enc66d2h3p8", "dec64d2h2"])
+def test_an_unknown_model_is_a_value_error(name):
+    with pytest.raises(ValueError, match=f"model '{name}'"):
+        build_mae(name)
 
 
 def test_an_image_that_patches_do_not_tile_is_a_value_error():

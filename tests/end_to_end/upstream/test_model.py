@@ -11,7 +11,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 import norms
-from maekit.model.mae import MODELS, MaskedAutoencoder, build_mae
+from maekit.model.mae import MaskedAutoencoder, build_mae
 from maekit.settings import architectures
 from tests.support.upstream import BASE, STEPS, TOLERANCE, GivenNoise, difference, pictures
 
@@ -143,22 +143,28 @@ def test_without_noise_the_kits_class_draws_the_masks_that_upstreams_draws(their
 
 
 @pytest.mark.parametrize(
-    ("name", "decoder"),
+    ("name", "decoder", "pos_embed"),
     [
-        ("mae_vit_demo_patch8", None),
-        ("mae_vit_demo_patch8", "linear"),
-        ("vit_tiny", "base-8b"),
-        ("vit_tiny", "linear"),
+        ("mae_vit_demo_patch8", None, "sincos"),
+        ("mae_vit_demo_patch8", "linear", "sincos"),
+        ("vit_tiny", "base-8b", "sincos"),
+        ("vit_tiny", "linear", "sincos"),
+        ("enc60d2h5p4", "dec48d1h3", "learned"),
     ],
 )
-def test_models_that_upstream_lacks_are_built_of_its_class_and_equal_ours(name, decoder, theirs, record_property):
-    patch = architectures.MODELS[name]
+def test_models_that_upstream_lacks_are_built_of_its_class_and_equal_ours(
+    name, decoder, pos_embed, theirs, record_property
+):
+    patch = architectures.architecture(name).patch
     images, noise = pictures(2, 64), noises(STEPS, 2, (64 // patch) ** 2)
     both = []
     for module in (None, theirs("models_mae")):
         torch.manual_seed(3)
-        both.append(build_mae(name, img_size=64, decoder_type=decoder, norm_pix_loss=True, upstream=module))
+        how = {"decoder_type": decoder, "pos_embed": pos_embed, "upstream": module}
+        both.append(build_mae(name, img_size=64, norm_pix_loss=True, **how))
     ours, other = both
+    trained_ones = [{n for n, p in mae.named_parameters() if p.requires_grad} for mae in both]
+    assert trained_ones[0] == trained_ones[1]
     assert isinstance(other, theirs("models_mae").MaskedAutoencoderViT)
     weights, others = ours.state_dict(), other.state_dict()
     assert weights.keys() == others.keys()
@@ -171,7 +177,7 @@ def test_models_that_upstream_lacks_are_built_of_its_class_and_equal_ours(name, 
     assert torch.equal(ours.reconstruct(images, pred), other.reconstruct(images, pred))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name.split("_")[2] in ("base", "large", "huge")])
+@pytest.mark.parametrize("name", [f"mae_vit_{size}" for size in ("base_patch16", "large_patch16", "huge_patch14")])
 def test_names_and_shapes_of_all_of_upstreams_models_are_ours(name, theirs):
     with torch.device("meta"):  # no memory, no time
         ours, other = build_mae(name), getattr(theirs("models_mae"), name)()

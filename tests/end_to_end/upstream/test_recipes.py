@@ -13,7 +13,6 @@ from torch import nn
 import norms
 import train as train_module
 from maekit.data import sources
-from maekit.model.mae import MODELS
 from maekit.probes.linear import lars
 from maekit.settings import parser
 from maekit.settings.resolution import resolve
@@ -51,7 +50,8 @@ def test_epochs_of_our_loop_are_epochs_of_upstreams_with_accumulated_batches(the
         tmp_path,
     )
     job = train_module.open_task(run, sources.open_source(run.data, run.seed))
-    patch, encoder, decoder = MODELS[run.model.name]
+    sizes = run.model.architecture
+    patch, encoder, decoder = sizes.patch, sizes.encoder, sizes.decoder
     mae = theirs("models_mae").MaskedAutoencoderViT(
         run.model.input_size,
         patch,

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from maekit import files
-from maekit.model.mae import MaskedAutoencoder, Transformer
+from maekit.model.mae import MaskedAutoencoder
 from maekit.settings import methods
+from maekit.settings.architectures import Transformer
 from tests.support import write_ilsvrc
 from tests.support.commands import complaint, resolved
 from tests.support.evaluation import FINETUNE, KNN, LINPROBE, QUICK
