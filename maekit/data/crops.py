@@ -1,6 +1,8 @@
-"""Boxes of random crops."""
+"""How training and validation images are cut from pictures: --crop resized, shifted or whole."""
 
 import math
+
+import torch
 
 
 def random_resized_crop_box(rng, height, width, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
@@ -30,3 +32,81 @@ def single_try_crop_box(rng, height, width, scale=(0.08, 1.0), ratio=(3 / 4, 4 /
     w, h = min(round(math.sqrt(area * aspect)), width), min(round(math.sqrt(area / aspect)), height)
     w, h = max(w, 1), max(h, 1)  # upstream's would be empty for images of few pixels
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+class ResizedCrops:
+    """A random box of the image resized to the input, mirrored every second time; validation images are the middles of
+    images resized to 256 / 224 of the input. As upstream.
+
+    box: random_resized_crop_box or another function of its kind.
+    """
+
+    def __init__(self, box=random_resized_crop_box):
+        self.box = box
+
+    def draw(self, rng, picture, side):
+        """(place, mirrored) of a crop of a decoding.Picture: whatever of `rng` decides it."""
+        return self.box(rng, picture.height, picture.width), rng.random() < 0.5
+
+    def cut(self, picture, place, mirrored, side):
+        """uint8 (3, side, side) of the Picture."""
+        return picture.crop(*place, side, flip=mirrored)
+
+    def stored(self, picture, place):
+        """The place in the coordinates of the pixels that are stored."""
+        return picture.stored_box(*place)
+
+    def cut_resident(self, images, index, places, mirrored, side):
+        """uint8 (N, 3, side, side) of the resident.ResidentImages `index` (N,), on their device."""
+        return images.crop(index, places, mirrored, side)
+
+    def short_side(self, side):
+        """What a validation image's shorter side is resized to before its middle is taken."""
+        return round(side * 256 / 224)
+
+
+class ShiftedImages:
+    """The whole image, moved by up to an eighth of its side and mirrored every second time, as is usual for CIFAR's 32 pixels;
+    what comes in at an edge is the image mirrored there. Validation images are whole.
+
+    An image whose sides are the input's keeps its pixels as they are; of others the middle is resized.
+    """
+
+    def draw(self, rng, picture, side):
+        most = side // 8
+        return tuple(rng.integers(-most, most + 1, 2).tolist()), rng.random() < 0.5
+
+    def cut(self, picture, place, mirrored, side):
+        middle = picture.center_crop(side, side)
+        return shift(middle[None], torch.tensor([place]), torch.tensor([mirrored]))[0]
+
+    def stored(self, picture, place):
+        return place  # of the input, not of the picture
+
+    def cut_resident(self, images, index, places, mirrored, side):
+        middles = images.center_crop(index, side, side)
+        return shift(middles, places.to(middles.device), mirrored.to(middles.device))
+
+    def short_side(self, side):
+        return side
+
+
+class WholeImages(ShiftedImages):
+    """The whole image as it is, in training as in validation: no augmentation."""
+
+    def draw(self, rng, picture, side):
+        return (0, 0), False
+
+
+CROPS = {"resized": ResizedCrops(), "shifted": ShiftedImages(), "whole": WholeImages()}  # by the values of --crop
+
+
+def shift(images, places, mirrored):
+    """Images (N, C, S, S) seen from (down, right) pixels `places` (N, 2) away, then mirrored left to right where `mirrored` (N,)
+    is; beyond an edge lies the image's mirror image."""
+    side = images.shape[-1]
+    seen = torch.arange(side, device=images.device) + places[:, :, None]  # (N, 2, S)
+    seen = (side - 1) - ((side - 1) - seen.abs()).abs()
+    rows, columns = seen[:, 0], torch.where(mirrored[:, None], seen[:, 1].flip(1), seen[:, 1])
+    images = images.gather(2, rows[:, None, :, None].expand_as(images))
+    return images.gather(3, columns[:, None, None, :].expand_as(images))

@@ -5,35 +5,34 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from . import cache, decoding, masks
-from .crops import random_resized_crop_box
+from .crops import CROPS
 from .streams import AUGMENTATION, CROP, REPLACEMENT, generator, seeded
 
 
 class TrainImages(Dataset):
     """Random crop, flip and mask noise of (epoch, index): the same ones in any process, at any time.
 
-    crop_box: random_resized_crop_box or another function of its kind. boxes_only: the samples have, instead of the image,
-    its `box` in stored pixels and `flip`, for resident.ResidentImages to crop.
+    crop: one of CROPS or of their kind. boxes_only: the samples have, instead of the image, the `place` of its crop in stored
+    pixels and whether it is `mirrored`, for resident.ResidentImages to crop.
     """
 
-    def __init__(self, images, input_size, patches, seed, with_labels=False, crop_box=None, boxes_only=False):
+    def __init__(self, images, input_size, patches, seed, with_labels=False, crop=CROPS["resized"], boxes_only=False):
         self.images, self.input_size, self.patches, self.seed = images, input_size, patches, seed
         self.labels = images.labels if with_labels else None
-        self.crop_box, self.boxes_only = crop_box or random_resized_crop_box, boxes_only
+        self.crop, self.boxes_only = crop, boxes_only
 
     def __getitem__(self, key):
         epoch, index = key
         others = _others(self.images, self.seed, epoch, index)
         picture, used, broken = _read(self.images, index, others, stored=self.boxes_only)
         rng = generator(CROP, self.seed, epoch, index)
-        box = self.crop_box(rng, picture.height, picture.width)
-        flip = rng.random() < 0.5
-        image = None if self.boxes_only else picture.crop(*box, self.input_size, flip=flip)
+        place, mirrored = self.crop.draw(rng, picture, self.input_size)
+        image = None if self.boxes_only else self.crop.cut(picture, place, mirrored, self.input_size)
         noise = masks.training_noise(rng, self.patches)
         sample = _sample(image, self.labels, used, noise, broken)
         if self.boxes_only:
             del sample["images"]
-            sample |= {"box": torch.tensor(picture.stored_box(*box)), "flip": flip}
+            sample |= {"place": torch.tensor(self.crop.stored(picture, place)), "mirrored": mirrored}
         return sample
 
 
@@ -55,10 +54,10 @@ class AugmentedImages(Dataset):
 
 
 class ValImages(Dataset):
-    """Center crop and the fixed mask noise of an image, the same for every run, epoch and seed."""
+    """Center crop and the fixed mask noise of an image, the same for every run, epoch and seed. crop: as TrainImages'."""
 
-    def __init__(self, images, input_size, patches, with_labels=False):
-        self.images, self.input_size, self.patches = images, input_size, patches
+    def __init__(self, images, input_size, patches, with_labels=False, crop=CROPS["resized"]):
+        self.images, self.input_size, self.patches, self.crop = images, input_size, patches, crop
         self.labels = images.labels if with_labels else None
 
     def __len__(self):
@@ -78,7 +77,7 @@ class ValImages(Dataset):
     @property
     def short_side(self):
         """What an image's shorter side is resized to before its middle is taken."""
-        return round(self.input_size * 256 / 224)
+        return self.crop.short_side(self.input_size)
 
 
 def _others(images, seed, epoch, index):

@@ -101,6 +101,10 @@ def open_splits(root):
     if not len(val_paths):
         raise InputError(f"--imagenet_dir {root}: {val_folder} has no images in it. See docs/data.md.")
     val_classes = _class_names(val_paths)
+    table = val_folder / "val_annotations.txt"  # Tiny-ImageNet's, whose images lie in val/images
+    if table.is_file():
+        val = FolderImages(val_folder, val_paths, lambda: _listed_labels(table, val_paths, index))
+        return name, train, val, classes, _fingerprint(train_paths, val_paths)
     unknown = sorted(set(val_classes) - {""} - set(classes))
     if unknown:
         raise InputError(
@@ -144,6 +148,13 @@ def _flat_val_labels(homes, paths, index):
         if folder.is_dir():
             return _lookup(stems, {stem: _annotated_class(folder / f"{stem}.xml") for stem in stems}, index, folder)
     return None
+
+
+def _listed_labels(table, paths, index):
+    """Labels of validation images by lines of name, tab, wnid, and more, with or without folders of classes."""
+    lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+    wnids = dict(line.split("\t")[:2] for line in lines if line.count("\t"))
+    return _lookup([os.path.basename(os.fsdecode(path)) for path in paths], wnids, index, table)
 
 
 def _solution(table):

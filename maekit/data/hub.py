@@ -13,34 +13,15 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from .rows import RowImages
 
 _CONVERTED = "refs/convert/parquet"  # the hub's own conversion of a repository: <config>/<split>/0000.parquet
 _VALIDATION = ("validation", "val", "valid", "test")
 _ELSEWHERE = "or download Imagenette's folder and use --imagenet_dir, or try --demo."
 
 
-class HubImages:
-    """The images of one split, read from its Arrow file one by one; a protocol.SourceImages.
-
-    images: a datasets.Dataset of one column, its images not decoded. labels: int64 (n,) or None. root names the data
-    set and the split. rows: which rows of `images` these are, int64 (n,), or None for all.
-    """
-
-    def __init__(self, root, images, labels, rows=None):
-        self.root, self.labels = root, labels
-        self._images = images
-        self._rows = np.arange(len(images)) if rows is None else rows
-
-    def __len__(self):
-        return len(self._rows)
-
-    def is_there(self):
-        """Its table is mapped into memory: it does not go away."""
-        return True
-
-    def file(self, index):
-        """Name of an image in messages: data set, split, row."""
-        return f"{self.root}[{self._rows[index]}]"
+class HubImages(RowImages):
+    """The images of one split, read from its Arrow file one by one: rows of a datasets.Dataset of one column, not decoded."""
 
     def open(self, index):
         """The image as PIL opens it, not decoded yet. Raises OSError for none, else what PIL raises."""
@@ -54,11 +35,6 @@ class HubImages:
         digest = hashlib.sha256(self.root.encode() + b"\0" + self._rows.astype("<i8").tobytes())
         _update(digest, self._images, self.labels)
         return digest.hexdigest()
-
-    def subset(self, indices):
-        """The images at `indices`, in that order."""
-        labels = None if self.labels is None else self.labels[indices]
-        return HubImages(self.root, self._images, labels, self._rows[indices])
 
 
 def open_splits(name, config=None):

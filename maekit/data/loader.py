@@ -11,6 +11,7 @@ from .. import distributed
 from ..errors import InputError
 from ..machine import available_cores
 from . import cache, resident
+from .crops import CROPS, ResizedCrops
 from .datasets import AugmentedImages, TrainImages, ValImages, check_root
 from .streams import ORDER, generator
 from .workers import leave_to_the_run, tell_of_no_dead_worker, tell_of_one_dead_worker
@@ -129,7 +130,7 @@ def train_batches(
     workers,
     pin=False,
     with_labels=False,
-    crop_box=None,
+    crop=CROPS["resized"],
     transform=None,
     boxes_only=False,
 ):
@@ -138,19 +139,30 @@ def train_batches(
     boxes_only: see TrainImages. The images are TrainImages or, with a transform, AugmentedImages.
     """
     if transform is None:
-        dataset = TrainImages(images, model.input_size, model.patches, seed, with_labels, crop_box, boxes_only)
+        dataset = TrainImages(images, model.input_size, model.patches, seed, with_labels, crop, boxes_only)
     else:
         dataset = AugmentedImages(images, transform, seed)
     order = BatchOrder(len(images), optim.batch_size, optim.accum_iter, seed)
     return Batches(dataset, broken, workers, pin, batch_sampler=order)
 
 
-def val_batches(images, model, *, batch_size, broken, workers, pin=False, with_labels=False, keep_workers=True):
+def val_batches(
+    images,
+    model,
+    *,
+    batch_size,
+    broken,
+    workers,
+    pin=False,
+    with_labels=False,
+    keep_workers=True,
+    crop=CROPS["resized"],
+):
     """Every validation image once, in order; the last batch may be smaller. Several processes take turns by image.
 
     keep_workers: the worker processes stay for the next pass over the images.
     """
-    dataset = ValImages(images, model.input_size, model.patches, with_labels)
+    dataset = ValImages(images, model.input_size, model.patches, with_labels, crop)
     own = range(distributed.rank(), len(dataset), distributed.size())
     return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size, sampler=own)
 
@@ -172,8 +184,8 @@ class OnDevice:
     def move(self, batch):
         """A batch with "images" uint8 (N, 3, S, S), or what a transform made, "labels" and, if there is any, "noise" there."""
         if self.images is not None:
-            crops = self.images.crop(batch["index"], batch["box"], batch["flip"], self.dataset.input_size)
-            batch = {**batch, "images": crops}
+            where = batch["index"], batch["place"], batch["mirrored"], self.dataset.input_size
+            batch = {**batch, "images": self.dataset.crop.cut_resident(self.images, *where)}
         there = {name: batch[name] for name in ("images", "labels", "noise") if name in batch}
         return {**batch, **{name: tensor.to(self.device, non_blocking=True) for name, tensor in there.items()}}
 
@@ -193,15 +205,20 @@ class Loaders:
             "workers": workers(run.data.num_workers, source.train, device),
             "pin": device.type == "cuda",
             "with_labels": with_labels,
+            "crop": CROPS[run.data.crop],
         }
         self.images = None  # training images that live on the device
         self.validation = self._kept(val_batches(source.val, run.model, batch_size=run.optim.batch_size, **self.how))
 
-    def training(self, crop_box=None, transform=None):
+    def training(self, box=None, transform=None):
         """Training batches of random crops, in the order that `order` has, an epoch at a time: OnDevice.
 
-        crop_box: see TrainImages; transform: instead of crops, of PIL images, see AugmentedImages.
+        box: of crops that are resized, another function than random_resized_crop_box; transform: instead of crops, of PIL
+        images, see AugmentedImages.
         """
+        crop = self.how["crop"]
+        if box is not None and isinstance(crop, ResizedCrops):
+            crop = ResizedCrops(box)
         if transform is None:
             self.images = resident.place(self.source.train, self.device, self.run.data.resident)
         batches = train_batches(
@@ -209,10 +226,9 @@ class Loaders:
             self.run.model,
             self.run.optim,
             seed=self.run.seed,
-            crop_box=crop_box,
             transform=transform,
             boxes_only=self.images is not None,
-            **self.how,
+            **{**self.how, "crop": crop},
         )
         return OnDevice(batches, self.device, self.images)
 

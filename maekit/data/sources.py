@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import demo, folders, hub
+from . import arrays, demo, folders, hub
 from .protocol import SourceImages
 
 _SUBSET = 0xDA7A  # tag of the random stream of --max_images
@@ -40,7 +40,8 @@ def _hub(data):
 
 
 def _folder(data):
-    return None if data.imagenet_dir is None else Source(*folders.open_splits(data.imagenet_dir))
+    folder = data.imagenet_dir
+    return None if folder is None else Source(*(arrays.open_splits(folder) or folders.open_splits(folder)))
 
 
 def _demo(data):

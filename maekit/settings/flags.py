@@ -83,6 +83,17 @@ GROUPS = {
             shared=True,
         ),
         Flag(
+            "crop",
+            str,
+            "auto",
+            "resized (random boxes, as upstream), shifted (the whole image, moved by up to an eighth and mirrored), whole "
+            "(the image as it is); auto: shifted for inputs of up to 32 pixels, else resized",
+            metavar="KIND",
+            legal=legal.one_of("auto", "resized", "shifted", "whole"),
+            decides=TASKS,
+            shared=True,
+        ),
+        Flag(
             "num_workers",
             int,
             None,

@@ -3,7 +3,9 @@
 from ..errors import InputError
 from .flags import DEFAULTS
 
-BEFORE = {**DEFAULTS, "processes": 1, "pixels": "whole"}  # what settings were before there was a flag for them
+# what settings were before there was a flag for them
+SINCE = {"crop": "resized", "pos_embed": "sincos"}  # of those that an evaluation takes over from the run it evaluates
+BEFORE = {**DEFAULTS, "processes": 1, "pixels": "whole", **SINCE}
 
 
 def difference(stored, identity):
@@ -22,11 +24,11 @@ def check(stored, identity, where):
     """Raise InputError, which starts with `where`, naming the first setting that two runs do not share."""
     if found := difference(stored, identity):
         name, theirs, value = found
-        way = (
-            f"To go on with it, type --resume {theirs}, there or not; or choose"
-            if name == "resume" and theirs
-            else "Choose"
-        )
+        way = "Choose"
+        if name == "resume" and theirs:
+            way = f"To go on with it, type --resume {theirs}, there or not; or choose"
+        elif name not in stored:  # begun before there was a choice, which is made otherwise now
+            way = f"To go on with it, add {_spell(name, theirs)}; or choose"
         raise InputError(
             f"{where} a run with {_spell(name, theirs)}, this one has {_spell(name, value)}. {way} another --output_dir "
             "(or --checkpoint_dir), or --overwrite to delete that run."

@@ -22,7 +22,9 @@ from .typed import (
     Settings,
 )
 
-_NETWORK = ("norm", "model", "input_size", "pos_embed", *OPTIONS)
+_NETWORK = ("norm", "model", "input_size", "pos_embed", "crop", *OPTIONS)
+SMALL = 32  # side up to which images are not enlarged by default, --crop auto
+_DATA = DataSettings.__dataclass_fields__
 _MODEL = [field for field in ModelSettings.__dataclass_fields__ if field != "name"]
 
 
@@ -55,9 +57,7 @@ def resolve(typed):
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
         norm=NormSettings(name, {option.argument: v[option.flag] for option in options_of(name)}),
         model=ModelSettings(**{"name": v["model"], **{field: v[field] for field in _MODEL}}),
-        data=DataSettings(
-            images, v["max_images"], v["num_workers"], v["hf_dataset"], v["hf_config"], v["cache"], v["resident"]
-        ),
+        data=DataSettings(**{**{field: v[field] for field in _DATA}, "imagenet_dir": images, "crop": _crop(v)}),
         optim=OptimSettings(
             v["epochs"],
             v["batch_size"],
@@ -83,6 +83,11 @@ def resolve(typed):
         overwrite=v["overwrite"],
         dry_run=v["dry_run"],
     )
+
+
+def _crop(v):
+    """--crop, resolved."""
+    return v["crop"] if v["crop"] != "auto" else "shifted" if v["input_size"] <= SMALL else "resized"
 
 
 def _check_source(typed):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .. import files
 from ..errors import InputError, NothingToDo
+from . import identities
 from .flags import UNTRAINED
 from .tasks import PRETRAIN
 
@@ -29,7 +30,8 @@ def opened(typed, task, names):
         what = "no run in it (no config.json)" if path.is_dir() else "no such file or folder"
         raise InputError(f"--init {typed}: {what}. Use a run's folder, a checkpoint, or {UNTRAINED}.")
     config = _config(run)
-    network = {name: config["identity"][name] for name in names if name in config["identity"]}
+    known = {**identities.SINCE, **config["identity"]}
+    network = {name: known[name] for name in names if name in known}
     places = [path] if run != path else checkpoints_of(run, config)
     checkpoint = next((place for place in places if place.is_file()), None)
     if checkpoint is None:

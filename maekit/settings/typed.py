@@ -42,7 +42,7 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DataSettings:
     """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see data.cache.cached;
-    resident: auto or off, see data.resident.
+    resident: auto or off, see data.resident; crop: how they are cut, a name of data.crops.CROPS.
 
     num_workers: None for as many as pay, see data.loader.workers.
     """
@@ -54,6 +54,7 @@ class DataSettings:
     hf_config: str | None = None
     cache: str = "off"
     resident: str = "auto"
+    crop: str = "resized"
 
 
 @dataclass(frozen=True)

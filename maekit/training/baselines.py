@@ -41,6 +41,7 @@ def _place(task):
         "probes": [name for name, probe in task.probes.items() if type(probe).baseline is not Probe.baseline],
         "seed": run.seed,
         "model": asdict(run.model),
+        "crop": run.data.crop,
         "norm": asdict(run.norm),
         "batch_size": run.optim.batch_size,
         "processes": distributed.size(),

@@ -6,6 +6,7 @@ from timm.data import Mixup, auto_augment, create_transform
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torchvision import transforms
 
 from .. import distributed
 from ..data import streams
@@ -93,13 +94,18 @@ class Finetuning(Classification):
 
 
 def augmentation(run):
-    """timm's training transform as upstream's util/datasets.py asks for it: PIL image -> float tensor, normalised."""
+    """timm's training transform as upstream's util/datasets.py asks for it: PIL image -> float tensor, normalised.
+
+    Images that are not to be enlarged are moved, not cropped, as DeiT does it with CIFAR's; whole ones are not mirrored either.
+    """
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize_increasing
     policy = None if run.finetune.aa == "none" else run.finetune.aa
+    side, crop = run.model.input_size, run.data.crop
     try:
-        return create_transform(
-            run.model.input_size,
+        made = create_transform(
+            side,
             is_training=True,
+            hflip=0.0 if crop == "whole" else 0.5,
             color_jitter=None,
             auto_augment=policy,
             interpolation="bicubic",
@@ -114,6 +120,11 @@ def augmentation(run):
             f"--aa {policy}: timm makes no augmentation of it ({error}). Use none, or such as "
             f"{DEFAULTS['aa']}, augmix-m5-w4, original."
         ) from error
+    if crop != "resized":
+        whole = [transforms.Resize(side, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(side)]
+        moved = [transforms.RandomCrop(side, padding=side // 8, padding_mode="reflect")] if crop == "shifted" else []
+        made.transforms[0] = transforms.Compose([*whole, *moved])
+    return made
 
 
 def posterize_increasing(image, bits, **_):

@@ -31,7 +31,7 @@ class LinearProbing(Classification):
         nn.init.trunc_normal_(layer.weight, std=0.01, generator=torch.Generator().manual_seed(run.seed))
         self.network.eval().to(self.device.torch)
         self.model = self.network.head  # what train() and eval() are called on; the encoder stays in eval mode
-        self.batches = self.loaders.training(crop_box=single_try_crop_box)
+        self.batches = self.loaders.training(box=single_try_crop_box)
         self.optimizer = lars(layer, lr=run.optim.lr, weight_decay=run.optim.weight_decay)
 
     def logits(self, images, classifier=None):

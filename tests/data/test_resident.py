@@ -123,7 +123,7 @@ def test_a_batch_has_the_boxes_of_the_images_it_would_have(demo_source):
         assert "images" not in found
         assert all(found[name] == expected[name] for name in ("labels", "index", "broken"))
         assert torch.equal(found["noise"], expected["noise"])
-        crop = by_pil(store, found["index"], found["box"].tolist(), found["flip"], 64)
+        crop = by_pil(store, found["index"], found["place"].tolist(), found["mirrored"], 64)
         assert torch.equal(crop, expected["images"])  # stored whole, and this small: by PIL from the same box
 
 

@@ -81,6 +81,7 @@ ANOTHER = {  # flag: a value that makes another run of a pre-training, and what 
     "model": ("mae_vit_tiny_patch16", []),
     "decoder_type": ("linear", []),
     "pos_embed": ("learned", []),
+    "crop": ("shifted", []),
     "input_size": (112, []),
     "mask_ratio": (0.5, []),
     "norm_pix_loss": (True, []),
