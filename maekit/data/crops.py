@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 
@@ -77,8 +78,9 @@ class ShiftedImages:
         return tuple(rng.integers(-most, most + 1, 2).tolist()), rng.random() < 0.5
 
     def cut(self, picture, place, mirrored, side):
-        middle = picture.center_crop(side, side)
-        return shift(middle[None], torch.tensor([place]), torch.tensor([mirrored]))[0]
+        rows, columns = (_seen(np.arange(side) + moved, side) for moved in place)
+        columns = columns[::-1] if mirrored else columns
+        return torch.from_numpy(picture.center_crop(side, side).numpy()[:, rows[:, None], columns])
 
     def stored(self, picture, place):
         return place  # of the input, not of the picture
@@ -97,16 +99,23 @@ class WholeImages(ShiftedImages):
     def draw(self, rng, picture, side):
         return (0, 0), False
 
+    def cut(self, picture, place, mirrored, side):
+        return picture.center_crop(side, side)
+
 
 CROPS = {"resized": ResizedCrops(), "shifted": ShiftedImages(), "whole": WholeImages()}  # by the values of --crop
+
+
+def _seen(at, side):
+    """The pixels of a row or column of `side` that places `at` show, beyond whose edges it is mirrored."""
+    return (side - 1) - abs((side - 1) - abs(at))
 
 
 def shift(images, places, mirrored):
     """Images (N, C, S, S) seen from (down, right) pixels `places` (N, 2) away, then mirrored left to right where `mirrored` (N,)
     is; beyond an edge lies the image's mirror image."""
     side = images.shape[-1]
-    seen = torch.arange(side, device=images.device) + places[:, :, None]  # (N, 2, S)
-    seen = (side - 1) - ((side - 1) - seen.abs()).abs()
+    seen = _seen(torch.arange(side, device=images.device) + places[:, :, None], side)  # (N, 2, S)
     rows, columns = seen[:, 0], torch.where(mirrored[:, None], seen[:, 1].flip(1), seen[:, 1])
     images = images.gather(2, rows[:, None, :, None].expand_as(images))
     return images.gather(3, columns[:, None, None, :].expand_as(images))

@@ -55,6 +55,8 @@ class Picture:
 
     def center_crop(self, short, side):
         """uint8 (3, side, side): the middle of the image with its shorter side resized to `short`."""
+        if short == side and self.pixels.shape == (side, side, 3) and self.is_whole():
+            return torch.from_numpy(np.array(self.pixels.transpose(2, 0, 1), order="C"))  # as it is
         if side <= _PIL_SIDE and self.is_whole():
             image = TF.resize(self.image(), short, InterpolationMode.BICUBIC)
             return TF.pil_to_tensor(TF.center_crop(image, [side, side]))
