@@ -93,6 +93,16 @@ def test_timms_network_has_the_features_of_the_encoder(norm):
         assert torch.equal(vit(images), vit.head(ours))
 
 
+@pytest.mark.parametrize(("name", "side"), [("enc60d2h5p7", 28), ("enc64d3h4p4", 32), ("enc96d2h3p12", 96)])
+def test_a_model_by_its_numbers_is_timms_network_too(name, side):
+    torch.manual_seed(0)
+    mae = build_mae(name, img_size=side, decoder_type="dec48d1h3", pos_embed="learned").eval()
+    images = torch.randn(2, 3, side, side)
+    features = to_timm(mae).eval().forward_features(images)
+    latent, _, _ = mae.forward_encoder(images, 0, noise=torch.arange((side // mae.patch_size) ** 2).expand(2, -1) * 1.0)
+    torch.testing.assert_close(features, latent, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("norm", methods.NORMS)
 def test_pooled_it_has_a_fresh_norm_behind_the_mean_of_the_patches(norm):
     options = {"alpha_init": 0.7} if norm in ("DynamicTanh", "AdaptiveDynamicTanh", "DynamicErf") else {}
