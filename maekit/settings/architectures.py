@@ -31,7 +31,7 @@ class Architecture:
 
 UPSTREAM_DECODER = Transformer(512, 8, 16)
 MODELS = {
-    "mae_vit_demo_patch8": Architecture(8, Transformer(96, 4, 3), Transformer(64, 2, 2)),
+    "mae_vit_demo_patch8": Architecture(8, Transformer(64, 2, 4), Transformer(128, 1, 8)),
     "mae_vit_tiny_patch16": Architecture(16, Transformer(192, 12, 3), UPSTREAM_DECODER),
     "mae_vit_small_patch16": Architecture(16, Transformer(384, 12, 6), UPSTREAM_DECODER),
     "mae_vit_base_patch16": Architecture(16, Transformer(768, 12, 12), UPSTREAM_DECODER),

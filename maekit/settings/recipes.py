@@ -17,6 +17,7 @@ OF_MODEL = {
     (LINPROBE, "huge"): {"epochs": 50},
 }
 WARMUP_EPOCHS = {PRETRAIN: 10, FINETUNE: 5, LINPROBE: 10, KNN: 0}
+DEMO_MIN_LR = 0.25  # of the peak rate
 DEMO = {name: flag.demo for name, flag in FLAGS.items() if flag.demo is not None}
 
 
@@ -33,6 +34,11 @@ def of(task, model=None, *, demo=False, processes=1):
         return {**chosen, **DEMO, **of_task}
     size = next((size for size in ("large", "huge") if size in (model or "")), None)
     return {**chosen, **OF_MODEL.get((task, size), {})}
+
+
+def min_lr(task, lr, *, demo):
+    """The rate at the end of the half-cosine where the recipe has none of its own."""
+    return DEMO_MIN_LR * lr if demo and task == PRETRAIN else 0.0
 
 
 def warmup_epochs(task, model, epochs):

@@ -63,7 +63,7 @@ def resolve(typed):
             v["batch_size"],
             v["accum_iter"],
             lr,
-            v["min_lr"],
+            recipes.min_lr(task, lr, demo=typed.demo) if v["min_lr"] is None else v["min_lr"],
             warmup,
             v["weight_decay"],
             distributed.size(),

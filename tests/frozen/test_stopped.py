@@ -54,7 +54,7 @@ STEPS = 6  # of an epoch
 
 @pytest.fixture
 def small_model(monkeypatch):
-    """The demo's model with 14 thousand parameters in place of 600 thousand, so that a checkpoint is a small file."""
+    """The demo's model with 14 thousand parameters in place of 344 thousand, so that a checkpoint is a small file."""
     small = Transformer(width=16, depth=1, heads=2)
     monkeypatch.setitem(MODELS, "mae_vit_demo_patch8", Architecture(8, small, small))
     threads = torch.get_num_threads()

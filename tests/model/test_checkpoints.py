@@ -46,7 +46,7 @@ def test_a_scalar_alpha_of_another_implementation_loads(tmp_path):
     [
         (lambda w: w.pop("blocks.1.attn.qkv.bias"), "blocks.1.attn.qkv.bias"),
         (lambda w: w.update(extra=torch.zeros(1)), "extra"),
-        (lambda w: w.update({"cls_token": torch.zeros(1, 1, 64)}), "cls_token"),
+        (lambda w: w.update({"cls_token": torch.zeros(1, 1, 80)}), "cls_token"),
         (lambda w: w.update({"blocks.0.mlp.fc1.weight": w["blocks.0.mlp.fc1.weight"].T}), "blocks.0.mlp.fc1.weight"),
     ],
     ids=["missing", "extra", "wrong size", "transposed"],

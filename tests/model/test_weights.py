@@ -265,7 +265,7 @@ def test_a_classifier_in_the_file_is_left_out(weights):
     for load in (checkpoint.load_weights, checkpoint.load_encoder):
         mae = build_mae(MODEL, img_size=64)
         load("x.pth", {"model": theirs}, mae)
-        assert torch.equal(mae.blocks[3].mlp.fc2.weight, weights["blocks.3.mlp.fc2.weight"])
+        assert torch.equal(mae.blocks[1].mlp.fc2.weight, weights["blocks.1.mlp.fc2.weight"])
         assert torch.equal(mae.decoder_pred.weight, weights["decoder_pred.weight"]) == (load is checkpoint.load_weights)
 
 

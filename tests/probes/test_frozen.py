@@ -213,8 +213,9 @@ def test_it_does_not_care_how_large_the_features_are():
 def test_accumulated_batches_train_it_like_one_large_batch(parts, mae):
     """Every step on images of its own, which no later one sees again."""
     rng = torch.Generator().manual_seed(0)
-    steps = [(torch.randn(32, 96, generator=rng), torch.randint(0, CLASSES, (32,), generator=rng)) for _ in range(5)]
-    frozen, alone = FrozenProbes(mae, CLASSES, 0), OnlineProbe(96, CLASSES, torch.device("cpu"), 0)
+    width = mae.cls_token.shape[-1]
+    steps = [(torch.randn(32, width, generator=rng), torch.randint(0, CLASSES, (32,), generator=rng)) for _ in range(5)]
+    frozen, alone = FrozenProbes(mae, CLASSES, 0), OnlineProbe(width, CLASSES, torch.device("cpu"), 0)
     for features, labels in steps:
         for x, y in zip(features.chunk(parts), labels.chunk(parts)):
             frozen.observe(dict.fromkeys(frozen.probes, x), y)
