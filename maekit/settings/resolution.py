@@ -24,7 +24,7 @@ from .typed import (
 
 _NETWORK = ("norm", "model", "input_size", "pos_embed", "crop", *OPTIONS)
 SMALL = 32  # side up to which images are not enlarged by default, --crop auto
-_DATA = DataSettings.__dataclass_fields__
+_DATA = [field for field in DataSettings.__dataclass_fields__ if field in FLAGS]
 _MODEL = [field for field in ModelSettings.__dataclass_fields__ if field != "name"]
 
 
@@ -48,6 +48,7 @@ def resolve(typed):
         warmup = recipes.warmup_epochs(task, v["model"], v["epochs"])
     name = norm_name(v["norm"])
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
+    own = {"imagenet_dir": images, "crop": _crop(v), "crop_is_auto": v["crop"] == "auto"}
     regularisation = {field: v[field] for field in FinetuneSettings.__dataclass_fields__}
     folder = ("output_train", name, f"seed{v['seed']}") + (() if task == PRETRAIN else (task,))
     return Settings(
@@ -57,7 +58,7 @@ def resolve(typed):
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
         norm=NormSettings(name, {option.argument: v[option.flag] for option in options_of(name)}),
         model=ModelSettings(**{"name": v["model"], **{field: v[field] for field in _MODEL}}),
-        data=DataSettings(**{**{field: v[field] for field in _DATA}, "imagenet_dir": images, "crop": _crop(v)}),
+        data=DataSettings(**{**{field: v[field] for field in _DATA}, **own}),
         optim=OptimSettings(
             v["epochs"],
             v["batch_size"],

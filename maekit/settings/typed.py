@@ -42,7 +42,7 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DataSettings:
     """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see data.cache.cached;
-    resident: auto or off, see data.resident; crop: how they are cut, a name of data.crops.CROPS.
+    resident: auto or off, see data.resident; crop: how they are cut, a name of data.crops.CROPS, and whether that was left to us.
 
     num_workers: None for as many as pay, see data.loader.workers.
     """
@@ -55,6 +55,7 @@ class DataSettings:
     cache: str = "off"
     resident: str = "auto"
     crop: str = "resized"
+    crop_is_auto: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import distributed, files
 from ..errors import InputError
+from ..settings import identities
 from ..settings.tasks import KNN, PRETRAIN
 
 
@@ -69,6 +70,10 @@ def agree_with_folder(run, folder):
         raise InputError(f"--init {run.init}: is the run in --output_dir itself. Choose another --output_dir.")
     if run.resume == "never" and not run.overwrite and folder.checkpoint.exists():
         raise InputError(f"--resume never: {folder.path} holds a run. Choose another --output_dir, or --overwrite.")
+    if run.data.crop_is_auto and not run.overwrite:
+        stored = folder.identity()
+        if stored is not None and "crop" not in stored:  # begun before there was a choice, and goes on as it began
+            run = replace(run, data=replace(run.data, crop=identities.SINCE["crop"]))
     return run
 
 
