@@ -108,7 +108,7 @@ def test_other_images_make_another_run(copy, demo_dir, tmp_path):
     next((other / "Data/CLS-LOC/val").glob("*.JPEG")).unlink()
     flags = ["--model", "mae_vit_demo_patch8", "--input_size", "64"]
     settings = json.loads((copy / "config.json").read_text())["identity"]
-    for name in ("epochs", "batch_size", "lr", "max_images"):
+    for name in ("epochs", "batch_size", "lr", "min_lr", "max_images"):
         flags += [f"--{name}", settings[name]]
     line = complaint(*flags, "--imagenet_dir", other, "--output_dir", copy)
     assert "holds a run with data" in line

@@ -5,10 +5,11 @@ from maekit.data import sources
 from maekit.training.trainer import Trainer
 from tests.support.commands import resolved
 
-QUICK = ("--demo", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
+MODEL = ("--model", "enc96d4h3p8", "--decoder_type", "dec64d2h2")
+QUICK = ("--demo", *MODEL, "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
 FINETUNE, LINPROBE, KNN = (("--task", task) for task in ("finetune", "linprobe", "knn"))
 OPTIONS = {"AdaptiveDynamicTanh": ("--adyt_lambda", "0.3"), "DynamicTanh": ("--dyt_alpha_init", "0.7")}
-CLASSES, DEPTH, WIDTH = 10, 4, 96  # of the demo and its encoder
+CLASSES, DEPTH, WIDTH = 10, 4, 96  # of the demo and the encoder of MODEL
 
 
 def open_job(*flags):

@@ -99,12 +99,12 @@ def test_every_setting_that_can_have_a_part_in_a_baseline_is_looked_at(source, m
         typed.ModelSettings: {"name": "vit_tiny", "input_size": 32, "mask_ratio": 0.5, "decoder_type": "linear"},
         typed.NormSettings: {"name": "DynamicTanh", "options": {"lam": 0.5}},
     }
-    changed[typed.ModelSettings]["norm_pix_loss"] = True
+    changed[typed.ModelSettings] |= {"norm_pix_loss": True, "pos_embed": "learned"}
     for kind, part in ((typed.ModelSettings, "model"), (typed.NormSettings, "norm")):
         assert set(changed[kind]) == set(kind.__dataclass_fields__)
         for name, value in changed[kind].items():
             assert place(**{part: {name: value}}) != plain, name
-    assert place(seed=1) != plain
+    assert place(seed=1) != plain and place(data={"crop": "whole"}) != plain
     monkeypatch.setattr(baselines, "_code", list)
     assert place() != plain
 

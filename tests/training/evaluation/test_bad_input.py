@@ -90,10 +90,10 @@ def test_labels_are_needed(task, plain, tmp_path):
 @pytest.mark.parametrize(
     ("patch", "sizes", "parts"),
     [
-        (8, Transformer(96, 2, 4), ("cls_token is (1, 1, 96) there and (1, 1, 64) here",)),
-        (8, Transformer(64, 4, 4), ("has blocks.2",)),
-        (8, Transformer(64, 1, 4), ("has no blocks.1",)),
-        (16, Transformer(64, 2, 4), ("patch_embed.proj.weight is (64, 3, 16, 16) there and (64, 3, 8, 8) here",)),
+        (8, Transformer(64, 4, 2), ("cls_token is (1, 1, 64) there and (1, 1, 96) here",)),
+        (8, Transformer(96, 6, 3), ("has blocks.4",)),
+        (8, Transformer(96, 3, 3), ("has no blocks.3",)),
+        (16, Transformer(96, 4, 3), ("patch_embed.proj.weight is (96, 3, 16, 16) there and (96, 3, 8, 8) here",)),
     ],
     ids=str,
 )

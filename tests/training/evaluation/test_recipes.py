@@ -15,6 +15,7 @@ from tests.support.evaluation import (
     FINETUNE,
     KNN,
     LINPROBE,
+    MODEL,
     OPTIONS,
     QUICK,
     WIDTH,
@@ -92,7 +93,7 @@ def test_an_evaluation_is_of_the_network_of_the_run_it_starts_from(tmp_path):
     run = resolved("--imagenet_dir", "x", *KNN, "--init", tmp_path / "run")
     assert run.norm.name == "AdaptiveDynamicTanh"
     assert run.norm.options == {"lam": 0.3, "smooth": 0.8, "alpha_min": 0.1, "alpha_max": 2.0}
-    assert (run.model.name, run.model.input_size) == ("mae_vit_demo_patch8", 32)
+    assert (run.model.name, run.model.input_size, run.data.crop) == (MODEL[1], 32, "shifted")
     run = resolved("--demo", *FINETUNE, "--init", tmp_path / "run")
     assert (run.norm.options["lam"], run.model.input_size) == (0.3, 32), "the run's settings win over --demo's"
     assert (run.optim.epochs, run.optim.lr) == (5, 1e-3), "its own settings are not the run's"
@@ -157,7 +158,7 @@ def test_every_task_starts_from_the_encoder_of_the_checkpoint(norm, pretrained):
 @pytest.mark.parametrize("norm", methods.NORMS)
 def test_untrained_is_the_encoder_of_the_seed(norm):
     flags = (*QUICK, "--norm", norm, "--seed", "3", "--init", "untrained")
-    theirs = encoder(train_module.build_model(resolved("--demo", "--norm", norm, "--seed", "3")).state_dict())
+    theirs = encoder(train_module.build_model(resolved("--demo", *MODEL, "--norm", norm, "--seed", "3")).state_dict())
     torch.rand(7)  # nobody knows where the global stream is
     assert same(encoder(open_job(*flags, *KNN).network.state_dict()), theirs)
     assert same(encoder(open_job(*flags, *LINPROBE).network.state_dict()), theirs)
