@@ -195,7 +195,8 @@ def draw_baselines(ax, summary):
 def epoch_axis(ax, label=True):
     """Label the x axis as epochs, or not, and tick it at integers."""
     ax.set_xlabel("epoch" if label else "")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # of one epoch, too
+    steps = [1, 2, 5, 10]  # as many as there is room for, of one epoch too
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=steps, integer=True, min_n_ticks=1))
 
 
 def legend_below(figure, handles):

@@ -1,12 +1,15 @@
 """Tables and figures of a comparison, from real runs."""
 
 import csv
+import itertools
 import json
 import shutil
 import statistics
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import maekit.analysis.comparison
@@ -283,3 +286,25 @@ def test_epochs_are_ticked_at_integers(epochs):
     figures.epoch_axis(ax)
     ticks = ax.get_xticks()
     assert len(ticks) and all(tick == round(tick) for tick in ticks)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 26, 50, 300, 1600])
+@pytest.mark.parametrize("methods", [1, 4])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_no_two_epochs_are_written_over_each_other(epochs, methods, narrow):
+    """In the narrowest axes that there are, those of alpha_dynamics."""
+    rows = [
+        {"model": model, "seed": 0, "epoch": epoch, "layer": "norm", "alpha": 0.5, "saturated": 0.0}
+        for model in ("DynamicTanh", "AdaptiveDynamicTanh", "DynamicErf", "DynamicTanh-alpha2.0")[:methods]
+        for epoch in range(epochs)
+    ]
+    figure = comparison_figures.alpha_dynamics(pd.DataFrame(rows), narrow)
+    FigureCanvasAgg(figure).draw()
+    for ax in figure.axes:
+        low, high = ax.get_xlim()
+        ticks = [
+            tick for tick in ax.xaxis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_visible()
+        ]
+        assert all(float(tick.get_loc()).is_integer() for tick in ticks)
+        boxes = [tick.label1.get_window_extent() for tick in ticks]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
