@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from maekit.data import resident
+from maekit.data.crops import CROPS
+from maekit.data.datasets import TrainImages
 from maekit.model import upstream
 from maekit.model.mae import build_mae
 from maekit.probes.frozen import OnlineProbe
@@ -120,6 +122,24 @@ def test_crops_are_those_of_the_cpu_and_of_pil(precision, side, device):
     assert (found - on_cpu).abs().mean() < 1e-3 and (found - on_cpu).abs().max() <= 2  # at ties of the rounding
     levels = (found - torch.stack([by_pil(store, *each, side) for each in zip(index, boxes, flips)]).float()).abs()
     assert levels.mean(dim=(1, 2, 3)).median() < 0.01 and levels.mean() < 0.1 and levels.max() <= 6
+
+
+@pytest.mark.parametrize("crop", ["shifted", "whole"])
+def test_small_images_are_moved_there_as_on_the_cpu(crop, device):
+    """The demo's images, 96 pixels, as they are and resized: the middle that is moved is the device's own."""
+    source = with_cache(resolved(device))
+    there = resident.ResidentImages(source.train.store, device)
+    for side, mean, largest in ((96, 0, 0), (32, 0.1, 6)):  # of 255 levels: resized by PIL here
+        plain, placed = (
+            TrainImages(source.train, side, 16, 0, crop=CROPS[crop], boxes_only=only) for only in (False, True)
+        )
+        keys = [(epoch, index) for epoch in range(3) for index in range(0, len(source.train), 9)]
+        batch = torch.utils.data.default_collate([placed[key] for key in keys])
+        found = CROPS[crop].cut_resident(there, batch["index"], batch["place"], batch["mirrored"], side)
+        assert found.device.type == device.type and found.dtype == torch.uint8
+        expected = torch.stack([plain[key]["images"] for key in keys])
+        levels = (found.cpu().float() - expected.float()).abs()
+        assert levels.mean() <= mean and levels.max() <= largest
 
 
 @pytest.mark.parametrize("width", [192, 768])
