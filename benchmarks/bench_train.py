@@ -18,10 +18,11 @@ from types import SimpleNamespace
 
 from common import in_turn, parser, report, set_up
 
+from maekit.settings.architectures import architecture
 from maekit.settings.parser import build_parser
 
 ON_CPU = (
-    {"model": "mae_vit_demo_patch8", "batch_size": 64, "steps": 8},
+    {"model": "enc96d4h3p8", "decoder_type": "dec64d2h2", "batch_size": 64, "steps": 8},
     {"model": "vit_tiny", "batch_size": 8, "steps": 1},
 )
 ON_GPU = (
@@ -125,7 +126,7 @@ def settings_of(case, args, device, norm, folder):
         args.compile,
     ]
     words += ["--imagenet_dir", args.imagenet_dir] if args.imagenet_dir else ["--demo"]
-    words += ["--input_size", 64 if "demo" in case["model"] else 224, "--epochs", 10_000]
+    words += ["--input_size", 64 if architecture(case["model"]).patch == 8 else 224, "--epochs", 10_000]
     for name in ("model", "decoder_type", "batch_size"):
         words += [f"--{name}", case[name]] if case.get(name) is not None else []
     return resolve(build_parser("train.py", "").parse_args([str(word) for word in words]))
