@@ -8,7 +8,7 @@ from ..runs import grid
 from ..runs.folder import RunFolder
 from ..runs.status import FAILED, FINISHED, read_status
 from ..settings import identities
-from ..settings.architectures import architecture
+from ..settings.architectures import Architecture, Transformer
 from ..settings.methods import OPTIONS
 
 UNFINISHED, NEVER = "unfinished", "never started"
@@ -125,14 +125,16 @@ def _model(config):
     parameters = config.get("trainable_parameters")
     count = f", {parameters:,} trainable parameters" if parameters else ""
     model, decoder = (config["identity"].get(name) for name in ("model", "decoder_type"))
-    return f"{model}{f' with decoder {decoder}' if decoder else ''} ({source}){count}{_sizes(model, decoder)}"
+    sizes = _sizes(config.get("architecture"))
+    return f"{model}{f' with decoder {decoder}' if decoder else ''} ({source}){count}{sizes}"
 
 
-def _sizes(model, decoder):
-    """What the names stand for; "" for those of a kit that had others."""
+def _sizes(known):
+    """What the names stood for in the run, in words; "" of a kit that did not write it down."""
     try:
-        return f"; {architecture(model, decoder)}"
-    except (TypeError, ValueError):
+        parts = [known[part] and Transformer(**known[part]) for part in ("encoder", "decoder")]
+        return f"; {Architecture(known['patch'], *parts)}"
+    except (KeyError, TypeError):
         return ""
 
 

@@ -204,6 +204,7 @@ def test_a_page_says_how_each_run_came_about_and_links_it(comparison):
     config = json.loads((root / "LayerNorm/seed0/config.json").read_text())
     for fact in (config["versions"]["torch"], config["git_commit"], config["hardware"], config["data"]["fingerprint"]):
         assert str(fact) in text
+    assert "patch 8; encoder 64 wide, 2 blocks, 4 heads; decoder 128 wide, 1 block, 8 heads" in text
     assert len(text) < 10e6 and "Every run ended, none diverged or failed." in page.items
     assert not re.search(r'(src|href)="(https?:)?//', text)
 
