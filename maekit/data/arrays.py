@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import pickle
 import re
 import struct
@@ -15,7 +16,6 @@ from ..errors import InputError
 from .rows import RowImages
 
 _IDX = re.compile(r"(.*?)(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?")
-_LABELS = "{}-labels{}idx1-ubyte{}"
 _MOST_BYTES = 2**32  # of a file once it is unpacked
 
 
@@ -80,9 +80,9 @@ def _fingerprint(splits):
 def _idx(folder):
     """(training, test, classes) of a folder of IDX files, None if it has none of images."""
     found = {}
-    for file in sorted(folder.iterdir()):
-        if match := _IDX.fullmatch(file.name):  # a file unpacked comes before the same one packed
-            found.setdefault((match[1], "train" if match[2] == "train" else "test"), file)
+    for file in _names(folder):
+        if match := _IDX.fullmatch(file):  # a file unpacked comes before the same one packed
+            found.setdefault((match[1], "train" if match[2] == "train" else "test"), folder / file)
     names = list(dict.fromkeys(name for name, _ in found))
     if not found:
         return None
@@ -100,6 +100,14 @@ def _idx(folder):
         parts.append((_read_idx(images, 3), _read_idx(labels, 1).astype(np.int64)))
     classes = [str(label) for label in range(int(parts[0][1].max(initial=-1)) + 1)]
     return *parts, classes
+
+
+def _names(folder):
+    """Sorted names in a folder, none if it cannot be looked into, which others will say."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _labels_beside(images):
