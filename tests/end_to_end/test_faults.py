@@ -184,7 +184,7 @@ def test_a_real_allocation_that_fails_is_explained():
     with pytest.raises(RuntimeError) as failed:
         torch.empty(1 << 50, dtype=torch.uint8)
     told = str(failures.explained(failed.value, resolved("--demo")))
-    assert "--batch_size 64: out of memory, 1073741824 MiB more were needed. Try --batch_size 32 --accum_iter 2" in told
+    assert "--batch_size 32: out of memory, 1073741824 MiB more were needed. Try --batch_size 16 --accum_iter 2" in told
 
 
 def test_after_out_of_memory_a_smaller_batch_needs_no_other_folder(tmp_path):

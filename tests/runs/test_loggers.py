@@ -28,8 +28,8 @@ def test_tensorboard_has_alphas_pictures_and_settings_to_sort_by(finished):
     events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0, "histograms": 0}).Reload()
     assert [h.step for h in events.Histograms("norm_alpha")] == [0, 1, 2]
     assert (
-        events.Histograms("norm_alpha")[0].histogram_value.num == 14
-    )  # two in each of 4 + 2 blocks, and two at the ends
+        events.Histograms("norm_alpha")[0].histogram_value.num == 8
+    )  # two in each of 2 + 1 blocks, and two at the ends
     pictures = events.Images("reconstructions")
     assert [picture.step for picture in pictures] == [1, 2]  # every second epoch, and the last
     assert (pictures[0].width, pictures[0].height) == (8 * 64, 3 * 64)

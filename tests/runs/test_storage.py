@@ -53,16 +53,16 @@ def test_an_output_folder_that_is_a_file_or_cannot_be_written(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_files_before_whole(tmp_path):
-    """A real file system of 10 MB where it can be mounted; else a limit on the size of files."""
+    """A real file system of 6 MB where it can be mounted; else a limit on the size of files."""
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", small], check=False).returncode == 0
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", small], check=False).returncode == 0
     flags = (*DEMO, "--epochs", "2", "--output_dir", small / "run")
     try:
-        if mounted:  # room for one checkpoint of 7 MB, not for two
+        if mounted:  # room for one checkpoint of 4 MB, not for two
             result = train(*flags, check=2)
         else:
-            limited = f"ulimit -f 4000; exec {sys.executable} train.py {' '.join(map(str, flags))}"
+            limited = f"ulimit -f 3000; exec {sys.executable} train.py {' '.join(map(str, flags))}"
             result = run("bash", "-c", limited, check=2)
         last = result.stderr.strip().splitlines()[-1]
         assert last.startswith("error: ") and "Make room" in last and "Traceback" not in result.stderr

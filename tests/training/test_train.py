@@ -96,7 +96,7 @@ def test_all_methods_start_from_the_same_weights():
         ("--batch_size", "32"),
         ("--accum_iter", "2"),
         ("--lr", "1e-3"),
-        ("--min_lr", "1e-3"),
+        ("--min_lr", "2e-3"),
         ("--warmup_epochs", "1"),
         ("--weight_decay", "0.5"),
         ("--seed", "1"),
