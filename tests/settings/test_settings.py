@@ -62,6 +62,22 @@ def test_what_is_typed_wins_over_the_demo():
     assert settled.data.imagenet_dir is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "lr", "min_lr"),
+    [
+        (["--demo"], 4e-3, 1e-3),
+        (["--demo", "--lr", "1e-4"], 1e-4, 2.5e-5),  # one of a sweep's
+        (["--demo", "--min_lr", "0"], 4e-3, 0),
+        (["--lr", "1e-4"], 1e-4, 0),
+        (["--demo", "--task", "finetune", "--init", "untrained"], 1e-3, 1e-6),
+        (["--demo", "--task", "linprobe", "--init", "untrained"], 4.0, 0),
+        (["--task", "finetune", "--init", "untrained", "--lr", "1e-3"], 1e-3, 1e-6),
+    ],
+)
+def test_the_demos_rate_ends_at_a_quarter_and_others_at_their_recipes(flags, lr, min_lr):
+    assert (resolved(*flags).optim.lr, resolved(*flags).optim.min_lr) == (lr, min_lr)
+
+
 def test_only_settings_that_matter_to_the_norm_make_its_identity():
     assert resolved("--adyt_lambda", "0.3").identity() == resolved().identity()
     ours, theirs = (resolved("--norm", "adyt", "--adyt_lambda", x).identity() for x in ("0.3", "0.1"))
