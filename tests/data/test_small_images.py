@@ -100,6 +100,18 @@ def test_validation_images_are_whole(small, crop):
         np.testing.assert_array_equal(dataset[index]["images"].numpy(), np.stack([pixels] * 3))
 
 
+def test_a_validation_image_of_the_inputs_size_is_still_resized_for_resized_crops(small):
+    """To 256/224 of it, of which the middle is taken, as with any other image."""
+    side, source = small
+    short = round(side * 256 / 224)
+    margin = round((short - side) / 2)
+    for index in range(6):
+        whole = Image.open(source.val.file(index)).convert("RGB").resize((short, short), Image.BICUBIC)
+        middle = np.asarray(whole)[margin : margin + side, margin : margin + side]
+        found = ValImages(source.val, side, 16)[index]["images"].numpy()
+        np.testing.assert_array_equal(found, middle.transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("crop", ["shifted", "whole"])
 @pytest.mark.parametrize("shape", [(40, 50), (30, 28), (64, 64)])
 def test_larger_images_are_resized_to_the_input_before_they_are_moved(crop, shape, tmp_path):
