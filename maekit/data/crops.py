@@ -45,6 +45,10 @@ class ResizedCrops:
     def __init__(self, box=random_resized_crop_box):
         self.box = box
 
+    def with_box(self, box):
+        """The same with boxes of another function, where there are boxes."""
+        return ResizedCrops(box)
+
     def draw(self, rng, picture, side):
         """(place, mirrored) of a crop of a decoding.Picture: whatever of `rng` decides it."""
         return self.box(rng, picture.height, picture.width), rng.random() < 0.5
@@ -72,6 +76,9 @@ class ShiftedImages:
 
     An image whose sides are the input's keeps its pixels as they are; of others the middle is resized.
     """
+
+    def with_box(self, box):
+        return self
 
     def draw(self, rng, picture, side):
         most = side // 8

@@ -11,7 +11,7 @@ from .. import distributed
 from ..errors import InputError
 from ..machine import available_cores
 from . import cache, resident
-from .crops import CROPS, ResizedCrops
+from .crops import CROPS
 from .datasets import AugmentedImages, TrainImages, ValImages, check_root
 from .streams import ORDER, generator
 from .workers import leave_to_the_run, tell_of_no_dead_worker, tell_of_one_dead_worker
@@ -216,9 +216,7 @@ class Loaders:
         box: of crops that are resized, another function than random_resized_crop_box; transform: instead of crops, of PIL
         images, see AugmentedImages.
         """
-        crop = self.how["crop"]
-        if box is not None and isinstance(crop, ResizedCrops):
-            crop = ResizedCrops(box)
+        crop = self.how["crop"] if box is None else self.how["crop"].with_box(box)
         if transform is None:
             self.images = resident.place(self.source.train, self.device, self.run.data.resident)
         batches = train_batches(

@@ -343,3 +343,5 @@ def test_a_folder_of_images_is_none_of_arrays(tmp_path):
     (tmp_path / "train").mkdir()
     assert arrays.open_splits(tmp_path) is None
     assert arrays.open_splits(tmp_path / "not there") is None
+    (tmp_path / "test").write_text("a stray file of a name that CIFAR-100 has, too")
+    assert arrays.open_splits(tmp_path) is None
