@@ -38,7 +38,7 @@ def main(argv=None):
         if typed.command == "comparison":
             from maekit.analysis import comparison
 
-            comparison.write(typed.output_dir)
+            comparison.write(typed.output_dir, typed.reference)
         else:
             write_gap(typed)
         if project is not None:
@@ -47,6 +47,13 @@ def main(argv=None):
         if typed.open and page.exists() and page.stat().st_mtime_ns != before:
             open_report(page)
     return 0
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the default of a flag that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def build_parser():
@@ -58,15 +65,27 @@ def build_parser():
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add = commands.add_parser("comparison", help="methods side by side", allow_abbrev=False).add_argument
+    command = commands.add_parser(
+        "comparison",
+        help="methods side by side",
+        allow_abbrev=False,
+        formatter_class=Defaults,
+    )
+    add = command.add_argument
     add("--output_dir", required=True, metavar="DIR", help="the comparison's folder")
+    add(
+        "--reference",
+        default="LayerNorm",
+        metavar="METHOD",
+        help="the method that the others are held against, such as dyt or DynamicTanh-alpha2.0",
+    )
     add_common(add)
 
     command = commands.add_parser(
         "gap",
         help="accuracy against reconstruction",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Defaults,
     )
     add = command.add_argument
     add("--log_dir", default="outputs/imagenette-mae-reconstruction-gap", metavar="DIR", help="folder of trajectories")

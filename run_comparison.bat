@@ -14,6 +14,7 @@ rem                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh).
 rem                        DynamicTanh-alpha1.0, AdaptiveDynamicTanh-lambda0.5-smooth0.99, also -min and -max
 rem   --control            one method more per upper bound among the AdaptiveDynamicTanh: DynamicTanh that starts there,
 rem                        as DynamicTanh-alpha<bound>. Does the other adapt, or is it just that?
+rem   --reference METHOD   the method that the report holds the others against (default: LayerNorm)
 rem   --adyt_lambda "A B ..." and other options of norms
 rem                        every method of that norm once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value
 rem                        it is an option of train.py

@@ -14,6 +14,7 @@
 #                        DynamicTanh-alpha1.0, AdaptiveDynamicTanh-lambda0.5-smooth0.99, also -min and -max
 #   --control            one method more per upper bound among the AdaptiveDynamicTanh: DynamicTanh that starts there,
 #                        as DynamicTanh-alpha<bound>. Does the other adapt, or is it just that?
+#   --reference METHOD   the method that the report holds the others against (default: LayerNorm)
 #   --adyt_lambda "A B ..." and other options of norms
 #                        every method of that norm once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value
 #                        it is an option of train.py
@@ -56,6 +57,7 @@ finetune_flags=
 linprobe_flags=
 clone_mae=
 control=
+reference=
 dry_run=
 train_flags=()
 shared_flags=() # those of train_flags that evaluations get, too
@@ -85,6 +87,7 @@ while [ $# -gt 0 ]; do
     --finetune_flags) read_text "$@" && finetune_flags=$VALUE ;;
     --linprobe_flags) read_text "$@" && linprobe_flags=$VALUE ;;
     --control) control=yes ;;
+    --reference) read_value "$@" && reference=$VALUE && analysis_flags+=(--reference "$VALUE") ;;
     --demo) : "${output_dir:=./output_demo}" && pass_on "$@" ;;
     --clone_mae) clone_mae=1 ;;
     --dry_run) dry_run=1 ;;
@@ -151,7 +154,7 @@ if [ -n "$clone_mae" ]; then clone_mae; fi
 if [ -n "$dry_run$status" ]; then use_any_python; else use_environment; fi
 [ -z "$status" ] || show_status "$output_dir"
 # a method a line: its name, and its options as flags of train.py
-methods=$(ask values --methods "$methods" --control "$control" ${options[@]+"${options[@]}"})
+methods=$(ask values --methods "$methods" --control "$control" --reference "$reference" ${options[@]+"${options[@]}"})
 seeds=$(ask values --seeds "$seeds")
 [ -z "$evals" ] || evals=$(ask values --eval "$evals")
 commands=$(print_commands && print_evaluations)

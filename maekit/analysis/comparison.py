@@ -19,10 +19,11 @@ ACCURACIES = tuple(name for name in MEASURES if measures.MEASURES[name].kind is 
 UNFINISHED = "unfinished"
 
 
-def write(root):
+def write(root, reference=findings.REFERENCE):
     """Write table and figures of all runs below a folder into it, and print the table.
 
-    Raises InputError if there is no run with a finished epoch.
+    reference: the method that the others are held against, as typed. Raises InputError if there is no run with a
+    finished epoch, or none of the reference that was asked for.
     """
     root = Path(root)
     if not root.is_dir():
@@ -35,6 +36,7 @@ def write(root):
             print(f"note: {problem}")
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
+    reference = known_reference(found, reference)
     from . import comparison_report, figures, report
 
     table = tabulate(found, evaluations)
@@ -47,7 +49,7 @@ def write(root):
         if run["log"] and not (run["summary"] and folder.loss_curve.exists()):  # one that has ended has drawn it itself
             figures.save(figures.loss_curve(run["log"], summary), folder.loss_curve)
     logs, pictures = stack(found, "log"), load_pictures(found)
-    known = findings.describe(found, table)
+    known = findings.describe(found, table, reference)
     files.write_json(root / "comparison_statistics.json", known)
     draw = drawings(found, evaluations, table, known, pictures)
     figures.save_all({root / f"{name}.png": figure for name, figure in draw.items()})
@@ -65,6 +67,15 @@ def write(root):
     print(f"written to {root}: report.html, comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
 
 
+def known_reference(found, typed):
+    """The method that is typed, spelled. Raises InputError if it is none, or, but for the default, if no run is of it."""
+    reference = methods.spelled(typed, "--reference")
+    names = list(dict.fromkeys(run["method"] for run in found))
+    if reference not in (*names, findings.REFERENCE):
+        raise InputError(f"--reference {typed}: no run is of {reference}. There are {', '.join(names)}.")
+    return reference
+
+
 def drawings(found, evaluations, table, known, pictures):
     """The figures of a comparison, {name: function that draws it}. known: of findings.describe."""
     from . import comparison_figures
@@ -72,7 +83,7 @@ def drawings(found, evaluations, table, known, pictures):
     logs, alphas, draw = stack(found, "log"), stack(found, "norm_alpha"), {}
     if len(logs):
         draw["loss_comparison"] = partial(comparison_figures.loss_comparison, logs, table)
-        draw["timing_comparison"] = partial(comparison_figures.timing_comparison, table)
+        draw["timing_comparison"] = partial(comparison_figures.timing_comparison, table, known["reference"])
     paired = {name: known["differences"].get(name, {}) for name in ("val_mse", "final_loss")}
     if any(difference["n"] for of in paired.values() for difference in of.values()):
         draw["paired_differences"] = partial(comparison_figures.paired_differences, paired, known["reference"])

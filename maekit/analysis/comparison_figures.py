@@ -102,18 +102,21 @@ def paired_differences(differences, reference, narrow=False):
 
 
 @styled
-def timing_comparison(table, narrow=False):
-    """Mean time of a training epoch per method as bars, single runs as dots, the ratio to LayerNorm written beside."""
+def timing_comparison(table, reference, narrow=False):
+    """Mean time of a training epoch per method as bars, single runs as dots, the ratio to the reference written beside.
+
+    reference: a method; without one (None) there are no ratios.
+    """
     groups = [(m, rows["avg_epoch_time"].dropna()) for m, rows in _by_method(table)]
     groups = [(m, times) for m, times in groups if len(times)]
-    look, reference = looks([m for m, _ in groups]), dict(groups).get("LayerNorm")
+    look, unit = looks([m for m, _ in groups]), dict(groups).get(reference)
     figure = new_figure(COLUMN, 0.6 + 0.42 * len(groups))
     ax = figure.subplots()
     for y, (method, times) in enumerate(groups):
         ax.barh(y, times.mean(), height=0.6, color=look[method][0], alpha=0.75)
         if len(times) > 1:
             ax.plot(times, np.full(len(times), y), "o", markersize=3, color="white", markeredgecolor="black")
-        ratio = "" if reference is None else f", {times.mean() / reference.mean():.2f}×"
+        ratio = "" if unit is None else f", {times.mean() / unit.mean():.2f}×"
         ax.annotate(
             f"{_seconds(times.mean())}{ratio}",
             (times.max(), y),

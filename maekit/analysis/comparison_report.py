@@ -7,18 +7,18 @@ from ..runs.folder import RunFolder
 from ..runs.status import FINISHED
 from . import findings, provenance, report
 
-CAPTIONS = {
+CAPTIONS = {  # {reference}: the method that the others are held against
     "loss_comparison": (
         "Loss on hidden patches after each epoch: means over seeds, bands their range; lower is better. "
         "Validation masks are the same for all methods. Flat colour paints every hidden patch in the mean colour "
         "of the visible ones: a method near it has learned little."
     ),
     "paired_differences": (
-        "Final loss minus that of LayerNorm with the same seed, which has the same initial weights, crops and "
+        "Final loss minus that of {reference} with the same seed, which has the same initial weights, crops and "
         "masks: right of the line is higher, left is lower. An interval that does not touch the line excludes 0."
     ),
     "timing_comparison": (
-        "Mean training time per epoch, without validation, and its ratio to LayerNorm. Dots are single runs. "
+        "Mean training time per epoch, without validation, and its ratio to {reference}. Dots are single runs. "
         "Other work on the same machine is included."
     ),
     "alpha_dynamics": (
@@ -75,9 +75,7 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
             "caption": PLOT_CAPTION,
         },
         "plot_missing": plot if isinstance(plot, str) else None,
-        "figures": report.figures(
-            root, {name: CAPTIONS.get(key, "") for name, key in report.in_order(drawn, CAPTIONS).items()}
-        ),
+        "figures": report.figures(root, captions(drawn, known["reference"] or findings.REFERENCE)),
         "pictures": shown,
         "facts": provenance.facts(found),
         "settings": provenance.settings(found, [run["method"] for run in found]),
@@ -88,6 +86,12 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
             if those
         ],
     }
+
+
+def captions(drawn, reference):
+    """{name of a drawn figure: its caption}, in the order of CAPTIONS."""
+    of = report.in_order(drawn, CAPTIONS)
+    return {name: CAPTIONS.get(key, "").format(reference=reference) for name, key in of.items()}
 
 
 def name_of(folder, root):

@@ -12,11 +12,11 @@ MEASURES = measures.for_reading(measures.COMPARED)  # columns of the table that 
 MOST = 0.5  # share of layers from which on it is said to be most of them
 
 
-def describe(found, table):
+def describe(found, table, reference=REFERENCE):
     """Everything that comparison_statistics.json holds.
 
-    found: runs of comparison.load, with their "method"; table: DataFrame, a row for each of them. Only finished runs
-    count. Returns a dict:
+    found: runs of comparison.load, with their "method"; table: DataFrame, a row for each of them; reference: the method
+    that the others are held against. Only finished runs count. Returns a dict:
 
     n: {method: finished seeds}; means: {method: {column: stats.t_interval}}; differences: {column: {method:
     stats.paired to the reference}}; convergence: {method: see `speed`}; adaptive: {method: see `lens`}; sentences: what
@@ -29,29 +29,29 @@ def describe(found, table):
     values = {name: of for name, of in values.items() if any(of.values())}
     means = {m: {name: stats.t_interval(list(of[m].values())) for name, of in values.items() if of[m]} for m in names}
     known = {
-        "reference": REFERENCE if REFERENCE in names else None,
+        "reference": reference if reference in names else None,
         "n": {m: int((table["model"] == m).sum()) for m in names},
         "means": means,
         "differences": {},
         "convergence": {},
         "adaptive": {m: lens(m, ended, values["val_mse"]) for m in names if m.partition("-")[0] == ADAPTIVE},
     }
-    if REFERENCE in names:
+    if reference in names:
         known["differences"] = {
-            name: {m: stats.paired(of[m], of[REFERENCE]) for m in names if m != REFERENCE}
+            name: {m: stats.paired(of[m], of[reference]) for m in names if m != reference}
             for name, of in values.items()
         }
-        known["convergence"] = {m: speed(m, ended) for m in names}
-    return {**known, "sentences": sentences(known), "notes": notes(known)}
+        known["convergence"] = {m: speed(m, reference, ended) for m in names}
+    return {**known, "sentences": sentences(known), "notes": notes(known, reference)}
 
 
-def speed(method, ended):
-    """When the runs of a method first had the validation loss that LayerNorm of the same seed ends with.
+def speed(method, reference, ended):
+    """When the runs of a method first had the validation loss that the reference of the same seed ends with.
 
     Returns {"n": seeds in common, "reached": how many got there, "per_seed": {seed: {"epochs", "seconds"} or None},
     "epochs" and "seconds": stats.t_interval, None unless all got there}. Seconds are of training, without validation.
     """
-    targets = {_seed(run): run["log"][-1]["val_mse"] for run in ended if run["method"] == REFERENCE and run["log"]}
+    targets = {_seed(run): run["log"][-1]["val_mse"] for run in ended if run["method"] == reference and run["log"]}
     per_seed = {}
     for run in ended:
         if run["method"] == method and run["log"] and _seed(run) in targets:
@@ -113,12 +113,12 @@ def lens(method, ended, losses):
 
 def sentences(known):
     """What the numbers of `describe` say, a sentence or two on each method: differences, then speed, then the lens."""
-    said = []
+    said, reference = [], known["reference"]
     for method, difference in known["differences"].get("val_mse", {}).items():
-        said.append(on_difference(method, REFERENCE, difference))
+        said.append(on_difference(method, reference, difference))
     for method, reached in known["convergence"].items():
-        if reached["n"] and method != REFERENCE:
-            said.append(on_speed(method, reached))
+        if reached["n"] and method != reference:
+            said.append(on_speed(method, reference, reached))
     for method, seen in known["adaptive"].items():
         if seen:
             said += on_lens(method, seen)
@@ -151,9 +151,9 @@ def no_interval(n):
     return f'{"1 seed" if n == 1 else f"mean of {n} seeds"}, so no interval; --seeds "0 1 2" gives one'
 
 
-def on_speed(method, reached):
+def on_speed(method, reference, reached):
     """Convergence as a sentence."""
-    goal, n = f"the validation loss that {REFERENCE} ended with", reached["n"]
+    goal, n = f"the validation loss that {reference} ended with", reached["n"]
     seeds = f"{n} seed{'s' * (n != 1)}"
     if not reached["reached"]:
         return f"{method} never reached {goal} ({seeds})."
@@ -212,7 +212,7 @@ def _answer(seen, most):
     return f"{layers}, and it ended {where} {control}: starting from a larger α does not by itself explain its loss."
 
 
-def notes(known):
+def notes(known, reference):
     """Sentences on what the numbers cannot say."""
     said = []
     few = {method: n for method, n in known["n"].items() if n < stats.MIN_SEEDS}
@@ -223,7 +223,7 @@ def notes(known):
             'chance; --seeds "0 1 2" gives intervals.'
         )
     if known["n"] and known["reference"] is None:
-        said.append(f"No {REFERENCE} run has finished, so there are no differences to it.")
+        said.append(f"No {reference} run has finished, so there are no differences to it; --reference takes another.")
     intervals = sum(d["low"] is not None for of in known["differences"].values() for d in of.values())
     if intervals > 1:
         said.append(

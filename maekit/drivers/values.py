@@ -31,8 +31,8 @@ def main(argv):
     elif "--workers" in typed:
         print(min(int(typed["--workers"]), available_cores()))
     elif "--methods" in typed:
-        control = typed.pop("--control", "")
-        for method in compared(typed.pop("--methods"), typed, control=control != ""):
+        control, reference = typed.pop("--control", ""), typed.pop("--reference", "")
+        for method in compared(typed.pop("--methods"), typed, control=control != "", reference=reference):
             print(method, *methods.flags_of(method)[2:])
     else:
         for flag, text in typed.items():
@@ -48,11 +48,12 @@ def kind_of(name):
     return f"shared_{kind}" if FLAGS[name].shared else kind
 
 
-def compared(names, options, *, control=False):
+def compared(names, options, *, control=False, reference=""):
     """The methods of a comparison. Raises InputError.
 
     names: as typed. options: {"--flag": text} of options of norms: with several values, every method whose norm has it is
-    there once per value. control: also those that methods.controls names.
+    there once per value. control: also those that methods.controls names. reference: the one that the others are held
+    against, which must be among them; empty for the analysis's choice.
     """
     made, bound = grid_values("--methods", names), None
     for flag in methods.OPTIONS:
@@ -64,7 +65,12 @@ def compared(names, options, *, control=False):
             made = methods.vary(made, flag, values)
         elif flag == methods.BOUND:
             bound = float(values[0])
-    return made + methods.controls(made, bound) if control else made
+    made += methods.controls(made, bound) if control else []
+    if reference and spelled("--reference", reference) not in made:
+        raise InputError(
+            f"--reference {reference}: is not among the methods, which are {', '.join(made)}. Add it there."
+        )
+    return made
 
 
 def grid_values(flag, typed):
@@ -83,10 +89,10 @@ def grid_values(flag, typed):
 
 def spelled(flag, text):
     """A value of a flag as folders and commands have it. Raises InputError."""
-    if flag == "--methods":
-        return methods.spelled(text)
+    if flag in ("--methods", "--reference"):
+        return methods.spelled(text, flag)
     if flag == "--norms":
-        return methods.norm_name(text)
+        return methods.norm_name(text, flag)
     if flag[2:] in methods.OPTIONS:
         return spell(methods.option_value(f"{flag} {text}", flag[2:], text))
     if flag == "--eval":

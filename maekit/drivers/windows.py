@@ -30,6 +30,7 @@ DEFAULTS = {
     "--output_dir": "",
     "--checkpoint_dir": "",
     "--eval": "",
+    "--reference": "",
     "--jobs": "auto",
     "--nproc": "1",
     "--warm": "auto",
@@ -54,7 +55,8 @@ class Comparison:
         self.output_dir = self.typed["--output_dir"] or os.path.join(
             ".", "output_demo" if "--demo" in self.flags else "output_comparison"
         )
-        self.analysis = ["--open"] if "--open" in self.switches else []
+        self.analysis = ["--reference", self.typed["--reference"]] if self.typed["--reference"] else []
+        self.analysis += ["--open"] if "--open" in self.switches else []
 
     def _read(self, left):
         word = left.pop(0)
@@ -84,7 +86,8 @@ class Comparison:
 
     def resolve(self):
         """Check and spell the grid, and the commands that it makes. Raises InputError, or exits with 2."""
-        self.methods = compared(self.typed["--methods"], self.options, control="--control" in self.switches)
+        chosen = {"control": "--control" in self.switches, "reference": self.typed["--reference"]}
+        self.methods = compared(self.typed["--methods"], self.options, **chosen)
         self.seeds = grid_values("--seeds", self.typed["--seeds"])
         evals = self.typed["--eval"].replace(",", " ")
         self.evals = grid_values("--eval", evals) if evals else []

@@ -87,13 +87,13 @@ def options_of(norm):
     return NORMS[norm].options if norm in NORMS else ()
 
 
-def norm_name(name):
-    """Registry name of a norm or alias. Raises InputError."""
+def norm_name(name, flag="--norm"):
+    """Registry name of a norm or alias. Raises InputError, which starts with the flag that it was typed for."""
     for full, norm in NORMS.items():
         if name in (full, norm.alias):
             return full
     aliases = ", ".join(norm.alias for norm in NORMS.values())
-    raise InputError(f"--norm {name}: unknown. Choose from {', '.join(NORMS)} (or {aliases}).")
+    raise InputError(f"{flag} {name}: unknown. Choose from {', '.join(NORMS)} (or {aliases}).")
 
 
 def in_order(names):
@@ -108,23 +108,23 @@ def in_order(names):
     return sorted(names, key=place)
 
 
-def spelled(text):
+def spelled(text, flag="--methods"):
     """The one spelling of a method: adyt-lambda1e-1 -> AdaptiveDynamicTanh-lambda0.1. Raises InputError."""
-    norm, options = parsed(text)
+    norm, options = parsed(text, flag)
     return named(norm, options)
 
 
-def parsed(text):
-    """(norm, {flag of train.py: value}) of a method. Raises InputError."""
+def parsed(text, flag="--methods"):
+    """(norm, {flag of train.py: value}) of a method. Raises InputError, which starts with the flag that it was typed for."""
     first, *pieces = text.replace("e-", "e~").split("-")  # a minus sign in an exponent is none between pieces
-    norm, options = norm_name(first), {}
+    norm, options = norm_name(first, flag), {}
     for piece in pieces:
         known = options_of(norm)
         option = next((option for option in known if piece.startswith(option.name)), None)
         if option is None:
             way_out = f"{norm}-{known[0].name}<value>" if known else f"{norm} without options"
-            raise InputError(f"--methods {text}: {piece or 'its end'} is no option of {norm}. Use {way_out}.")
-        options[option.flag] = option_value(f"--methods {text}", option.flag, piece[len(option.name) :])
+            raise InputError(f"{flag} {text}: {piece or 'its end'} is no option of {norm}. Use {way_out}.")
+        options[option.flag] = option_value(f"{flag} {text}", option.flag, piece[len(option.name) :])
     return norm, options
 
 

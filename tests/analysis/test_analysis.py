@@ -92,6 +92,29 @@ def test_the_printed_table_has_methods_spread_and_baselines(copy):
     assert "flat colour" in out and "smoothed colour" in out
 
 
+def test_another_method_can_be_the_reference(copy):
+    """In the statistics, in the sentences, on the axis of differences, in the ratios of times and on the page."""
+    out = analyse_here("comparison", "--output_dir", copy, "--reference", "dyt", check=0, draw=False).stdout
+    known = json.loads((copy / "comparison_statistics.json").read_text())
+    assert known["reference"] == "DynamicTanh" and list(known["differences"]["val_mse"]) == [METHODS[0], METHODS[2]]
+    assert " below DynamicTanh in " in out or " above DynamicTanh in " in out
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    assert "Differences to DynamicTanh, paired by seed" in page and "minus that of DynamicTanh" in page
+    assert "ratio to DynamicTanh" in page and "{reference}" not in page
+    found = [fabricated(m, 0, [0.5], seconds=s, status=None) for m, s in (("LayerNorm", 1.0), ("DynamicTanh", 2.0))]
+    figure = comparison_figures.timing_comparison(maekit.analysis.comparison.tabulate(found), "DynamicTanh")
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert [text.split(", ")[1] for text in said] == ["0.50×", "1.00×"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"), [("derf", "no run is of DynamicErf. There are LayerNorm, "), ("x", "unknown")]
+)
+def test_a_reference_that_is_not_there_is_one_line(comparison, typed, said):
+    error = analyse_here("comparison", "--output_dir", comparison, "--reference", typed, check=2, draw=False).stderr
+    assert error.startswith(f"error: --reference {typed}: {said}") and len(error.splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_unfinished_and_diverged_runs_are_shown_and_named(copy):
     killed, diverged = copy / "DynamicTanh/seed1", copy / "AdaptiveDynamicTanh/seed1"

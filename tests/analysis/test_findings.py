@@ -85,8 +85,8 @@ def test_a_difference_whose_interval_includes_0_is_not_claimed(mean, word):
     )
 
 
-def described(found):
-    return findings.describe(found, comparison.tabulate(found))
+def described(found, reference="LayerNorm"):
+    return findings.describe(found, comparison.tabulate(found), reference)
 
 
 def test_only_finished_runs_count():
@@ -124,17 +124,20 @@ def test_that_there_is_no_interval_is_noted_where_there_is_none(seeds, note):
 
 def test_the_loss_to_reach_is_the_one_that_layer_norm_ends_with_not_its_best():
     ended = [fabricated("LayerNorm", 0, [0.9, 0.3, 0.5]), fabricated("RMSNorm", 0, [0.6, 0.45, 0.4])]
-    assert findings.speed("RMSNorm", ended)["per_seed"] == {0: {"epochs": 2, "seconds": 4.0}}
+    assert findings.speed("RMSNorm", "LayerNorm", ended)["per_seed"] == {0: {"epochs": 2, "seconds": 4.0}}
 
 
 def test_how_soon_it_is_reached_is_said_where_every_seed_gets_there():
     ended = [fabricated("LayerNorm", seed, [0.9, 0.5]) for seed in (0, 1)]
     ended += [fabricated("RMSNorm", 0, [0.5, 0.4]), fabricated("RMSNorm", 1, [0.7, 0.4])]
-    said = findings.on_speed("RMSNorm", findings.speed("RMSNorm", ended))
+    said = findings.on_speed("RMSNorm", "LayerNorm", findings.speed("RMSNorm", "LayerNorm", ended))
     goal = "the validation loss that LayerNorm ended with"
     assert said == f"RMSNorm reached {goal} after 1.50 epochs and 3.00 s of training (2 seeds)."
     late = [*ended[:2], fabricated("RMSNorm", 0, [0.9, 0.8])]
-    assert findings.on_speed("RMSNorm", findings.speed("RMSNorm", late)) == f"RMSNorm never reached {goal} (1 seed)."
+    assert (
+        findings.on_speed("RMSNorm", "LayerNorm", findings.speed("RMSNorm", "LayerNorm", late))
+        == f"RMSNorm never reached {goal} (1 seed)."
+    )
 
 
 @pytest.mark.parametrize("mean", [0.25, -0.25])
@@ -151,11 +154,36 @@ def test_speed_is_measured_against_the_same_seed():
         fabricated("RMSNorm", 1, [0.9, 0.8, 0.7]),
         fabricated("RMSNorm", 2, [0.1, 0.1, 0.1]),
     ]
-    known = findings.speed("RMSNorm", ended)
+    known = findings.speed("RMSNorm", "LayerNorm", ended)
     assert known["per_seed"] == {0: {"epochs": 1, "seconds": 3.0}, 1: None} and (known["reached"], known["n"]) == (1, 2)
-    assert known["epochs"] is None and "in 1 of 2 seeds, so there is no mean" in findings.on_speed("RMSNorm", known)
-    own = findings.speed("LayerNorm", ended)
+    assert known["epochs"] is None and "in 1 of 2 seeds, so there is no mean" in findings.on_speed(
+        "RMSNorm", "LayerNorm", known
+    )
+    own = findings.speed("LayerNorm", "LayerNorm", ended)
     assert [when["epochs"] for when in own["per_seed"].values()] == [3, 2] and own["epochs"]["mean"] == 2.5
+
+
+def test_the_others_are_held_against_the_method_that_is_asked_for():
+    found = [fabricated("LayerNorm", seed, [0.9, 0.5]) for seed in range(3)]
+    found += [fabricated("DynamicTanh", seed, [0.9, 0.625], seconds=3.0) for seed in range(3)]
+    found += [fabricated("RMSNorm", seed, [0.625, 0.75]) for seed in range(3)]
+    for reference, others in (("DynamicTanh", {"LayerNorm": -0.125, "RMSNorm": 0.125}), ("RMSNorm", {})):
+        known = described(found, reference)
+        differences = {m: d["mean"] for m, d in known["differences"]["val_mse"].items()}
+        assert known["reference"] == reference and reference not in differences and len(differences) == 2
+        assert others.items() <= differences.items()
+    assert known["convergence"]["LayerNorm"]["epochs"]["mean"] == 2  # of 0.75, which RMSNorm ends with
+    said = described(found, "DynamicTanh")["sentences"]
+    assert said[0].startswith("LayerNorm ended 0.125 below DynamicTanh in validation loss")
+    assert said[3].startswith("RMSNorm reached the validation loss that DynamicTanh ended with after 1 (")
+    assert not any("below LayerNorm" in text or "above LayerNorm" in text for text in said)
+
+
+def test_a_reference_that_has_not_finished_is_noted_with_the_way_out():
+    found = [fabricated("LayerNorm", 0, [0.9]), fabricated("DynamicTanh", 0, [0.9], status=None)]
+    known = described(found, "DynamicTanh")
+    assert known["reference"] is None and known["differences"] == {}
+    assert any("No DynamicTanh run has finished" in note and "--reference" in note for note in known["notes"])
 
 
 SATURATED, FREE = [[0.5, 0.6, 0.7, 2.0], [2.0, 2.0, 1.0, 2.0]], [[0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 2.0, 0.8]]

@@ -123,6 +123,19 @@ def test_there_is_a_control_for_each_upper_bound(flags, bounds):
         assert len(folders) == len(set(folders)) and not out.stderr
 
 
+@pytest.mark.parametrize("driver", [(DRIVER,), tuple(WINDOWS)], ids=("sh", "bat"))
+def test_a_reference_that_is_no_method_is_refused_before_anything_runs(driver):
+    typed = (*driver, "--dry_run", "--methods", "ln adyt-max3")
+    assert "--reference" not in run(*typed, "--control", "--reference", "dyt-alpha3", check=0).stdout
+    for wrong, way_out in (
+        ("dyt", "is not among the methods"),
+        ("tanh", "unknown"),
+        ("adyt-max", "nothing is not a number"),
+    ):
+        error = run(*typed, "--reference", wrong, check=2).stderr
+        assert error.startswith(f"error: --reference {wrong}: {way_out}") and len(error.splitlines()) == 1, error
+
+
 @pytest.mark.slow
 def test_a_method_has_the_options_of_the_table(tmp_path):
     """One row more there, and the drivers know it: in names, as a list of values, and for evaluations."""
