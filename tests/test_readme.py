@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -112,6 +113,30 @@ def test_the_reference_of_flags_is_what_the_parsers_say(tmp_path):
     written = (tmp_path / "flags.md").read_text(encoding="utf-8")
     assert written == PAGES["flags.md"]
     assert all(f"`--{flag}" in written for flag in parser_flags())
+
+
+RESULTS = KIT / "docs/results.py"
+
+
+def test_tables_of_results_are_those_of_the_runs(tmp_path):
+    """After a change of docs/results/: python docs/results.py"""
+    run(sys.executable, RESULTS, "--check", check=0)
+    files = sorted((KIT / "docs/results").iterdir())
+    assert files and all(f"<!-- {file.stem} -->" in PAGES["results.md"] for file in files)
+    assert not [file for file in files if re.search(r",/|[A-Z]:\\|/(tmp|home|root)/", file.read_text(encoding="utf-8"))]
+
+
+def test_a_number_that_is_not_the_runs_is_noticed(tmp_path):
+    for name in ("README.md", "docs", "maekit", "norms.py"):
+        copy = shutil.copytree if (KIT / name).is_dir() else shutil.copy
+        copy(KIT / name, tmp_path / name)
+    page = tmp_path / "docs/results.md"
+    right = page.read_text(encoding="utf-8")
+    page.write_text(right.replace("| LayerNorm | 0.328 ± 0.005", "| LayerNorm | 0.327 ± 0.005"), encoding="utf-8")
+    check = (sys.executable, tmp_path / "docs/results.py", "--check")
+    assert "docs/results.md: a table is not what" in run(*check, check=1).stderr
+    run(*check[:-1], check=0)
+    assert page.read_text(encoding="utf-8") == right
 
 
 def test_every_flag_that_a_page_names_is_one():

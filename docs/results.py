@@ -1,0 +1,136 @@
+"""The tables of results.md and of the README, from the tables that the analysis wrote: docs/results/<name>.csv.
+
+python docs/results.py          writes them anew, each in the place of the table that follows <!-- <name> -->
+python docs/results.py --check  writes nothing; exits with 1 if a page says something else
+
+docs/results/<name>.csv is the comparison_table.csv of the command that stands on the page.
+"""
+
+import csv
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+KIT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(KIT))
+
+from maekit import stats
+from maekit.runs import measures
+from maekit.settings import methods
+
+PAGES = ("README.md", "docs/results.md")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: mean ± standard deviation over seeds of `measure`, a column of the CSV file, times `scale`.
+
+    With `against`, a method, or `minus`, another measure of the same runs, it is the difference to that, paired by seed,
+    with its 95 % interval. With `published`, {method: number}, it is these.
+    """
+
+    title: str
+    measure: str
+    decimals: int = 3
+    scale: float = 1.0
+    against: str = ""
+    minus: str = ""
+    published: dict | None = None
+
+    def cell(self, runs, method):
+        """Its text for a method. runs: {method: {measure: {seed: value}}}."""
+        if self.published is not None:
+            return f"{self.published[method]:.{self.decimals}f}" if method in self.published else ""
+        values = self._values(runs, method, self.measure)
+        if not values or method == self.against:
+            return ""
+        if not self.against and not self.minus:
+            return self._spread(stats.t_interval(list(values.values())), values)
+        other = self._values(runs, self.against or method, self.minus or self.measure)
+        return self._difference(stats.paired(values, other))
+
+    def _values(self, runs, method, measure):
+        return {seed: value * self.scale for seed, value in runs[method].get(measure, {}).items()}
+
+    def _spread(self, known, values):
+        mean = f"{known['mean']:.{self.decimals}f}"
+        if len(values) < 2:
+            return mean
+        deviation = (sum((v - known["mean"]) ** 2 for v in values.values()) / (len(values) - 1)) ** 0.5
+        return f"{mean} ± {deviation:.{self.decimals}f}"
+
+    def _difference(self, known):
+        mean = f"{known['mean']:+.{self.decimals}f}"
+        ends = (
+            ""
+            if known["low"] is None
+            else f" ({known['low']:+.{self.decimals}f} to {known['high']:+.{self.decimals}f})"
+        )
+        return mean + ends
+
+
+VALIDATION = Column("`val_mse`", "val_mse")
+TO_LAYER_NORM = Column("difference to LayerNorm", "val_mse", against="LayerNorm")
+QUALITY = (Column("PSNR (dB)", "psnr", 2), Column("SSIM", "ssim"))
+TABLES = {  # columns, and baselines that stand below them
+    "demo": ((Column("training loss", "final_loss"), VALIDATION, TO_LAYER_NORM, *QUALITY), measures.BASELINES),
+    "demo in short": ((VALIDATION, TO_LAYER_NORM), ()),
+}
+
+
+def read(name):
+    """The finished runs of a file, {method: {measure: {seed: value}}}, methods in the order of the table of methods."""
+    runs = {}
+    with open(KIT / "docs/results" / f"{name.split()[0]}.csv", newline="", encoding="utf-8") as f:
+        for row in csv.DictReader(f):
+            if row["status"] == "finished":
+                for measure, value in row.items():
+                    if re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", value):
+                        runs.setdefault(row["model"], {}).setdefault(measure, {})[int(row["seed"])] = float(value)
+    return {method: runs[method] for method in methods.in_order(runs)}
+
+
+def table(name):
+    """A table in Markdown: a row a method, then the baselines of the validation loss."""
+    (columns, baselines), runs = TABLES[name], read(name)
+    lines = [["method", *(column.title for column in columns)], ["---"] * (len(columns) + 1)]
+    lines += [[spoken(method), *(column.cell(runs, method) for column in columns)] for method in runs]
+    for baseline in baselines:
+        (value,) = {
+            round(v, 3) for of in runs.values() for v in of[baseline].values()
+        }  # that of the data, not of a run
+        cells = [f"{value:.3f}" if column is VALIDATION else "" for column in columns]
+        lines.append([f"*{measures.MEASURES[baseline].label}*", *cells])
+    return "".join(re.sub(" +", " ", f"| {' | '.join(cells)} |\n") for cells in lines)
+
+
+def spoken(method):
+    """A method as a reader has it: DynamicTanh-alpha2.0 is DynamicTanh from α = 2.0."""
+    norm, _, options = method.partition("-")
+    return norm + options.replace("alpha", " from α = ").replace("lambda", ", λ = ")
+
+
+def page(text):
+    """The text of a page with its tables written anew."""
+    for name in re.findall(r"^<!-- (.+) -->$", text, flags=re.MULTILINE):
+        before, mark, after = text.partition(f"<!-- {name} -->\n\n")
+        text = before + mark + table(name) + re.sub(r"\A(\|.*\n)*", "", after)
+    return text
+
+
+def main(argv):
+    stale = False
+    for name in PAGES:
+        text = (KIT / name).read_text(encoding="utf-8")
+        new = page(text)
+        stale |= new != text
+        if argv != ["--check"]:
+            (KIT / name).write_text(new, encoding="utf-8")
+        elif new != text:
+            print(f"{name}: a table is not what docs/results/ says. Run python docs/results.py.", file=sys.stderr)
+    return int(stale and argv == ["--check"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
