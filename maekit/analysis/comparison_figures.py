@@ -26,6 +26,8 @@ from .figures import (
     styled,
 )
 
+MOST_COLUMNS = 9  # of pictures whose titles have room beside each other on a page
+
 
 @styled
 def loss_comparison(logs, table, narrow=False):
@@ -86,17 +88,16 @@ def paired_differences(differences, reference, narrow=False):
         ax.xaxis.set_major_locator(MaxNLocator(5))
     every = [known for of in differences.values() for known in of.values()]
     dot = {"linestyle": "none", "marker": "o", "color": GREY}
-    handles = [Line2D([], [], markersize=5, label="mean", **dot)]
+    handles = []
     if any(known["n"] > 1 for known in every):
+        handles.append(Line2D([], [], markersize=5, label="mean", **dot))
         handles.append(Line2D([], [], markersize=2.5, label="single seeds", **dot))
+    if any(known["n"] == 1 for known in every):
+        handles.append(Line2D([], [], markersize=5, label="one seed", **{**dot, "marker": "D"}))
     if any(known["low"] is not None for known in every):
         handles.append(Line2D([], [], color=GREY, marker="|", label="95 % interval of the mean"))
     else:
-        handles = [
-            Line2D(
-                [], [], linestyle="none", marker="D", markersize=5, color=GREY, label="too few seeds for an interval"
-            )
-        ]
+        handles.append(Line2D([], [], linestyle="none", label="too few seeds for an interval"))
     legend_below(figure, handles)
     return figure
 
@@ -138,8 +139,8 @@ def reconstruction_comparison(pictures, narrow=False):
     """Validation images, what the model saw, and what each method made of it.
 
     pictures: {method: arrays of reconstructions.npz}. Columns: original, masked, then per method its reconstruction
-    and the composite with the visible patches as they are; of more than three methods the composite alone. Narrow:
-    these are rows, of composites.
+    and the composite with the visible patches as they are; of more than three methods the composite alone. Narrow, or of
+    more methods than have room beside each other: these are rows, of composites.
     """
     first = next(iter(pictures.values()))
     columns = [("original", first["image"]), ("masked", first["masked"])]
@@ -148,17 +149,19 @@ def reconstruction_comparison(pictures, narrow=False):
         if not several:
             columns.append((f"{broken_name(method)}\nreconstruction", arrays["reconstruction"]))
         columns.append((broken_name(method) if several else "\ncomposite", composite(arrays)))
-    rows = min(4 if narrow else 6, len(first["image"]))
-    if narrow:
-        cell = (COLUMN - 0.85) / rows
-        figure = new_figure(COLUMN, cell * len(columns) + 0.1)
+    in_rows = narrow or len(columns) > MOST_COLUMNS
+    rows = min(4 if narrow else 8 if in_rows else 6, len(first["image"]))
+    if in_rows:
+        width = COLUMN if narrow else PAGE
+        cell = (width - 0.85) / rows
+        figure = new_figure(width, cell * len(columns) + 0.1)
         axes = figure.subplots(len(columns), rows, squeeze=False).T
     else:
         cell = PAGE / len(columns)
         figure = new_figure(PAGE, cell * rows + 0.15 + 0.15 * max(title.count("\n") + 1 for title, _ in columns))
         axes = figure.subplots(rows, len(columns), squeeze=False)
     for column, (title, images) in enumerate(columns):
-        if narrow:
+        if in_rows:
             axes[0, column].set_ylabel(title, rotation=0, ha="right", va="center")
         else:
             axes[0, column].set_title(title, fontsize=8)

@@ -301,6 +301,21 @@ def test_pictures_of_other_images_are_left_out(comparison, copy):
     ]
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("n", [1, 3, 4, 7, 8, 10])
+def test_no_two_titles_of_pictures_are_written_over_each_other(n, narrow):
+    methods = ["AdaptiveDynamicTanh", *(f"AdaptiveDynamicTanh-lambda0.0{i}" for i in range(n - 1))]
+    shown = np.zeros((8, 16, 16, 3), np.uint8)
+    arrays = {**dict.fromkeys(("image", "masked", "reconstruction"), shown), "mask": np.zeros((8, 4), bool)}
+    figure = comparison_figures.reconstruction_comparison(dict.fromkeys(methods, arrays), narrow)
+    FigureCanvasAgg(figure).draw()
+    texts = [text for ax in figure.axes for text in (ax.title, ax.yaxis.label) if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) == n + 2 + (n <= 3 and not narrow) * n
+    assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert all(0 <= box.x0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height for box in boxes)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_epochs_are_ticked_at_integers(epochs):
     figure = figures.new_figure(figures.COLUMN, 2)
