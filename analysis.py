@@ -65,13 +65,8 @@ def build_parser():
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "comparison",
-        help="methods side by side",
-        allow_abbrev=False,
-        formatter_class=Defaults,
-    )
-    add = command.add_argument
+    shared = {"allow_abbrev": False, "formatter_class": Defaults}
+    add = commands.add_parser("comparison", help="methods side by side", **shared).add_argument
     add("--output_dir", required=True, metavar="DIR", help="the comparison's folder")
     add(
         "--reference",
@@ -81,13 +76,7 @@ def build_parser():
     )
     add_common(add)
 
-    command = commands.add_parser(
-        "gap",
-        help="accuracy against reconstruction",
-        allow_abbrev=False,
-        formatter_class=Defaults,
-    )
-    add = command.add_argument
+    add = commands.add_parser("gap", help="accuracy against reconstruction", **shared).add_argument
     add("--log_dir", default="outputs/imagenette-mae-reconstruction-gap", metavar="DIR", help="folder of trajectories")
     add("--output_dir", default="outputs/analysis", metavar="DIR", help="where figures and statistics go")
     add("--n_bins", type=int, default=15, metavar="N", help="MSE bins of the gap")

@@ -8,6 +8,7 @@ docs/results/<name>.csv is the comparison_table.csv of the command that stands o
 
 import csv
 import re
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ KIT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(KIT))
 
 from maekit import stats
+from maekit.data.pixels import IMAGENET_STD
 from maekit.runs import measures
 from maekit.settings import methods
 
@@ -26,8 +28,8 @@ PAGES = ("README.md", "docs/results.md")
 class Column:
     """A column of a table: mean ± standard deviation over seeds of `measure`, a column of the CSV file, times `scale`.
 
-    With `against`, a method, or `minus`, another measure of the same runs, it is the difference to that, paired by seed,
-    with its 95 % interval. With `published`, {method: number}, it is these.
+    With `against`, a method, it is the difference to that, paired by seed, with its 95 % interval. With `published`,
+    {method: number}, it is these.
     """
 
     title: str
@@ -35,7 +37,6 @@ class Column:
     decimals: int = 3
     scale: float = 1.0
     against: str = ""
-    minus: str = ""
     published: dict | None = None
 
     def cell(self, runs, method):
@@ -45,20 +46,16 @@ class Column:
         values = self._values(runs, method, self.measure)
         if not values or method == self.against:
             return ""
-        if not self.against and not self.minus:
-            return self._spread(stats.t_interval(list(values.values())), values)
-        other = self._values(runs, self.against or method, self.minus or self.measure)
-        return self._difference(stats.paired(values, other))
+        if not self.against:
+            return self._spread(list(values.values()))
+        return self._difference(stats.paired(values, self._values(runs, self.against, self.measure)))
 
     def _values(self, runs, method, measure):
         return {seed: value * self.scale for seed, value in runs[method].get(measure, {}).items()}
 
-    def _spread(self, known, values):
-        mean = f"{known['mean']:.{self.decimals}f}"
-        if len(values) < 2:
-            return mean
-        deviation = (sum((v - known["mean"]) ** 2 for v in values.values()) / (len(values) - 1)) ** 0.5
-        return f"{mean} ± {deviation:.{self.decimals}f}"
+    def _spread(self, values):
+        mean = f"{statistics.mean(values):.{self.decimals}f}"
+        return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{self.decimals}f}"
 
     def _difference(self, known):
         mean = f"{known['mean']:+.{self.decimals}f}"
@@ -72,7 +69,7 @@ class Column:
 
 VALIDATION = Column("`val_mse`", "val_mse")
 TO_LAYER_NORM = Column("difference to LayerNorm", "val_mse", against="LayerNorm")
-PIXELS = 3 / sum(1 / deviation**2 for deviation in (0.229, 0.224, 0.225))  # of a loss on standardised pixels, in [0, 1]
+PIXELS = 3 / sum(1 / deviation**2 for deviation in IMAGENET_STD)  # of a loss on standardised pixels, in [0, 1]
 ADYT = {"LayerNorm": 0.0435, "DynamicTanh": 0.0606, "AdaptiveDynamicTanh-lambda1.96": 0.0450}  # github.com/alim98/adyt
 QUALITY = (Column("PSNR (dB)", "psnr", 2), Column("SSIM", "ssim"))
 TABLES = {  # columns, and baselines that stand below them

@@ -120,8 +120,11 @@ def sentences(known):
         if reached["n"] and method != reference:
             said.append(on_speed(method, reference, reached))
     for method, seen in known["adaptive"].items():
-        if seen:
-            said += on_lens(method, seen)
+        for text in on_lens(method, seen) if seen else ():
+            repeated = next(
+                (other for other in said if text.startswith(other)), ""
+            )  # where the control is the reference
+            said.append(text.removeprefix(repeated).strip())
     return said
 
 

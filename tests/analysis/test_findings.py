@@ -179,6 +179,15 @@ def test_the_others_are_held_against_the_method_that_is_asked_for():
     assert not any("below LayerNorm" in text or "above LayerNorm" in text for text in said)
 
 
+def test_a_difference_is_said_once_where_the_control_is_the_reference():
+    other = "DynamicTanh-alpha2.0"
+    found = [fabricated("AdaptiveDynamicTanh", s, [0.9, 0.5], layers=SATURATED, adyt_alpha_max=2.0) for s in range(3)]
+    found += [fabricated(other, s, [0.9, 0.75], dyt_alpha_init=2.0) for s in range(3)]
+    said = described(found, other)["sentences"]
+    assert sum(text.count(f"below {other} in validation loss") for text in said) == 1
+    assert any(text.startswith(f"{other} learns its α, which ended at") for text in said)
+
+
 def test_a_reference_that_has_not_finished_is_noted_with_the_way_out():
     found = [fabricated("LayerNorm", 0, [0.9]), fabricated("DynamicTanh", 0, [0.9], status=None)]
     known = described(found, "DynamicTanh")
