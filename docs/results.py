@@ -123,7 +123,8 @@ def page(text):
     """The text of a page with its tables written anew."""
     for name in re.findall(r"^<!-- (.+) -->$", text, flags=re.MULTILINE):
         before, mark, after = text.partition(f"<!-- {name} -->\n\n")
-        text = before + mark + table(name) + re.sub(r"\A(\|.*\n)*", "", after)
+        rest = re.sub(r"\A(\|.*\n)*", "", after).lstrip("\n")
+        text = f"{before}{mark}{table(name)}\n{rest}"  # without the empty line what follows would be a row
     return text
 
 

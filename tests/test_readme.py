@@ -121,6 +121,7 @@ RESULTS = KIT / "docs/results.py"
 def test_tables_of_results_are_those_of_the_runs(tmp_path):
     """After a change of docs/results/: python docs/results.py"""
     run(sys.executable, RESULTS, "--check", check=0)
+    assert not re.search(r"^\|.*\n(?!\||\n)", EVERYTHING, flags=re.MULTILINE)  # no text that would be a table's row
     files = sorted((KIT / "docs/results").iterdir())
     assert files and all(f"<!-- {file.stem} -->" in PAGES["results.md"] for file in files)
     assert not [file for file in files if re.search(r",/|[A-Z]:\\|/(tmp|home|root)/", file.read_text(encoding="utf-8"))]
