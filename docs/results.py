@@ -28,8 +28,8 @@ PAGES = ("README.md", "docs/results.md")
 class Column:
     """A column of a table: mean ± standard deviation over seeds of `measure`, a column of the CSV file, times `scale`.
 
-    With `against`, a method, it is the difference to that, paired by seed, with its 95 % interval. With `published`,
-    {method: number}, it is these.
+    With `against`, a method, it is the difference to that, and with `minus`, another measure, the difference to that of
+    the same method; both paired by seed, with the 95 % interval. With `published`, {method: number}, it is these.
     """
 
     title: str
@@ -37,6 +37,7 @@ class Column:
     decimals: int = 3
     scale: float = 1.0
     against: str = ""
+    minus: str = ""
     published: dict | None = None
 
     def cell(self, runs, method):
@@ -46,9 +47,10 @@ class Column:
         values = self._values(runs, method, self.measure)
         if not values or method == self.against:
             return ""
-        if not self.against:
+        if not self.against and not self.minus:
             return self._spread(list(values.values()))
-        return self._difference(stats.paired(values, self._values(runs, self.against, self.measure)))
+        of = self._values(runs, self.against or method, self.minus or self.measure)
+        return self._difference(stats.paired(values, of))
 
     def _values(self, runs, method, measure):
         return {seed: value * self.scale for seed, value in runs[method].get(measure, {}).items()}
@@ -71,8 +73,17 @@ VALIDATION = Column("`val_mse`", "val_mse")
 TO_LAYER_NORM = Column("difference to LayerNorm", "val_mse", against="LayerNorm")
 PIXELS = 3 / sum(1 / deviation**2 for deviation in IMAGENET_STD)  # of a loss on standardised pixels, in [0, 1]
 ADYT = {"LayerNorm": 0.0435, "DynamicTanh": 0.0606, "AdaptiveDynamicTanh-lambda1.96": 0.0450}  # github.com/alim98/adyt
+KNN, LINEAR = "knn_accuracy", "linprobe_accuracy"
+ACCURACIES = (
+    Column("k-NN (%)", KNN, 1),
+    Column("minus random weights", KNN, 1, minus=f"untrained_{KNN}"),
+    Column("linear probe (%)", LINEAR, 1),
+    Column("minus random weights", LINEAR, 1, minus=f"untrained_{LINEAR}"),
+)
 QUALITY = (Column("PSNR (dB)", "psnr", 2), Column("SSIM", "ssim"))
 TABLES = {  # columns, and baselines that stand below them
+    "cifar10": ((VALIDATION, TO_LAYER_NORM, QUALITY[0]), measures.BASELINES),
+    "cifar10 accuracies": (ACCURACIES, ()),
     "demo": ((Column("training loss", "final_loss"), VALIDATION, TO_LAYER_NORM, *QUALITY), measures.BASELINES),
     "demo in short": ((VALIDATION, TO_LAYER_NORM), ()),
     "fashion_mnist": (
