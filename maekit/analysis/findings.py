@@ -121,9 +121,8 @@ def sentences(known):
             said.append(on_speed(method, reference, reached))
     for method, seen in known["adaptive"].items():
         for text in on_lens(method, seen) if seen else ():
-            repeated = next(
-                (other for other in said if text.startswith(other)), ""
-            )  # where the control is the reference
+            # where the control is the reference, the difference to it has been said
+            repeated = next((other for other in said if text.startswith(other)), "")
             said.append(text.removeprefix(repeated).strip())
     return said
 
