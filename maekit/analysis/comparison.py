@@ -280,7 +280,8 @@ def unequal_settings(found):
     own = {"norm", "seed", *methods.OPTIONS}
     own |= {"init"} if all(map(is_evaluation, found)) else set()
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
-        values = {str(run["config"]["identity"].get(name, identities.BEFORE.get(name))) for run in found}
+        settings = [run["config"]["identity"] for run in found]
+        values = {str(known.get(name, identities.before(name, known))) for known in settings}
         if name not in own and len(values) > 1:
             yield f"The runs differ in {name} ({', '.join(sorted(values))}), so this is not a fair comparison."
 

@@ -50,7 +50,7 @@ def settings(everything, names):
         by_value = {}
         for called, identity in zip(names, theirs):
             if name in identity or name not in OPTIONS:  # else it is nothing to that run
-                by_value.setdefault(_spelled(identity.get(name, identities.BEFORE.get(name))), []).append(called)
+                by_value.setdefault(_spelled(identity.get(name, identities.before(name, identity))), []).append(called)
         if sum(map(len, by_value.values())) == len(names) and len(by_value) == 1:
             common.append({"name": f"--{name}" if name != "data" else name, "lines": list(by_value)})
             continue

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from .. import distributed
+from ..settings.probes import CLS, accuracy_of
 from .linear import NORM_MOMENTUM, encoder_width, lars, probe_layers
 from .probe import Probe
+from .readouts import read
 
 # Of a layer-wise rate: a step moves the weight by lr / 1000 of its norm. On the demo at alpha 0, 1 reaches 51 % and 10 reaches 71 %.
 PROBE_LR = 10.0
@@ -62,21 +64,24 @@ class OnlineProbe:
 
 
 class FrozenProbes(Probe):
-    """The online probe of a run's encoder and, as its baseline, one on the same encoder as it was before training.
+    """For each read-out the online probe of a run's encoder and, as its baseline, one on the same encoder as it was before
+    training.
 
-    Both see the same images, crops and masks at every step. `observe` each forward pass of the training, `step` with
+    All see the same images, crops and masks at every step. `observe` each forward pass of the training, `step` with
     each optimizer step, so that gradient accumulation equals a larger batch. `untrained` is the encoder, frozen.
     """
 
     @classmethod
     def of(cls, task):
-        return cls(task.mae, task.classes, task.run.seed)
+        return cls(task.mae, task.classes, task.run.seed, task.run.probes.readouts)
 
-    def __init__(self, mae, classes, seed):
+    def __init__(self, mae, classes, seed, readouts=(CLS,)):
+        self.accuracies = [accuracy_of("frozen", readout) for readout in readouts]
         self.untrained = copy.deepcopy(mae).requires_grad_(False).eval()
         self.probes = {
             name: OnlineProbe(encoder_width(mae), classes, mae.cls_token.device, seed)
-            for name in ("frozen_accuracy", "untrained_frozen_accuracy")
+            for accuracy in self.accuracies
+            for name in (accuracy.column, accuracy.untrained)
         }
         self.networks = (self.untrained,)
         self.observed = defaultdict(list)
@@ -84,8 +89,12 @@ class FrozenProbes(Probe):
     @torch.no_grad()
     def features(self, out, images, mask_ratio, noise):
         """Features by the name of the accuracy."""
-        untrained = self.untrained.forward_encoder(images, mask_ratio, noise)[0][:, 0]
-        return {"frozen_accuracy": out.cls_token.detach(), "untrained_frozen_accuracy": untrained}
+        untrained = self.untrained.forward_encoder(images, mask_ratio, noise)[0]
+        found = {}
+        for accuracy in self.accuracies:
+            found[accuracy.column] = read(out.tokens, accuracy.readout)
+            found[accuracy.untrained] = read(untrained, accuracy.readout)
+        return found
 
     def observe(self, features, labels):
         """Keep the features of a forward pass, of all processes, for the next step."""
@@ -96,7 +105,7 @@ class FrozenProbes(Probe):
         self.observed["labels"].append(distributed.gather(labels))
 
     def step(self, progress):
-        """Train both probes on what was observed since the last step; progress of the run is 0 to 1."""
+        """Train all probes on what was observed since the last step; progress of the run is 0 to 1."""
         seen = {name: torch.cat(parts) for name, parts in self.observed.items()}
         for name, probe in self.probes.items():
             probe.step(seen[name], seen["labels"], progress)
@@ -110,6 +119,6 @@ class FrozenProbes(Probe):
         return {name: probe.state_dict() for name, probe in self.probes.items()}
 
     def load_state_dict(self, state, same_seed=True):
-        for name in state:
+        for name in (name for name in state if name in self.probes):  # one of a read-out that only we have starts here
             if same_seed or not name.startswith("untrained"):
                 self.probes[name].load_state_dict(state[name])

@@ -1,4 +1,4 @@
-"""The joint probe: a classifier on the CLS token that is trained together with the autoencoder."""
+"""The joint probe: a classifier on the encoder that is trained together with the autoencoder."""
 
 from typing import NamedTuple
 
@@ -6,31 +6,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..settings.probes import CLS, accuracy_of
 from .linear import encoder_width, linear
 from .probe import Probe
+from .readouts import read
 
 
 class JointOutput(NamedTuple):
-    """Losses are scalars; classification and logits (N, classes) are None where there is no classifier."""
+    """Losses are scalars; classification and logits (N, classes) are None where there is no classifier. tokens: those of the
+    masked encoding, (N, 1 + kept, D), the CLS token first, without a gradient."""
 
     loss: Tensor
     reconstruction: Tensor
     classification: Tensor | None
-    cls_token: Tensor
+    tokens: Tensor
     logits: Tensor | None
 
 
 class JointMAE(nn.Module):
-    """A masked autoencoder with a linear classifier on the CLS token of its masked encoding, trained together.
+    """A masked autoencoder with a linear classifier on a read-out of its masked encoding, trained together.
 
     loss = reconstruction + alpha x cross entropy: SupMAE (arXiv 2205.14540) with an alpha of any sign. At alpha 0 the
     classifier is not trained and the loss is the reconstruction itself, to the last bit. classes None: no classifier.
     The classifier's initial weights are drawn from `seed` alone.
     """
 
-    def __init__(self, mae, alpha=0.0, classes=None, seed=0):
+    def __init__(self, mae, alpha=0.0, classes=None, seed=0, readout=CLS):
         super().__init__()
-        self.mae, self.alpha = mae, alpha
+        self.mae, self.alpha, self.readout = mae, alpha, readout
         self.head = None
         if classes is not None:
             self.head = linear(encoder_width(mae), classes, seed)
@@ -45,13 +48,13 @@ class JointMAE(nn.Module):
         latent, mask, ids_restore = self.mae.forward_encoder(images, mask_ratio, noise)
         pred = self.mae.forward_decoder(latent, ids_restore)
         reconstruction = self.mae.forward_loss(images, pred, mask)
-        cls_token = latent[:, 0]
+        tokens = latent.detach()
         if self.head is None:
-            return JointOutput(reconstruction, reconstruction, None, cls_token, None)
-        logits = self.head(cls_token if self.alpha else cls_token.detach())
+            return JointOutput(reconstruction, reconstruction, None, tokens, None)
+        logits = self.head(read(latent if self.alpha else tokens, self.readout))
         classification = F.cross_entropy(logits.float(), labels)
         loss = reconstruction + self.alpha * classification if self.alpha else reconstruction
-        return JointOutput(loss, reconstruction, classification, cls_token, logits)
+        return JointOutput(loss, reconstruction, classification, tokens, logits)
 
 
 class JointProbe(Probe):
@@ -59,13 +62,13 @@ class JointProbe(Probe):
 
     @classmethod
     def of(cls, task):
-        return cls(task.model.head)
+        return cls(task.model.head, task.model.readout)
 
-    def __init__(self, head):
-        self.head = head
+    def __init__(self, head, readout=CLS):
+        self.head, self.column = head, accuracy_of("joint", readout).column
 
     def predict(self, out, features):
-        return {"accuracy": out.logits.argmax(dim=1)}
+        return {self.column: out.logits.argmax(dim=1)}
 
     def state_dict(self):
         return self.head.state_dict()

@@ -5,8 +5,10 @@ import torch.nn.functional as F
 
 from .. import distributed
 from ..model import compiling
+from ..settings.probes import CLS, accuracy_of
 from .accuracy import percent
 from .probe import Probe
+from .readouts import read
 
 KNN_NEIGHBOURS = 20
 KNN_TEMPERATURE = 0.07
@@ -27,33 +29,39 @@ class NearestNeighbours(Probe):
         every = self.task.run.probes.eval_every
         if epoch + 1 != self.task.epochs and (epoch + 1) % every:
             return {}
-        return {"knn_accuracy": self.accuracy(self.task.mae)}
+        return {a.column: found for a, found in self.accuracies(self.task.mae)}
 
     def baseline(self):
-        return {"untrained_knn_accuracy": self.accuracy(self.task.build().to(self.task.device.torch))}
+        return {a.untrained: found for a, found in self.accuracies(self.task.build().to(self.task.device.torch))}
 
-    def accuracy(self, mae):
-        """Percent of the validation images that k-NN gets right with the features of an autoencoder."""
+    def accuracies(self, mae):
+        """(Accuracy, percent of the validation images that k-NN gets right with an autoencoder's features) by each read-out."""
         task = self.task
         if self.known is None:
             self.known = task.loaders.whole()
         with compiling.eagerly(task.compiled):
-            return knn_accuracy(mae, self.known, task.loaders.validation, task.classes, task.device, task.pixels)
+            data = self.known, task.loaders.validation, task.classes, task.device, task.pixels
+            found = knn_accuracies(mae, *data, task.run.probes.readouts)
+        return [(accuracy_of("knn", readout), percent) for readout, percent in found.items()]
 
 
 @torch.inference_mode()
-def knn_accuracy(mae, known, asked, classes, device, pixels):
-    """Percent of the images of `asked` whose class k-NN finds among those of `known`, both iterables of batches.
+def knn_accuracies(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
+    """{read-out: percent of the images of `asked` whose class k-NN finds among those of `known`}, both iterables of batches.
 
-    Features are of unmasked images. See knn_predict.
+    Features are of unmasked images, all read-outs of one forward pass. See knn_predict.
     """
     mae.eval()
-    features, labels = cls_features(mae, known, device, pixels)
-    features, labels = (distributed.gather_interleaved(t, len(known.dataset)) for t in (features, labels))
-    queries, truth = cls_features(mae, asked, device, pixels)
-    rows = max(1, 2**26 // len(features))  # similarities at a time, so that memory stays bounded
-    predicted = torch.cat([knn_predict(features, labels, part, classes) for part in queries.split(rows)])
-    return percent(predicted == truth)
+    features, labels = features_of(mae, known, device, pixels, readouts)
+    labels = distributed.gather_interleaved(labels, len(known.dataset))
+    queries, truth = features_of(mae, asked, device, pixels, readouts)
+    found = {}
+    for readout in readouts:
+        whole = distributed.gather_interleaved(features.pop(readout), len(known.dataset))
+        rows = max(1, 2**26 // len(whole))  # similarities at a time, so that memory stays bounded
+        predicted = [knn_predict(whole, labels, part, classes) for part in queries[readout].split(rows)]
+        found[readout] = percent(torch.cat(predicted) == truth)
+    return found
 
 
 def knn_predict(features, labels, queries, classes, k=KNN_NEIGHBOURS, temperature=KNN_TEMPERATURE):
@@ -70,12 +78,13 @@ def knn_predict(features, labels, queries, classes, k=KNN_NEIGHBOURS, temperatur
 
 
 @torch.inference_mode()
-def cls_features(mae, batches, device, pixels):
-    """CLS tokens of unmasked images, float32 (N, D), and labels (N,), on the device."""
-    features, labels = [], []
+def features_of(mae, batches, device, pixels, readouts=(CLS,)):
+    """{read-out: features of unmasked images, float32 (N, D)}, and labels (N,), on the device."""
+    features, labels = {readout: [] for readout in readouts}, []
     for batch in batches:
         with device.autocast():
             latent, _, _ = mae.forward_encoder(pixels.normalize(batch["images"]), 0.0, batch["noise"].to(device.torch))
-        features.append(latent[:, 0].float())
+        for readout, parts in features.items():
+            parts.append(read(latent, readout).float())
         labels.append(batch["labels"].to(device.torch))
-    return torch.cat(features), torch.cat(labels)
+    return {readout: torch.cat(parts) for readout, parts in features.items()}, torch.cat(labels)

@@ -8,7 +8,7 @@ value under its column with an epoch's other values; Record.add refuses a column
 from enum import Enum, Flag, auto
 from typing import NamedTuple
 
-from ..settings.probes import PROBES
+from ..settings import probes
 from ..settings.tasks import EVALUATIONS, FINETUNE, KNN, LINPROBE
 
 
@@ -66,8 +66,8 @@ LENGTH, LOSS, QUALITY, ACCURACY, COST, NORM = Kind
 
 # Accuracies while an encoder is pre-trained, and what each is to be compared with: the encoder of the same seed before
 # any training.
-ACCURACIES = {name: probe.column for name, probe in PROBES.items()}
-UNTRAINED = {probe.column: probe.baseline for probe in PROBES.values() if probe.baseline}
+ACCURACIES = {name: accuracy.column for name, accuracy in probes.ACCURACIES.items()}
+UNTRAINED = {accuracy.column: accuracy.untrained for accuracy in probes.ACCURACIES.values()}
 
 # Top-1 accuracies of evaluations: of a pre-trained encoder, and of the same network with random weights.
 EVALUATION_LABELS = {FINETUNE: "fine-tuning", LINPROBE: "linear probing", KNN: "k-NN"}
@@ -77,10 +77,10 @@ EVALUATION_ACCURACIES = tuple(f"{of}{task}_accuracy" for task in EVALUATIONS for
 def _accuracies():
     """Rows of the probes' accuracies, the untrained encoder's, and the evaluations'. k-NN is a probe and a task."""
     watched = PRETRAINING | POINT | LAST | TABLE | PRINTED
-    labels = {probe.column: probe.label for probe in PROBES.values()}
+    labels = {a.column: a.label for a in probes.ACCURACIES.values()}
     rows = [
-        Measure(probe.column, probe.label, "%", "higher", ACCURACY, watched | COMPARED, name)
-        for name, probe in PROBES.items()
+        Measure(a.column, a.label, "%", "higher", ACCURACY, watched | COMPARED, name.replace("_", " "))
+        for name, a in probes.ACCURACIES.items()
     ]
     for column, untrained in UNTRAINED.items():
         label = labels.get(untrained.removeprefix("untrained_"), labels[column])

@@ -3,39 +3,15 @@
 Parser, defaults, checks, a run's identity, docs/flags.md and what the drivers pass on to evaluations come from it.
 """
 
-from dataclasses import dataclass, field
-
 from . import legal
 from .architectures import DECODER_NAME, ENCODER_NAME, MODELS
+from .flag import Flag
 from .methods import NORMS, OPTIONS
-from .probes import PROBES
+from .probes import CLS, MEAN, PROBES, READOUTS
 from .tasks import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
 
 UNTRAINED = "untrained"  # --init: random weights
 TRAININGS = tuple(task for task in TASKS if task != KNN)
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A flag of train.py.
-
-    default: None where it is worked out, see resolution.resolve; demo: what --demo changes it to, None for the same; tasks,
-    demo_tasks: likewise of some evaluations. legal: function of a value that says what is wrong with it, None if nothing is.
-    decides: the tasks whose numbers it decides, so that another value is another run. shared: whether the comparison's
-    drivers pass it on to the evaluations of its encoders.
-    """
-
-    name: str
-    kind: type
-    default: object
-    help: str
-    metavar: str = "X"
-    demo: object = None
-    tasks: dict = field(default_factory=dict)
-    demo_tasks: dict = field(default_factory=dict)
-    legal: object = None
-    decides: tuple = ()
-    shared: bool = False
 
 
 GROUPS = {
@@ -198,6 +174,25 @@ GROUPS = {
             "none",
             f'accuracies to score: all, none, or some of "{" ".join(PROBES)}"',
             metavar="NAMES",
+            decides=(PRETRAIN,),
+        ),
+        Flag(
+            "readout",
+            str,
+            f"{CLS} {MEAN}",
+            f'what of the encoder the frozen probe and k-NN read, some of "{" ".join(READOUTS)}": its CLS token, the mean of its '
+            "patch tokens; of an evaluation one of them",
+            metavar="NAMES",
+            tasks={FINETUNE: MEAN, LINPROBE: CLS, KNN: CLS},
+            decides=TASKS,
+        ),
+        Flag(
+            "joint_readout",
+            str,
+            CLS,
+            "what the joint classifier reads",
+            metavar="NAME",
+            legal=legal.one_of(*READOUTS),
             decides=(PRETRAIN,),
         ),
         Flag(

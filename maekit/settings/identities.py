@@ -1,11 +1,20 @@
 """What decides the numbers of a run, flat and by the names of the flags: whether two runs are the same one. No torch."""
 
 from ..errors import InputError
-from .flags import DEFAULTS
+from .flags import DEFAULTS, FLAGS
+from .probes import CLS
+from .tasks import PRETRAIN
 
 # what settings were before there was a flag for them
 SINCE = {"crop": "resized", "pos_embed": "sincos"}  # of those that an evaluation takes over from the run it evaluates
 BEFORE = {**DEFAULTS, "processes": 1, "pixels": "whole", **SINCE}
+
+
+def before(name, identity, unknown=None):
+    """What a setting was in a run of this identity, which does not have it; `unknown` if nobody can say."""
+    if name == "readout":
+        return FLAGS[name].tasks.get(identity.get("task", PRETRAIN), CLS)
+    return BEFORE.get(name, unknown)
 
 
 def difference(stored, identity):
@@ -14,7 +23,7 @@ def difference(stored, identity):
     A setting that the stored run did not know yet had its default then.
     """
     for name, value in identity.items():
-        theirs = stored.get(name, BEFORE.get(name, value))
+        theirs = stored[name] if name in stored else before(name, stored, value)
         if theirs != value:
             return name, theirs, value
     return None

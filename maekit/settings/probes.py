@@ -1,18 +1,34 @@
-"""The table of probes: what can watch a pre-training, and the column that its accuracy is in. No torch."""
+"""The tables of probes and of read-outs: what can watch a pre-training, what it reads, and the columns its accuracies are in.
+No torch."""
 
 from dataclasses import dataclass
 
 from ..errors import InputError
 
+CLS, MEAN = "cls", "mean"
+READOUTS = {CLS: "CLS", MEAN: "mean of patches"}  # what is read of an encoder's tokens, and how figures say it
+
 
 @dataclass(frozen=True)
 class Probe:
-    """home: module and class, see maekit.probes.probe.open_probes. column: of its accuracy in percent; baseline: of the accuracy of
-    the encoder of the same seed before any training. label: on axes and in tables."""
+    """home: module and class, see maekit.probes.probe.open_probes. column: of its accuracy in percent by the CLS token; untrained:
+    of the accuracy of the encoder of the same seed before any training. label: on axes and in tables."""
 
     home: str
     column: str
-    baseline: str
+    untrained: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a probe says by one read-out. name: frozen, frozen_mean, as analysis.py and the names of figures have it."""
+
+    name: str
+    probe: str
+    readout: str
+    column: str
+    untrained: str
     label: str
 
 
@@ -25,6 +41,23 @@ PROBES = {
 }
 
 
+def _accuracy(name, readout):
+    probe = PROBES[name]
+    if readout == CLS:
+        return Accuracy(name, name, readout, probe.column, probe.untrained, probe.label)
+    untrained = probe.untrained.replace("_accuracy", f"_{readout}_accuracy")
+    column = f"{name}_{readout}_accuracy"
+    return Accuracy(f"{name}_{readout}", name, readout, column, untrained, f"{probe.label}, {READOUTS[readout]}")
+
+
+ACCURACIES = {a.name: a for readout in READOUTS for name in PROBES for a in [_accuracy(name, readout)]}
+
+
+def accuracy_of(probe, readout):
+    """The Accuracy of a probe by a read-out."""
+    return next(a for a in ACCURACIES.values() if (a.probe, a.readout) == (probe, readout))
+
+
 def probe_names(text, alpha):
     """Those of PROBES that "all", "none" or a list name; joint is always one where alpha is not 0. Raises InputError."""
     typed = {"all": list(PROBES), "none": []}.get(text, text.replace(",", " ").split())
@@ -34,3 +67,14 @@ def probe_names(text, alpha):
     if not typed and text != "none":
         raise InputError(f"--probes: is empty. Use all, none, or some of {', '.join(PROBES)}.")
     return tuple(name for name in PROBES if name in typed or (name == "joint" and alpha))
+
+
+def readout_names(text, known=tuple(READOUTS)):
+    """Those of `known` that a list names, in their order. Raises InputError."""
+    typed = text.replace(",", " ").split()
+    for name in typed:
+        if name not in known:
+            raise InputError(f"--readout {text}: {name} is unknown. Choose from {', '.join(known)}.")
+    if not typed:
+        raise InputError(f"--readout: is empty. Choose from {', '.join(known)}.")
+    return tuple(name for name in known if name in typed)

@@ -9,7 +9,7 @@ from . import recipes, start
 from .architectures import architecture, visible_patches
 from .flags import FLAGS
 from .methods import OPTIONS, norm_name, options_of
-from .probes import probe_names
+from .probes import probe_names, readout_names
 from .tasks import FINETUNE, LINPROBE, PRETRAIN
 from .typed import (
     DataSettings,
@@ -69,7 +69,7 @@ def resolve(typed):
             v["weight_decay"],
             distributed.size(),
         ),
-        probes=ProbeSettings(v["alpha"], probe_names(v["probes"], v["alpha"]), v["eval_every"]),
+        probes=_probes(v),
         saving=SavingSettings(v["checkpoint_every"], v["checkpoint_minutes"]),
         seed=v["seed"],
         precision=v["precision"],
@@ -84,6 +84,11 @@ def resolve(typed):
         overwrite=v["overwrite"],
         dry_run=v["dry_run"],
     )
+
+
+def _probes(v):
+    names, readouts = probe_names(v["probes"], v["alpha"]), readout_names(v["readout"])
+    return ProbeSettings(v["alpha"], names, v["eval_every"], readouts, v["joint_readout"])
 
 
 def _crop(v):

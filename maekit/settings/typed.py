@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from .architectures import architecture
 from .flags import FLAGS
 from .methods import options_of
+from .probes import CLS
+from .tasks import PRETRAIN
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,14 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """Weight of the classification loss, which of PROBES are scored, and how often k-NN is, in epochs."""
+    """Weight of the classification loss, which of PROBES are scored, how often k-NN is, in epochs, and what is read: by the frozen
+    probe, k-NN and evaluations, and by the joint classifier, names of READOUTS."""
 
     alpha: float
     names: tuple
     eval_every: int
+    readouts: tuple = (CLS,)
+    joint_readout: str = CLS
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,10 @@ class Settings:
         values |= {"task": self.task, "norm": self.norm.name, "model": self.model.name, "seed": self.seed}
         values |= {option.flag: self.norm.options[option.argument] for option in options_of(self.norm.name)}
         values["probes"] = " ".join(self.probes.names) or "none"
-        if "knn" not in self.probes.names:
-            del values["eval_every"]
+        values["readout"] = " ".join(self.probes.readouts)
+        names = self.probes.names
+        nothing = {"eval_every": "knn" in names, "joint_readout": "joint" in names}
+        nothing["readout"] = self.task != PRETRAIN or "knn" in names or "frozen" in names
+        values = {name: value for name, value in values.items() if nothing.get(name, True)}
         values["resume"] = None if self.resume in ("auto", "never") else self.resume
         return values if self.precision == "auto" else {**values, "precision": self.precision}

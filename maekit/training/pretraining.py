@@ -33,7 +33,7 @@ class Pretraining(Task):
         self.batches = self.loaders.training()
         self.network = self.mae = build().to(self.device.torch)
         joint = self.classes if "joint" in run.probes.names else None
-        self.model = JointMAE(self.mae, run.probes.alpha, joint, run.seed)
+        self.model = JointMAE(self.mae, run.probes.alpha, joint, run.seed, run.probes.joint_readout)
         self.probes = open_probes(run.probes.names, self)
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
             checkpoint.load_weights(run.init, checkpoint.read(run.init), self.mae, run.norm.name)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,16 +139,20 @@ def test_its_first_weights_come_from_the_seed_alone_as_well():
 
 def test_its_baseline_is_the_encoder_as_it_was_and_stays(mae, batch):
     images, noise, _ = batch
-    frozen = FrozenProbes(mae, CLASSES, 0)
+    frozen = FrozenProbes(mae, CLASSES, 0, ("cls", "mean"))
     with torch.no_grad():
-        at_first = mae.forward_encoder(images, 0.75, noise)[0][:, 0]
+        at_first = mae.forward_encoder(images, 0.75, noise)[0]
         for parameter in mae.parameters():
             parameter += 0.01
-    cls_token = mae.forward_encoder(images, 0.75, noise)[0][:, 0]
-    features = frozen.features(SimpleNamespace(cls_token=cls_token), images, 0.75, noise)
-    assert torch.equal(features["frozen_accuracy"], cls_token)
-    assert torch.equal(features["untrained_frozen_accuracy"], at_first) and not torch.allclose(at_first, cls_token)
-    assert cls_token.requires_grad and not any(values.requires_grad for values in features.values())
+    out = JointMAE(mae)(images, 0.75, noise)
+    now = mae.forward_encoder(images, 0.75, noise)[0].detach()
+    features = frozen.features(out, images, 0.75, noise)
+    for of, tokens in (("", now), ("untrained_", at_first)):
+        assert torch.equal(features[f"{of}frozen_accuracy"], tokens[:, 0])
+        assert torch.allclose(
+            features[f"{of}frozen_mean_accuracy"], tokens[:, 1:].sum(1) / (tokens.shape[1] - 1), atol=1e-6
+        )
+    assert not torch.allclose(at_first, now) and not any(values.requires_grad for values in features.values())
 
 
 @pytest.mark.slow

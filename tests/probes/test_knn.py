@@ -48,22 +48,22 @@ def test_similarities_at_a_time_are_bounded_however_many_images_are_known(known,
 
     def features(*_):
         n = next(asked)
-        return torch.zeros(1, 1).expand(n, 1), torch.zeros(1, dtype=torch.int64).expand(n)
+        return {"mean": torch.zeros(1, 1).expand(n, 1)}, torch.zeros(1, dtype=torch.int64).expand(n)
 
     def predict(features, labels, queries, classes):
         sizes.append(len(queries))
         return torch.zeros(len(queries), dtype=torch.int64)
 
-    monkeypatch.setattr(knn, "cls_features", features)
+    monkeypatch.setattr(knn, "features_of", features)
     monkeypatch.setattr(knn, "knn_predict", predict)
     images = SimpleNamespace(dataset=range(known))
-    assert knn.knn_accuracy(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS) == 100
+    assert knn.knn_accuracies(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS, ("mean",)) == {"mean": 100}
     assert sum(sizes) == 50 and (max(sizes) * known <= 2**26 or max(sizes) == 1)
 
 
-def test_its_features_are_cls_tokens_of_whole_images(mae, source):
+def test_its_features_are_read_from_the_tokens_of_whole_images(mae, source):
     images = source.val.subset(np.arange(0, 200, 20))
-    features, labels = knn.cls_features(mae, val_batches(images, 4), CPU, PIXELS)
+    features, labels = knn.features_of(mae, val_batches(images, 4), CPU, PIXELS, ("cls", "mean"))
     dataset = val_batches(images).dataset
     for i in range(len(images)):
         image = PIXELS.normalize(dataset[i]["images"][None])
@@ -72,11 +72,14 @@ def test_its_features_are_cls_tokens_of_whole_images(mae, source):
             x = torch.cat((mae.cls_token + mae.pos_embed[:, :1], x), dim=1)
             for block in mae.blocks:
                 x = block(x)
-        assert torch.allclose(features[i], mae.norm(x)[0, 0], atol=1e-4)
+        tokens = mae.norm(x)[0]
+        assert torch.allclose(features["cls"][i], tokens[0], atol=1e-4)
+        assert torch.allclose(features["mean"][i], tokens[1:].sum(0) / (len(tokens) - 1), atol=1e-4)
         assert labels[i] == source.val.labels[20 * i]
 
 
 def test_a_validation_image_that_is_also_a_training_image_is_found(mae, source):
     """Known neighbours: queries are the training images themselves, and k-NN must know most of them again."""
     known = val_batches(source.train)
-    assert knn.knn_accuracy(mae, known, known, CLASSES, CPU, PIXELS) > 60
+    found = knn.knn_accuracies(mae, known, known, CLASSES, CPU, PIXELS, ("cls", "mean"))
+    assert list(found) == ["cls", "mean"] and min(found.values()) > 60

@@ -123,6 +123,8 @@ ANOTHER = {  # flag: a value that makes another run of a pre-training, and what 
     "seed": (1, []),
     "precision": ("float32", []),
     "resume": ("weights.pth", []),
+    "readout": ("mean", ["--probes", "knn"]),
+    "joint_readout": ("mean", ["--probes", "joint"]),
 }
 NOT_ITS_OWN = {  # flag: a value that leaves the identity as it is
     # what they stand for is found out, and made part of it, when the run starts
