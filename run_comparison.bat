@@ -22,7 +22,8 @@ rem   --seeds "0 1 ..."    one run per method and seed (default: 0)
 rem   --output_dir DIR     results; runs are in DIR\<method>\seed<k> (default: output_comparison; demo: output_demo)
 rem   --checkpoint_dir DIR checkpoints, in DIR\<method>\seed<k> (default: the run's folder)
 rem   --eval "A B ..."     then evaluate every encoder, and beside it the same network with random weights: finetune,
-rem                        linprobe, knn; results are in DIR\<method>\seed<k>\<task> and ...\untrained_<task>
+rem                        linprobe, knn, or by another read-out finetune_cls, linprobe_mean, linprobe_attentive, knn_mean;
+rem                        results are in DIR\<method>\seed<k>\<A> and ...\untrained_<A>
 rem   --finetune_flags "..." --linprobe_flags "..."
 rem                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 rem                        others they get --overwrite and those on data, model, norm and device

@@ -22,7 +22,8 @@
 #   --output_dir DIR     results; runs are in DIR/<method>/seed<k> (default: ./output_comparison; demo: ./output_demo)
 #   --checkpoint_dir DIR checkpoints, in DIR/<method>/seed<k> (default: the run's folder)
 #   --eval "A B ..."     then evaluate every encoder, and beside it the same network with random weights: finetune,
-#                        linprobe, knn; results are in DIR/<method>/seed<k>/<task> and .../untrained_<task>
+#                        linprobe, knn, or by another read-out finetune_cls, linprobe_mean, linprobe_attentive, knn_mean;
+#                        results are in DIR/<method>/seed<k>/<A> and .../untrained_<A>
 #   --finetune_flags "..." --linprobe_flags "..."
 #                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 #                        others they get --overwrite and those on data, model, norm and device
@@ -128,11 +129,17 @@ print_evaluations() {
 
 print_evaluation() {
     # shellcheck disable=SC2046 # a list of words
-    (set -f && print_run "$1" --task "$task" "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
+    (set -f && print_run "$1" $(task_of "$task") "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
+}
+
+# knn_mean is k-NN with the read-out mean, knn with the task's own
+task_of() {
+    printf '%s\n' --task "${1%%_*}"
+    case $1 in *_*) printf '%s\n' --readout "${1#*_}" ;; esac
 }
 
 flags_of() {
-    case $1 in
+    case ${1%%_*} in
     finetune) printf '%s\n' "$finetune_flags" ;;
     linprobe) printf '%s\n' "$linprobe_flags" ;;
     esac
@@ -168,7 +175,7 @@ fi
 "$PYTHON" "$KIT/train.py" --dry_run ${train_flags[@]+"${train_flags[@]}"}
 for task in $evals; do
     # shellcheck disable=SC2046 # a list of words
-    (set -f && exec "$PYTHON" "$KIT/train.py" --dry_run --task "$task" --init untrained \
+    (set -f && exec "$PYTHON" "$KIT/train.py" --dry_run $(task_of "$task") --init untrained \
         ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
 done
 

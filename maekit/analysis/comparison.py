@@ -11,7 +11,7 @@ from ..runs.reading import evaluation_column, is_evaluation, load_runs
 from ..runs.record import summarize_log
 from ..runs.status import FINISHED
 from ..settings import identities, methods
-from ..settings.tasks import EVALUATIONS
+from ..settings.probes import EVALUATIONS
 from . import findings
 
 MEASURES = measures.columns(measures.TABLE)
@@ -134,9 +134,10 @@ def _seed(run):
 
 def notices_on(found, evaluations, table):
     """Sentences on runs that are no fair comparison or have not ended."""
-    tasks = {run["config"]["identity"]["task"] for run in evaluations}
-    same_task = [[run for run in evaluations if run["config"]["identity"]["task"] == task] for task in sorted(tasks)]
-    yield from (notice for group in (found, *same_task) for notice in unequal_settings(group))
+    same = {}
+    for run in evaluations:
+        same.setdefault(evaluation_column(run).removeprefix("untrained_"), []).append(run)
+    yield from (notice for group in (found, *same.values()) for notice in unequal_settings(group))
     yield from unended(table)
     yield from unended(tabulate(evaluations))
     together = max((run["config"].get("runs_at_a_time", 1) for run in found), default=1)

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from ..runs.measures import BASELINES, EVALUATION_LABELS, MEASURES
 from ..runs.status import DIVERGED, FINISHED
 from ..settings.methods import in_order
-from ..settings.tasks import EVALUATIONS
+from ..settings.probes import EVALUATIONS
 from .figures import (
     COLUMN,
     GREY,

@@ -18,8 +18,8 @@ from maekit.errors import InputError
 from maekit.machine import available_cores
 from maekit.settings import methods, recipes
 from maekit.settings.flags import FLAGS
+from maekit.settings.probes import EVALUATIONS
 from maekit.settings.spelling import spell
-from maekit.settings.tasks import EVALUATIONS
 
 
 def main(argv):

@@ -22,6 +22,7 @@ from maekit.errors import InputError
 from maekit.runs.grid import for_shell, write_grid
 from maekit.settings import methods, recipes
 from maekit.settings.flags import FLAGS
+from maekit.settings.probes import EVALUATIONS
 
 SCRIPT = "run_comparison.bat"
 DEFAULTS = {
@@ -116,10 +117,12 @@ class Comparison:
                         made.append(self._run(method, seed, f"/{part}", self.task_flags(task, init)))
         return made
 
-    def task_flags(self, task, init):
-        """The flags of an evaluation, but for those of its run."""
+    def task_flags(self, name, init):
+        """The flags of an evaluation, but for those of its run. name: one of EVALUATIONS."""
+        task, readout = EVALUATIONS[name]
+        read = [] if name == task else ["--readout", readout]
         own = self.typed.get(f"--{task}_flags", "").split()
-        return ["--task", task, "--init", init, *self.shared, *own]
+        return ["--task", task, *read, "--init", init, *self.shared, *own]
 
     def _run(self, method, seed, part, flags):
         norm, *own = methods.flags_of(method)[1:]

@@ -39,18 +39,40 @@ def probe_layers(width, classes, seed):
     return nn.Sequential(GlobalBatchNorm1d(width), linear(width, classes, seed))
 
 
-def lars(layer, *, lr, weight_decay=0.0, bias_scale=1.0):
-    """LARS (arXiv 1708.03888) for a linear layer: its bias has neither decay nor trust ratio; as upstream's util/lars.py
-    at no weight decay, which is its recipe's.
+def lars(module, *, lr, weight_decay=0.0, bias_scale=1.0):
+    """LARS (arXiv 1708.03888) for a linear layer, or a module of some: biases have neither decay nor trust ratio; as
+    upstream's util/lars.py at no weight decay, which is its recipe's.
 
-    bias_scale: the bias's rate over lr. Each group's lr_scale is for a schedule to multiply its rate by.
+    bias_scale: the biases' rate over lr. Each group's lr_scale is for a schedule to multiply its rate by.
     """
+    weights = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+    biases = [parameter for parameter in module.parameters() if parameter.ndim < 2]
     # timm's Lars leaves the trust ratio out where there is no weight decay, unless told otherwise
     groups = [
-        {"params": [layer.weight], "always_adapt": True, "weight_decay": weight_decay, "lr_scale": 1.0},
-        {"params": [layer.bias], "weight_decay": 0.0, "lr_scale": bias_scale},
+        {"params": weights, "always_adapt": True, "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_scale": bias_scale},
     ]
     return Lars(groups, lr=lr, momentum=PROBE_MOMENTUM)
+
+
+class AttentionPool(nn.Module):
+    """One learned query that attends over an encoder's patch tokens: (N, 1 + L, D), the CLS token first -> (N, D).
+
+    The attentive probe of arXiv 2202.03026 (CAE) without its later layers, so that what follows is linear. Its initial
+    weights are drawn from `seed` alone.
+    """
+
+    def __init__(self, width, heads, seed):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.query = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, tokens):
+        patches = tokens[:, 1:]
+        query = self.query.expand(len(patches), -1, -1)
+        return self.attention(query, patches, patches, need_weights=False)[0][:, 0]
 
 
 def encoder_width(mae):

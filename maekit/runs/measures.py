@@ -9,7 +9,8 @@ from enum import Enum, Flag, auto
 from typing import NamedTuple
 
 from ..settings import probes
-from ..settings.tasks import EVALUATIONS, FINETUNE, KNN, LINPROBE
+from ..settings.probes import EVALUATIONS
+from ..settings.tasks import FINETUNE, KNN, LINPROBE
 
 
 class Place(Flag):
@@ -70,8 +71,12 @@ ACCURACIES = {name: accuracy.column for name, accuracy in probes.ACCURACIES.item
 UNTRAINED = {accuracy.column: accuracy.untrained for accuracy in probes.ACCURACIES.values()}
 
 # Top-1 accuracies of evaluations: of a pre-trained encoder, and of the same network with random weights.
-EVALUATION_LABELS = {FINETUNE: "fine-tuning", LINPROBE: "linear probing", KNN: "k-NN"}
-EVALUATION_ACCURACIES = tuple(f"{of}{task}_accuracy" for task in EVALUATIONS for of in ("", "untrained_"))
+_TASKS = {FINETUNE: "fine-tuning", LINPROBE: "linear probing", KNN: "k-NN"}
+EVALUATION_LABELS = {
+    name: _TASKS[task] if name == task else f"{_TASKS[task]}, {probes.LABELS[readout]}"
+    for name, (task, readout) in EVALUATIONS.items()
+}
+EVALUATION_ACCURACIES = tuple(f"{of}{name}_accuracy" for name in EVALUATIONS for of in ("", "untrained_"))
 
 
 def _accuracies():
@@ -85,10 +90,9 @@ def _accuracies():
     for column, untrained in UNTRAINED.items():
         label = labels.get(untrained.removeprefix("untrained_"), labels[column])
         rows.append(Measure(untrained, f"untrained, {label}", "%", None, ACCURACY, watched))
-    for task in EVALUATIONS:
-        label = EVALUATION_LABELS[task]
-        rows.append(Measure(f"{task}_accuracy", label, "%", "higher", ACCURACY, TABLE | COMPARED))
-        rows.append(Measure(f"untrained_{task}_accuracy", f"untrained, {label}", "%", None, ACCURACY, TABLE))
+    for name, label in EVALUATION_LABELS.items():
+        rows.append(Measure(f"{name}_accuracy", label, "%", "higher", ACCURACY, TABLE | COMPARED))
+        rows.append(Measure(f"untrained_{name}_accuracy", f"untrained, {label}", "%", None, ACCURACY, TABLE))
     return rows
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from ..files import Damaged, read_csv, read_json
+from ..settings.identities import before
+from ..settings.probes import evaluation_name
 from ..settings.tasks import PRETRAIN
 from .folder import RunFolder
 
@@ -52,4 +54,5 @@ def is_evaluation(run):
 def evaluation_column(run):
     """Which of EVALUATION_ACCURACIES an evaluation gives."""
     identity = run["config"]["identity"]
-    return f"{'' if identity['init'] else 'untrained_'}{identity['task']}_accuracy"
+    name = evaluation_name(identity["task"], identity.get("readout", before("readout", identity)))
+    return f"{'' if identity['init'] else 'untrained_'}{name}_accuracy"

@@ -7,7 +7,7 @@ from . import legal
 from .architectures import DECODER_NAME, ENCODER_NAME, MODELS
 from .flag import Flag
 from .methods import NORMS, OPTIONS
-from .probes import CLS, MEAN, PROBES, READOUTS
+from .probes import ATTENTIVE, CLS, MEAN, OF_TASKS, PROBES, READOUTS
 from .tasks import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
 
 UNTRAINED = "untrained"  # --init: random weights
@@ -180,10 +180,10 @@ GROUPS = {
             "readout",
             str,
             f"{CLS} {MEAN}",
-            f'what of the encoder the frozen probe and k-NN read, some of "{" ".join(READOUTS)}": its CLS token, the mean of its '
-            "patch tokens; of an evaluation one of them",
+            f'what the frozen probe and k-NN read of the encoder, some of "{" ".join(READOUTS)}": its CLS token, the mean of its '
+            f"patch tokens; an evaluation reads one of them, and {LINPROBE} may have {ATTENTIVE}, one learned query",
             metavar="NAMES",
-            tasks={FINETUNE: MEAN, LINPROBE: CLS, KNN: CLS},
+            tasks={task: readouts[0] for task, readouts in OF_TASKS.items()},
             decides=TASKS,
         ),
         Flag(

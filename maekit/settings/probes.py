@@ -4,9 +4,16 @@ No torch."""
 from dataclasses import dataclass
 
 from ..errors import InputError
+from .tasks import FINETUNE, KNN, LINPROBE
 
-CLS, MEAN = "cls", "mean"
+CLS, MEAN, ATTENTIVE = "cls", "mean", "attentive"
 READOUTS = {CLS: "CLS", MEAN: "mean of patches"}  # what is read of an encoder's tokens, and how figures say it
+LABELS = {**READOUTS, ATTENTIVE: "attentive"}
+OF_TASKS = {
+    FINETUNE: (MEAN, CLS),
+    LINPROBE: (CLS, MEAN, ATTENTIVE),
+    KNN: (CLS, MEAN),
+}  # of evaluations, upstream's first
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,15 @@ def _accuracy(name, readout):
     return Accuracy(f"{name}_{readout}", name, readout, column, untrained, f"{probe.label}, {READOUTS[readout]}")
 
 
+def evaluation_name(task, readout):
+    """knn for k-NN by the read-out that is upstream's, knn_mean by another."""
+    return task if readout == OF_TASKS[task][0] else f"{task}_{readout}"
+
+
+# what run_comparison.sh --eval takes, (task, read-out): knn, knn_mean, linprobe_attentive ...
+EVALUATIONS = {
+    evaluation_name(task, readout): (task, readout) for task, readouts in OF_TASKS.items() for readout in readouts
+}
 ACCURACIES = {a.name: a for readout in READOUTS for name in PROBES for a in [_accuracy(name, readout)]}
 
 
@@ -69,12 +85,15 @@ def probe_names(text, alpha):
     return tuple(name for name in PROBES if name in typed or (name == "joint" and alpha))
 
 
-def readout_names(text, known=tuple(READOUTS)):
-    """Those of `known` that a list names, in their order. Raises InputError."""
-    typed = text.replace(",", " ").split()
+def readout_names(text, task):
+    """Those that a list names, in the order of the table; an evaluation has one. Raises InputError."""
+    known, typed = OF_TASKS.get(task, tuple(READOUTS)), text.replace(",", " ").split()
+    choice = f"--task {task} has one of {', '.join(known)}" if task in OF_TASKS else f"Choose from {', '.join(known)}"
     for name in typed:
         if name not in known:
-            raise InputError(f"--readout {text}: {name} is unknown. Choose from {', '.join(known)}.")
+            raise InputError(f"--readout {text}: {name} is unknown. {choice}.")
     if not typed:
-        raise InputError(f"--readout: is empty. Choose from {', '.join(known)}.")
+        raise InputError(f"--readout: is empty. {choice}.")
+    if task in OF_TASKS and len(set(typed)) > 1:
+        raise InputError(f"--readout {text}: are several. {choice}.")
     return tuple(name for name in known if name in typed)

@@ -9,7 +9,7 @@ from . import recipes, start
 from .architectures import architecture, visible_patches
 from .flags import FLAGS
 from .methods import OPTIONS, norm_name, options_of
-from .probes import probe_names, readout_names
+from .probes import evaluation_name, probe_names, readout_names
 from .tasks import FINETUNE, LINPROBE, PRETRAIN
 from .typed import (
     DataSettings,
@@ -46,11 +46,13 @@ def resolve(typed):
     warmup = v["warmup_epochs"]
     if warmup is None:
         warmup = recipes.warmup_epochs(task, v["model"], v["epochs"])
-    name = norm_name(v["norm"])
+    name, probes = norm_name(v["norm"]), _probes(v)
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
     own = {"imagenet_dir": images, "crop": _crop(v), "crop_is_auto": v["crop"] == "auto"}
     regularisation = {field: v[field] for field in FinetuneSettings.__dataclass_fields__}
-    folder = ("output_train", name, f"seed{v['seed']}") + (() if task == PRETRAIN else (task,))
+    folder = ("output_train", name, f"seed{v['seed']}") + (
+        () if task == PRETRAIN else (evaluation_name(task, *probes.readouts),)
+    )
     return Settings(
         task=task,
         init=init,
@@ -69,7 +71,7 @@ def resolve(typed):
             v["weight_decay"],
             distributed.size(),
         ),
-        probes=_probes(v),
+        probes=probes,
         saving=SavingSettings(v["checkpoint_every"], v["checkpoint_minutes"]),
         seed=v["seed"],
         precision=v["precision"],
@@ -87,7 +89,7 @@ def resolve(typed):
 
 
 def _probes(v):
-    names, readouts = probe_names(v["probes"], v["alpha"]), readout_names(v["readout"])
+    names, readouts = probe_names(v["probes"], v["alpha"]), readout_names(v["readout"], v["task"])
     return ProbeSettings(v["alpha"], names, v["eval_every"], readouts, v["joint_readout"])
 
 

@@ -14,13 +14,14 @@ from ..data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import InputError
 from ..model.formats import to_timm
 from ..settings.flags import DEFAULTS
+from ..settings.probes import CLS, MEAN
 from . import checkpoint
 from .classification import Classification
 
 
 class Finetuning(Classification):
     """All weights trained: AdamW with layer-wise rates, drop path, mixup and cutmix, random augmentation and erasing,
-    label smoothing; patch tokens pooled, then normed.
+    label smoothing; patch tokens pooled, then normed, or, with --readout cls, the CLS token of the encoder's own norm.
 
     build: function that makes the masked autoencoder with random weights. An --init of 0 epochs is a classifier already, and only validated.
     """
@@ -31,12 +32,14 @@ class Finetuning(Classification):
         super().__init__(run, source, norms, with_labels=True)
         mae = build()
         state = None if run.init is None else checkpoint.read(run.init)
+        (self.readout,) = run.probes.readouts
+        pool = {"global_pool": "token" if self.readout == CLS else "avg"}
         if self.epochs == 0:
-            self.network = self.model = self.classifier(mae, state)
+            self.network = self.model = self.classifier(mae, state, pool)
             return
         if state is not None:
-            checkpoint.load_encoder(run.init, state, mae, needs_norm=False, norm=run.norm.name)
-        vit = to_timm(mae, num_classes=self.classes, global_pool="avg", drop_path_rate=run.finetune.drop_path)
+            checkpoint.load_encoder(run.init, state, mae, needs_norm=self.readout == CLS, norm=run.norm.name)
+        vit = to_timm(mae, num_classes=self.classes, drop_path_rate=run.finetune.drop_path, **pool)
         # Nearly zero, upstream's value
         nn.init.trunc_normal_(vit.head.weight, std=2e-5, generator=torch.Generator().manual_seed(run.seed))
         nn.init.zeros_(vit.head.bias)
@@ -61,8 +64,8 @@ class Finetuning(Classification):
         )
         self.optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, fused=self.device.torch.type != "mps")
 
-    def classifier(self, mae, state):
-        """The network of a fine-tuned checkpoint, head included."""
+    def classifier(self, mae, state, pool):
+        """The network of a fine-tuned checkpoint, head included. pool: as to_timm takes it."""
         path = self.run.init
         head = None if state is None else state["model"].get("head.weight")
         if head is None:
@@ -74,7 +77,10 @@ class Finetuning(Classification):
                 f"--init {path}: its head knows {len(head)} classes, the data set has {self.classes}. Use the data it was "
                 "fine-tuned on, or fine-tune it with --epochs 1 or more, which gives it a new head."
             )
-        vit = to_timm(mae, num_classes=len(head), global_pool="avg")
+        theirs = MEAN if "fc_norm.weight" in state["model"] else CLS
+        if theirs != self.readout:
+            raise InputError(f"--readout {self.readout}: {path} was fine-tuned with --readout {theirs}. Add that.")
+        vit = to_timm(mae, num_classes=len(head), **pool)
         checkpoint.load_model(path, state, vit, self.run.norm.name)
         return vit.to(self.device.torch)
 
