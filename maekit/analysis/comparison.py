@@ -15,7 +15,9 @@ from ..settings.probes import EVALUATIONS
 from . import findings
 
 MEASURES = measures.columns(measures.TABLE)
-ACCURACIES = tuple(name for name in MEASURES if measures.MEASURES[name].kind is measures.ACCURACY)
+PROBED = tuple(
+    n for n in MEASURES if measures.MEASURES[n].kind in (measures.ACCURACY, measures.FEATURES)
+)  # if asked for
 UNFINISHED = "unfinished"
 
 
@@ -174,7 +176,7 @@ def tabulate(found, evaluations=()):
     table = pd.DataFrame(rows, columns=list(columns))
     table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)
     table = table.astype({"total_epochs": "Int64", "min_loss_epoch": "Int64"})  # integers, though some are missing
-    return table.drop(columns=[name for name in ACCURACIES if table[name].isna().all()])
+    return table.drop(columns=[name for name in PROBED if table[name].isna().all()])
 
 
 def add_means(table):

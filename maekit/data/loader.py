@@ -4,6 +4,7 @@ A batch is a dict of CPU tensors: images uint8 (N, 3, S, S), labels int64 (N,) w
 that decides the masks, index int64 (N,), broken int64 (N,) with the index of a file that could not be read, else -1.
 """
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -157,13 +158,14 @@ def val_batches(
     with_labels=False,
     keep_workers=True,
     crop=CROPS["resized"],
+    only=None,
 ):
     """Every validation image once, in order; the last batch may be smaller. Several processes take turns by image.
 
-    keep_workers: the worker processes stay for the next pass over the images.
+    keep_workers: the worker processes stay for the next pass over the images. only: indices of images, for all of them.
     """
     dataset = ValImages(images, model.input_size, model.patches, with_labels, crop)
-    own = range(distributed.rank(), len(dataset), distributed.size())
+    own = (range(len(dataset)) if only is None else only)[distributed.rank() :: distributed.size()]
     return Batches(dataset, broken, workers, pin, keep_workers, batch_size=batch_size, sampler=own)
 
 
@@ -236,6 +238,14 @@ class Loaders:
         batch_size = self.run.optim.batch_size
         batches = val_batches(images, model, batch_size=batch_size, keep_workers=False, **self.how)
         return self._kept(batches, self.images)
+
+    def some(self, n):
+        """As `whole`, an even choice of n training images, or all if there are fewer; cut anew each time."""
+        images, model = self.source.train, self.run.model
+        chosen = np.unique(np.linspace(0, len(images) - 1, n).round().astype(np.int64)).tolist()
+        batch_size = self.run.optim.batch_size
+        batches = val_batches(images, model, batch_size=batch_size, keep_workers=False, only=chosen, **self.how)
+        return OnDevice(batches, self.device)
 
     def _kept(self, batches, images=None):
         kept = resident.keep(batches, self.device, images, self.run.data.resident)

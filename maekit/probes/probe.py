@@ -46,6 +46,9 @@ class Probe:
         """{column: percent}, measured once, before training."""
         return {}
 
+    def ending(self, folder):
+        """Leave files in the run's RunFolder, once training is over; called in all processes."""
+
     def state_dict(self):
         """What a checkpoint keeps; {} for nothing."""
         return {}

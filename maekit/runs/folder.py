@@ -11,6 +11,7 @@ output.txt             what it printed, if it ran beside others
 wandb_id.txt           what Weights & Biases calls the run, if it is logged there
 run.lock               held by the process that trains
 reconstructions.npz    pictures
+features.npz           features of the validation images by each read-out, float16, and their labels
 loss_curve.png .pdf, tensorboard/
 """
 
@@ -45,6 +46,7 @@ class RunFolder:
         self.output = self.path / "output.txt"
         self._held = Lock(self.lock)
         self.reconstructions = self.path / "reconstructions.npz"
+        self.features = self.path / "features.npz"
         self.loss_curve = self.path / "loss_curve.png"
         self.tensorboard = self.path / "tensorboard"
         self.wandb_id = self.path / "wandb_id.txt"

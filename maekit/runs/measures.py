@@ -35,8 +35,9 @@ class Kind(Enum):
     LOSS = 2
     QUALITY = 3
     ACCURACY = 4
-    COST = 5
-    NORM = 6
+    FEATURES = 5
+    COST = 6
+    NORM = 7
 
 
 class Measure(NamedTuple):
@@ -63,7 +64,7 @@ class Measure(NamedTuple):
 
 
 PRETRAINING, EVALUATION, LAYER, POINT, LAST, ONCE, TABLE, PRINTED, COMPARED, SHOWN = Place
-LENGTH, LOSS, QUALITY, ACCURACY, COST, NORM = Kind
+LENGTH, LOSS, QUALITY, ACCURACY, FEATURES, COST, NORM = Kind
 
 # Accuracies while an encoder is pre-trained, and what each is to be compared with: the encoder of the same seed before
 # any training.
@@ -96,6 +97,23 @@ def _accuracies():
     return rows
 
 
+def _representation():
+    """Rows of what the probe of this name says."""
+    watched = PRETRAINING | POINT | LAST | TABLE
+    of = {f"rank_{readout}": f"effective rank, {label}" for readout, label in probes.READOUTS.items()}
+    rows = [Measure(column, label, "", None, FEATURES, watched | COMPARED) for column, label in of.items()]
+    rows += [
+        Measure(f"untrained_{column}", f"untrained, {label}", "", None, FEATURES, watched)
+        for column, label in of.items()
+    ]
+    bands = {
+        "mse_90": "error where 90 % of the variance is",
+        "mse_9": "where the next 9 % are",
+        "mse_1": "where the last 1 % is",
+    }
+    return rows + [Measure(name, label, _MSE, "lower", FEATURES, watched | COMPARED) for name, label in bands.items()]
+
+
 _LOGGED = PRETRAINING | EVALUATION
 _SUMMARY = TABLE | PRINTED | COMPARED
 _MSE = "MSE, hidden patches"
@@ -112,6 +130,7 @@ _ROWS = [
     Measure("min_loss_epoch", "epoch of the least training loss", "", None, LENGTH, TABLE),
     Measure("val_mse", "validation loss", _MSE, "lower", LOSS, _SUMMARY | PRETRAINING | POINT | LAST),
     *_accuracies(),
+    *_representation(),
     Measure("val_loss", "validation loss", "cross entropy", "lower", LOSS, EVALUATION | LAST),
     Measure("acc1", "top-1", "%", "higher", ACCURACY, EVALUATION | LAST, "top-1"),
     Measure("acc5", "top-5", "%", "higher", ACCURACY, EVALUATION | LAST, "top-5"),

@@ -18,13 +18,14 @@ OF_TASKS = {
 
 @dataclass(frozen=True)
 class Probe:
-    """home: module and class, see maekit.probes.probe.open_probes. column: of its accuracy in percent by the CLS token; untrained:
-    of the accuracy of the encoder of the same seed before any training. label: on axes and in tables."""
+    """home: module and class, see maekit.probes.probe.open_probes. column: of its accuracy in percent by the CLS token, None if
+    it says something else; untrained: of the accuracy of the encoder of the same seed before any training. label: on axes and in
+    tables."""
 
     home: str
-    column: str
-    untrained: str
-    label: str
+    column: str | None = None
+    untrained: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ PROBES = {
         "maekit.probes.frozen:FrozenProbes", "frozen_accuracy", "untrained_frozen_accuracy", "frozen probe"
     ),
     "knn": Probe("maekit.probes.knn:NearestNeighbours", "knn_accuracy", "untrained_knn_accuracy", "k-NN"),
+    "representation": Probe("maekit.probes.representation:Representation"),
 }
 
 
@@ -66,7 +68,9 @@ def evaluation_name(task, readout):
 EVALUATIONS = {
     evaluation_name(task, readout): (task, readout) for task, readouts in OF_TASKS.items() for readout in readouts
 }
-ACCURACIES = {a.name: a for readout in READOUTS for name in PROBES for a in [_accuracy(name, readout)]}
+ACCURACIES = {
+    a.name: a for readout in READOUTS for name in PROBES if PROBES[name].column for a in [_accuracy(name, readout)]
+}
 
 
 def accuracy_of(probe, readout):

@@ -164,7 +164,7 @@ class Settings:
         values["probes"] = " ".join(self.probes.names) or "none"
         values["readout"] = " ".join(self.probes.readouts)
         names = self.probes.names
-        nothing = {"eval_every": "knn" in names, "joint_readout": "joint" in names}
+        nothing = {"eval_every": "knn" in names or "representation" in names, "joint_readout": "joint" in names}
         nothing["readout"] = self.task != PRETRAIN or "knn" in names or "frozen" in names
         values = {name: value for name, value in values.items() if nothing.get(name, True)}
         values["resume"] = None if self.resume in ("auto", "never") else self.resume

@@ -129,7 +129,9 @@ class Pretraining(Task):
         return np.concatenate([drawn[name] for name in ("image", "masked", "reconstruction")], axis=1)
 
     def ending(self, folder):
-        """Draw reconstructions; their quality. In the main process alone."""
+        """Draw reconstructions; their quality, in the main process alone. What the probes leave."""
+        for probe in self.probes.values():
+            probe.ending(folder)
         if not distributed.is_main():
             return {}
         pictures, quality = self.reconstruct()
