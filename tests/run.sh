@@ -18,10 +18,13 @@ use_environment
 
 # pytest and the linters stay out of the environment, which may be the user's own
 tools=$KIT/.test-tools
-if [ "$(cat "$tools/made-from" 2>/dev/null)" != "$(cksum <tests/requirements.txt)" ]; then
+made_from=$(cat tests/requirements*.txt | cksum)
+if [ "$(cat "$tools/made-from" 2>/dev/null)" != "$made_from" ]; then
     rm -rf "$tools"
-    "$PYTHON" -m pip install --disable-pip-version-check --quiet --target "$tools" -r tests/requirements.txt
-    cksum <tests/requirements.txt >"$tools/made-from"
+    install=("$PYTHON" -m pip install --disable-pip-version-check --quiet --target "$tools")
+    "${install[@]}" -r tests/requirements.txt
+    "${install[@]}" --no-deps -r tests/requirements-without-theirs.txt
+    printf '%s\n' "$made_from" >"$tools/made-from"
 fi
 export PYTHONPATH=$tools${PYTHONPATH:+:$PYTHONPATH}
 PATH=$tools/bin:$PATH
