@@ -5,6 +5,7 @@ A point is one epoch of one run: its validation MSE and its accuracy in percent.
 ready for JSON.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -243,3 +244,84 @@ def _rows(labels):
     for i, label in enumerate(labels):
         rows.setdefault(label, []).append(i)
     return {label: np.array(those) for label, those in rows.items()}
+
+
+def accuracy_at(mse, accuracy, target):
+    """A run's accuracy when its MSE first fell to a target, linear between its epochs; None if it never did or began below.
+
+    mse, accuracy: (E,), after each epoch.
+    """
+    mse, accuracy = _pairs(mse, accuracy)
+    below = np.flatnonzero(mse <= target)
+    if not below.size or (below[0] == 0 and mse[0] < target):
+        return None
+    i = int(below[0])
+    if i == 0:
+        return float(accuracy[0])
+    share = (mse[i - 1] - target) / (mse[i - 1] - mse[i])
+    return float(accuracy[i - 1] + share * (accuracy[i] - accuracy[i - 1]))
+
+
+def common_range(losses):
+    """(low, high) of the MSE that all runs pass on their way down, None if there is none. losses: arrays (E,), one a run."""
+    low, high = max(float(np.min(mse)) for mse in losses), min(float(mse[0]) for mse in losses)
+    return (low, high) if low < high else None
+
+
+def matched(runs, reference, n_targets=21):
+    """Accuracy at equal MSE, less that of a reference, paired by seed: {"mse_range", **paired}.
+
+    runs, reference: {seed: (mse, accuracy)}, arrays (E,) after each epoch. Of each seed in both the difference is the mean
+    over targets evenly spread over the range of MSE that all these runs pass on their way down; see `accuracy_at`. Without
+    a seed in common, or such a range, mean is None and note says why.
+    """
+    seeds = sorted(runs.keys() & reference.keys())
+    reach = common_range([part[seed][0] for seed in seeds for part in (runs, reference)]) if seeds else None
+    if reach is None:
+        note = "no range of MSE that all these runs pass" if seeds else "no seed in common"
+        nothing = {"mean": None, "low": None, "high": None, "n": 0, "note": f"no difference: {note}"}
+        return {"mse_range": None, "differences": {}, **nothing}
+    targets = np.linspace(*reach, n_targets)
+    means = [
+        {seed: float(np.mean([accuracy_at(*part[seed], target) for target in targets])) for seed in seeds}
+        for part in (runs, reference)
+    ]
+    return {"mse_range": list(reach), **paired(*means)}
+
+
+def simultaneous(values, level=0.95):
+    """Differences between the means of several groups that were measured on the same seeds: {"means", "half", "n"}.
+
+    values: (n, k), a row a seed. The difference of any two of the k means lies within +- half of its expectation, for all
+    pairs at once in `level` of all experiments: Tukey's studentized range, the seeds as blocks, variances equal. half is
+    None below 3 seeds or 2 groups.
+    """
+    values = np.asarray(values, dtype=float)
+    n, k = values.shape
+    means = values.mean(axis=0)
+    if n < MIN_SEEDS or k < 2:
+        return {"means": means.tolist(), "half": None, "n": n}
+    rest = values - values.mean(axis=1, keepdims=True) - means + values.mean()
+    freedom = (n - 1) * (k - 1)
+    half = _studentized_range(level, k, freedom) * math.sqrt((rest**2).sum() / freedom / n)
+    return {"means": means.tolist(), "half": float(half), "n": n}
+
+
+@functools.lru_cache
+def _studentized_range(level, k, freedom):
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.ppf(level, k, freedom))
+
+
+def cka(x, y):
+    """Linear CKA (arXiv 1905.00414) of two encoders' features of the same images, (N, D) and (N, E): 0 to 1.
+
+    1 where one is the other turned, mirrored and scaled. Raises ValueError for unequal numbers of images.
+    """
+    x, y = (np.asarray(of, dtype=float) for of in (x, y))
+    if len(x) != len(y):
+        raise ValueError(f"y: features of {len(y)} images for {len(x)} of x.")
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    scale = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    return float(np.linalg.norm(x.T @ y) ** 2 / scale) if scale else 0.0

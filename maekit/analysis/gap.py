@@ -11,6 +11,7 @@ from ..runs.status import DIVERGED, FINISHED
 from ..runs.trajectories import read_trajectories, tabulate_points
 from ..settings import methods
 from ..settings.spelling import spell
+from . import matched
 
 WIDE_SPREAD = 5  # percentage points: bins with more are counted
 _NO_GAP = {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": []}
@@ -155,6 +156,7 @@ def describe(points, column, n_bins=15, binning="equal"):
         "overall_correlation": stats.spearman(points["mse"], points[column]),
     }
     known = {"binning": binning, "bins_asked": n_bins, **correlations, "summary": summary, "untrained": untrained}
+    known["matched"] = matched.describe(points, column)
     if points["mse"].nunique() < 2:
         note = f"1 distinct MSE value in {len(points)} points, the gap needs 2 or more."
         return {**_NO_GAP, "note": note, **known}
@@ -223,7 +225,7 @@ def _untrained(points, column):
 
 def drawings(points, statistics, found, column, suffix):
     """The figures of one accuracy, {name: function that draws it}."""
-    from . import gap_figures
+    from . import gap_figures, matched_figure
 
     return {
         f"tube_scatter_signed_alpha{suffix}": partial(gap_figures.tube_scatter, points, statistics, column),
@@ -232,6 +234,7 @@ def drawings(points, statistics, found, column, suffix):
             gap_figures.negative_vs_positive, points, statistics, column
         ),
         f"accuracy_over_epochs{suffix}": partial(gap_figures.over_epochs, points, found, column),
+        f"matched_mse{suffix}": partial(matched_figure.matched_mse, statistics, column),
     }
 
 
@@ -256,6 +259,7 @@ def render(statistics):
                 f"{per_seed(part['over_seeds'])}"
                 for norm, part in s["per_norm"].items()
             ]
+    lines += [f"  {matched.sentence(*item)}" for item in s.get("matched", {}).items()]
     rho = s.get("overall_correlation", {})
     if rho.get("spearman_r") is not None:
         lines.append(

@@ -9,7 +9,7 @@ from ..runs.folder import RunFolder
 from ..runs.reading import is_evaluation
 from ..runs.status import FINISHED
 from ..settings.spelling import spell
-from . import gap, provenance, report
+from . import gap, matched, provenance, report
 from .comparison_report import entry, name_of
 
 CAPTIONS = {
@@ -25,6 +25,11 @@ CAPTIONS = {
     "alpha_vs_final_metrics": (
         "MSE and accuracy of the last epoch over α; bars are the standard deviation over seeds. Diverged runs are "
         "crosses at the bottom."
+    ),
+    "matched_mse": (
+        "Accuracy at equal reconstruction over α: what each run read when its validation MSE first fell to the median of "
+        "the range that all of them pass. Means over seeds with their 95 % intervals; small dots are seeds. A flat line "
+        "says that α moved what the encoders know no more than it moved how well they reconstruct."
     ),
     "mse_over_epochs": ("Validation MSE over epochs, means over seeds; the line of α = 0 is plain MAE."),
     "accuracy_over_epochs": (
@@ -57,7 +62,14 @@ def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, pl
         "about": f"{len(found)} run{'s' * (len(found) != 1)} over {len(ended)} values of α from {spell(ended[0])} to "
         f"{spell(ended[-1])}; loss = reconstruction + α × classification.",
         "made": time.strftime("%Y-%m-%d %H:%M"),
-        "findings": [finding(statistics) for statistics in described.values()],
+        "findings": [
+            text
+            for statistics in described.values()
+            for text in (
+                finding(statistics),
+                *(matched.sentence(*item) for item in statistics.get("matched", {}).items()),
+            )
+        ],
         "notes": notes,
         "problems": problems(log_dir, output_dir, found, known),
         "tables": [final_table(table)],

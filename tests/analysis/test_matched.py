@@ -1,0 +1,123 @@
+"""Accuracy at equal reconstruction: what is compared with what, and what is said of it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from maekit.analysis import matched, matched_figure
+from maekit.runs.trajectories import load_trajectories
+from tests.support.gap import analyse, statistics
+
+EPOCHS = 12
+
+
+def write(root, alpha, seed, *, gain=0.0, end=0.3, norm="LayerNorm", noise=0.2, lr=1e-3, start=1.0):
+    """A trajectory whose frozen accuracy is 60 points between MSE 1.0 and 0, its seed's own level, and a gain."""
+    rng = np.random.default_rng([seed, int(100 * (alpha + 50)), int(1e6 * lr)])
+    mse = end + (start - end) * np.exp(-np.arange(EPOCHS) / 3)
+    accuracy = 20 + 60 * (1 - mse) + gain + 5 * seed + rng.normal(0, noise, EPOCHS)
+    points = [
+        {"epoch": i, "mse": float(m), "accuracy": None, "frozen_accuracy": float(a), "untrained_frozen_accuracy": 40.0}
+        for i, (m, a) in enumerate(zip(mse, accuracy))
+    ]
+    head = {"alpha": alpha, "lr": lr, "model": "vit_tiny", "decoder": None, "norm": norm, "seed": seed}
+    folder = root / f"{norm}_{alpha}_{lr}_{seed}"
+    folder.mkdir(parents=True)
+    (folder / "trajectory.json").write_text(json.dumps({**head, "status": "finished", "trajectory": points}))
+
+
+def described(root):
+    points = load_trajectories(root)
+    return matched.describe(points[points["frozen_accuracy"].notna()], "frozen_accuracy")
+
+
+def test_alphas_are_compared_at_equal_mse_not_at_equal_epochs(tmp_path):
+    """0.5 reconstructs better in the end and knows more for it, and nothing beside; -0.5 knows 6 points less."""
+    for seed in range(3):
+        for alpha, gain, end in ((0.0, 0, 0.3), (0.5, 0, 0.2), (-0.5, -6, 0.4)):
+            write(tmp_path, alpha, seed, gain=gain, end=end)
+    (known,) = described(tmp_path).values()
+    assert known["reference"] == 0.0 and known["left_out"] == []
+    d = known["differences"]
+    assert abs(d["0.5"]["mean"]) < 0.3 and d["0.5"]["n"] == 3 and d["0.5"]["low"] < 0 < d["0.5"]["high"]
+    assert d["-0.5"]["mean"] == pytest.approx(-6, abs=0.3) and d["-0.5"]["high"] < -5
+    assert known["mse_range"][1] == 1.0 and 0.4 < known["mse_range"][0] < 0.43 and 0.4 < known["at"] < 0.7
+    assert known["means"]["0.0"]["mean"] - known["means"]["-0.5"]["mean"] == pytest.approx(6, abs=0.3)
+    expected = 20 + 60 * (1 - known["at"]) + 5  # the seeds' levels are 0, 5 and 10
+    assert known["at_median"]["0.0"]["mean"] == pytest.approx(expected, abs=0.3)
+    said = matched.sentence("LayerNorm", known)
+    assert (
+        "encoders differ: alpha" in said
+        and "alpha -0.5 reads" not in said
+        and "over all pairs of 3 alphas, 3 seeds" in said
+    )
+
+
+def test_what_cannot_be_told_is_said_so(tmp_path):
+    for seed in range(3):
+        for alpha in (0.0, 0.1, 0.5):
+            write(tmp_path / "none", alpha, seed, noise=2.0)
+    (known,) = described(tmp_path / "none").values()
+    said = matched.sentence("LayerNorm", known)
+    assert "no difference between 3 alphas is established (3 seeds)" in said and "remains possible" in said
+    for alpha in (0.0, 0.5):
+        write(tmp_path / "one", alpha, 0, gain=10 * alpha)
+    (known,) = described(tmp_path / "one").values()
+    assert known["half"] is None and known["differences"]["0.5"]["low"] is None
+    assert "1 seed cannot tell" in matched.sentence("LayerNorm", known)
+    write(tmp_path / "alone", 0.5, 0)
+    assert described(tmp_path / "alone") == {}
+
+
+def test_an_alpha_that_hardly_trains_is_left_out_and_named(tmp_path):
+    for seed in range(3):
+        for alpha, end in ((0.0, 0.3), (0.5, 0.3), (-1.0, 0.95)):
+            write(tmp_path, alpha, seed, end=end)
+    (known,) = described(tmp_path).values()
+    assert known["left_out"] == ["-1.0"] and list(known["means"]) == ["0.0", "0.5"]
+    assert "Alpha -1.0 reached too little of it." in matched.sentence("LayerNorm", known)
+    assert known["differences"]["-1.0"]["n"] == 3  # by itself, over what both reach
+
+
+def test_runs_that_pass_no_mse_in_common_are_not_compared(tmp_path):
+    for seed in range(3):
+        write(tmp_path, 0.0, seed, start=0.6, end=0.5)
+        write(tmp_path, 0.5, seed, start=1.0, end=0.8)
+    (known,) = described(tmp_path).values()
+    assert known["mse_range"] is None and known["differences"]["0.5"]["mean"] is None
+    assert "nothing is compared" in matched.sentence("LayerNorm", known)
+
+
+def test_norms_and_rates_are_groups_of_their_own(tmp_path):
+    for norm, lr in (("LayerNorm", 1e-3), ("LayerNorm", 1e-4), ("DynamicTanh", 1e-3)):
+        for alpha in (0.0, 0.5):
+            write(tmp_path, alpha, 0, norm=norm, lr=lr)
+    assert list(described(tmp_path)) == ["LayerNorm, lr 0.0001", "LayerNorm, lr 0.001", "DynamicTanh"]
+
+
+def test_only_seeds_that_both_have_are_paired(tmp_path):
+    for alpha, seeds in ((0.0, (0, 1, 2)), (0.5, (1, 2, 3))):
+        for seed in seeds:
+            write(tmp_path, alpha, seed, gain=8 * alpha)
+    (known,) = described(tmp_path).values()
+    assert list(known["differences"]["0.5"]["differences"]) == [1, 2]
+    assert known["means"]["0.0"]["n"] == 2 and known["half"] is None
+
+
+@pytest.mark.slow
+def test_statistics_report_and_figure_have_it(tmp_path):
+    for seed in range(3):
+        for alpha, gain in ((0.0, 0), (-0.5, -6)):
+            write(tmp_path / "runs", alpha, seed, gain=gain)
+    out = analyse(tmp_path / "runs", tmp_path / "out", draw=True).stdout
+    known = statistics(tmp_path / "out", "_frozen")["matched"]["LayerNorm"]
+    assert known["differences"]["-0.5"]["n"] == 3 and "at equal MSE" in out and "encoders differ" in out
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "encoders differ" in page and "matched_mse_frozen" in page
+    figure = matched_figure.matched_mse(statistics(tmp_path / "out", "_frozen"), "frozen_accuracy")
+    assert (
+        "(n = 3)" in figure.legends[0].get_texts()[0].get_text()
+        and "untrained" in figure.legends[0].get_texts()[1].get_text()
+    )
+    assert (tmp_path / "out/matched_mse_frozen.pdf").exists()
