@@ -10,8 +10,9 @@ from ..runs.reading import load_runs
 from ..runs.status import DIVERGED, FINISHED
 from ..runs.trajectories import read_trajectories, tabulate_points
 from ..settings import methods
+from ..settings.probes import READOUTS
 from ..settings.spelling import spell
-from . import matched
+from . import matched, similarity
 
 WIDE_SPREAD = 5  # percentage points: bins with more are counted
 _NO_GAP = {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": []}
@@ -50,6 +51,10 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         drawn |= drawings(these, statistics, found, column, suffix)
         print(render(statistics))
         described[column] = statistics
+    alike = similarity.describe(found)
+    if alike:
+        files.write_json(output_dir / "similarity.json", alike)
+    drawn |= pictures_of(points, alike)
     figures.save_all({output_dir / f"{name}.png": draw for name, draw in drawn.items()}, len(points))
     for note in notes:
         print(f"note: {note}")
@@ -111,7 +116,7 @@ def tabulate(found, points):
     """
     import pandas as pd
 
-    columns = ["mse", *measures.ACCURACY_COLUMNS]
+    columns = ["mse", *measures.WATCHED]
     groups = {}
     for run in found:
         groups.setdefault(tuple(run[k] for k in ("model", "decoder", "norm", "lr", "alpha")), []).append(run)
@@ -236,6 +241,20 @@ def drawings(points, statistics, found, column, suffix):
         f"accuracy_over_epochs{suffix}": partial(gap_figures.over_epochs, points, found, column),
         f"matched_mse{suffix}": partial(matched_figure.matched_mse, statistics, column),
     }
+
+
+def pictures_of(points, alike):
+    """The figures of what encoders are like beside their accuracies, where it was measured. alike: of similarity.describe."""
+    from . import representation_figures as drawing
+
+    drawn = {}
+    ended = points[points["status"] == FINISHED]
+    for name, columns in (("rank_over_alpha", drawing.RANKS), ("bands_over_alpha", drawing.BANDS)):
+        if len(ended) and ended[list(columns)].notna().all(axis=1).any():
+            drawn[name] = partial(drawing.over_alpha, points, columns)
+    for readout in READOUTS if alike else ():
+        drawn[f"similarity_{readout}"] = partial(drawing.similarity, alike, readout)
+    return drawn
 
 
 def render(statistics):

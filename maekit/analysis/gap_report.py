@@ -31,6 +31,20 @@ CAPTIONS = {
         "the range that all of them pass. Means over seeds with their 95 % intervals; small dots are seeds. A flat line "
         "says that α moved what the encoders know no more than it moved how well they reconstruct."
     ),
+    "rank_over_alpha": (
+        "Effective rank of the features of validation images (RankMe: exp of the entropy of the singular values' shares) over "
+        "α: how many directions the encoder uses. Compare it within one norm alone."
+    ),
+    "bands_over_alpha": (
+        "Validation MSE by band of the principal components of the training images' patches: those with the first 90 % of the "
+        "pixels' variance, the next 9 % and the last 1 %; they add up to the MSE. What tells classes apart is often in the "
+        "bands of little variance."
+    ),
+    "similarity": (
+        "Linear CKA of the features of the same validation images between runs of two α, different seeds. On the diagonal two "
+        "seeds of one α: as alike as training the same twice makes them. An entry below its row's diagonal says that α changed "
+        "the features by more than chance does."
+    ),
     "mse_over_epochs": ("Validation MSE over epochs, means over seeds; the line of α = 0 is plain MAE."),
     "accuracy_over_epochs": (
         "Accuracy over epochs, means over seeds. An accuracy below the untrained encoder's says that the classes "

@@ -131,10 +131,13 @@ def sentence(group, known):
             f'the encoders differ; --seeds "0 1 2" can.{without}'
         )
     if largest > half:
+        said = [
+            number(x, min(half, largest - half))
+            for x in (means[most], means[least], largest, largest - half, largest + half)
+        ]
         return (
-            f"{where} encoders differ: alpha {most} reads {number(means[most], half)} %, alpha {least} "
-            f"{number(means[least], half)} %, {number(largest, half)} points less (95 % interval "
-            f"{number(largest - half, half)} to {number(largest + half, half)}, over all pairs of {alphas}, {n} seeds).{without}"
+            f"{where} encoders differ: alpha {most} reads {said[0]} %, alpha {least} {said[1]} %, {said[2]} points less (95 % "
+            f"interval {said[3]} to {said[4]}, over all pairs of {alphas}, {n} seeds).{without}"
         )
     return (
         f"{where} no difference between {alphas} is established ({n} seeds): the largest is {number(largest, half)} points, "

@@ -58,9 +58,12 @@ class Measure(NamedTuple):
 
     @property
     def axis(self):
-        """Label of a figure's axis: joint probe accuracy (%)."""
-        label = f"{self.label} accuracy" if self.kind is ACCURACY else self.label
-        return f"{label} ({self.unit})" if self.unit else label
+        """Label of a figure's axis: joint probe accuracy (%); k-NN accuracy (%), mean of patches."""
+        label, _, readout = self.label.rpartition(", ")
+        if readout not in probes.LABELS.values():
+            label, readout = self.label, ""
+        label = f"{label} accuracy" if self.kind is ACCURACY else label
+        return label + (f" ({self.unit})" if self.unit else "") + (f", {readout}" if readout else "")
 
 
 PRETRAINING, EVALUATION, LAYER, POINT, LAST, ONCE, TABLE, PRINTED, COMPARED, SHOWN = Place
@@ -173,4 +176,5 @@ BASELINES = columns(ONCE)
 # Name in a point of trajectory.json, that of the original gap scripts: column of log.csv.
 POINT_COLUMNS = {{"val_mse": "mse"}.get(column, column): column for column in columns(POINT)}
 ACCURACY_COLUMNS = tuple(c for c in POINT_COLUMNS.values() if MEASURES[c].kind is ACCURACY)
+WATCHED = tuple(c for c in POINT_COLUMNS.values() if MEASURES[c].kind in (ACCURACY, FEATURES))  # by probes
 SCORES = {row.short: row.column for row in MEASURES.values() if row.short}  # in the terminal: column

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .measures import ACCURACY_COLUMNS
+from .measures import WATCHED
 from .status import FINISHED
 
 
@@ -14,12 +14,12 @@ def load_trajectories(folder):
 
 def tabulate_points(trajectories):
     """DataFrame with a row a point: the run's path, alpha, lr, norm, seed, model, decoder and status, then epoch, mse,
-    and accuracies in percent, nan where they were not measured."""
+    accuracies in percent and what else probes say, nan where it was not measured."""
     import pandas as pd
 
     rows = [{**_head(run), **point} for run in trajectories for point in run["trajectory"]]
-    return pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *ACCURACY_COLUMNS]).astype(
-        dict.fromkeys(("alpha", "lr", "mse", *ACCURACY_COLUMNS), float)
+    return pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *WATCHED]).astype(
+        dict.fromkeys(("alpha", "lr", "mse", *WATCHED), float)
     )
 
 
@@ -72,7 +72,7 @@ def _read_trajectory(path):
         if not isinstance(point, dict):
             raise _Unusable(f"point {i} is no point")
         _check(point, {"epoch": _WHOLE, "mse": _NUMBER}, required=True, where=f" in point {i}")
-        _check(point, dict.fromkeys(ACCURACY_COLUMNS, _NUMBER), required=False, where=f" in point {i}")
+        _check(point, dict.fromkeys(WATCHED, _NUMBER), required=False, where=f" in point {i}")
         if "accuracy" not in point:
             raise _Unusable(f"lacks the key accuracy in point {i}")
     if not run["trajectory"] and run.get("status", FINISHED) == FINISHED:

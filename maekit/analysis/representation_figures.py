@@ -1,0 +1,84 @@
+"""The figures of what encoders are like beside their accuracies: effective rank, error by band, similarity."""
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from ..runs.measures import MEASURES
+from ..runs.status import FINISHED
+from ..settings.methods import in_order
+from ..settings.probes import LABELS
+from .figures import GREY, PAGE, legend_below, look_of, panels, styled
+from .gap_figures import Hues
+
+RANKS, BANDS = ("rank_cls", "rank_mean"), ("mse_90", "mse_9", "mse_1")
+
+
+@styled
+def over_alpha(points, columns, narrow=False):
+    """Measures of finished runs' last epoch over alpha, a panel each: means over seeds, bars their standard deviation.
+
+    points: DataFrame of trajectories.tabulate_points with `columns`; of a rank the untrained encoder's is drawn as well.
+    """
+    ended = points[(points["status"] == FINISHED) & points[list(columns)].notna().all(axis=1)]
+    last = ended.sort_values("epoch", kind="stable").groupby("run").tail(1)
+    hues = Hues(last["alpha"])
+    figure, axes = panels(len(columns), PAGE, 2.6, narrow)
+    handles = []
+    for norm in in_order(last["norm"].unique()):
+        rows = last[last["norm"] == norm]
+        colour, style = look_of(norm)
+        look = {"color": colour, "linestyle": style, "marker": "o", "markersize": 4}
+        for ax, column in zip(axes, columns):
+            grouped = rows.groupby("alpha")[column]
+            ax.errorbar(grouped.mean().index, grouped.mean(), grouped.std(), capsize=2, **look)
+            untrained = f"untrained_{column}"
+            if untrained in rows and rows[untrained].notna().any():
+                ax.axhline(rows[untrained].mean(), color=colour, linestyle=(0, (1, 1.5)), linewidth=1)
+        n = rows.groupby("alpha").size()
+        seeds = f"n = {n.min()}" if n.min() == n.max() else f"n = {n.min()} to {n.max()}"
+        handles.append(Line2D([], [], label=f"{norm} ({seeds} a point)", **look))
+    if any(f"untrained_{column}" in last and last[f"untrained_{column}"].notna().any() for column in columns):
+        handles.append(Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), linewidth=1, label="untrained encoder"))
+    for ax, column in zip(axes, columns):
+        ax.set_xscale("symlog", linthresh=hues.norm.linthresh, linscale=0.4)
+        ax.set_xticks(hues._ticks(), labels=[f"{alpha:g}" for alpha in hues._ticks()])
+        ax.tick_params(axis="x", labelrotation=45 if len(hues.alphas) > 5 else 0)
+        ax.minorticks_off()
+        ax.set_xlabel("α" if ax is axes[-1] or not narrow else "")
+        ax.set_title(MEASURES[column].label, loc="left")
+        ax.set_ylabel((MEASURES[column].unit or "effective rank") if ax is axes[0] or narrow else "")
+    legend_below(figure, handles)
+    return figure
+
+
+@styled
+def similarity(known, readout, narrow=False):
+    """Linear CKA between the runs of two alphas, a panel a norm. known: of similarity.describe."""
+    figure, axes = panels(len(known), PAGE if len(known) > 1 else 0.6 * PAGE, 3.0, narrow)
+    least = min(v for of in known.values() for row in of[readout]["cka"] for v in row if v is not None)
+    lowest = np.floor(10 * min(least, 0.9)) / 10
+    for ax, (norm, by_readout) in zip(axes, known.items()):
+        found = by_readout[readout]
+        values = np.array([[np.nan if v is None else v for v in row] for row in found["cka"]])
+        image = ax.imshow(values, vmin=lowest, vmax=1, cmap="Greys")
+        ticks = range(len(found["alphas"]))
+        ax.set_xticks(ticks, labels=[f"{float(a):g}" for a in found["alphas"]], rotation=45)
+        ax.set_yticks(ticks, labels=[f"{float(a):g}" for a in found["alphas"]])
+        ax.grid(visible=False)
+        ax.set_title(f"{norm}, {LABELS[readout]}", loc="left")
+        ax.set_xlabel("α")
+        ax.set_ylabel("α" if ax is axes[0] or narrow else "")
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                text = "" if np.isnan(value) else f"{value:.2f}"
+                ax.text(
+                    j,
+                    i,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if value > (1 + lowest) / 2 else "black",
+                )
+    figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02, aspect=30, label="linear CKA")
+    return figure
