@@ -232,12 +232,12 @@ def _like(norm, layer_class, options, around):
 
 @torch.no_grad()
 def update_adaptive(model):
-    """Move G of every AdaptiveDynamicTanh in `model` by the gradients it has now; nothing to do without such layers.
+    """Move G of every AdaptiveDynamicTanh in `model` that is trained by the gradients it has now, if there are any.
 
     Call once per optimizer step, with gradients accumulated, reduced over processes and unscaled, before clipping.
     If one of these gradients is not finite, as in a step that a GradScaler skips, no layer moves. Nothing synchronises.
     """
-    layers = [m for m in model.modules() if isinstance(m, AdaptiveDynamicTanh)]
+    layers = [m for m in model.modules() if isinstance(m, AdaptiveDynamicTanh) and m.alpha_base.requires_grad]
     if all(p.grad is None for m in layers for p in m.parameters(recurse=False)):
         return
     buffers = [m.grad_norm_smoothed for m in layers]

@@ -13,7 +13,6 @@ from .tasks import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
 UNTRAINED = "untrained"  # --init: random weights
 TRAININGS = tuple(task for task in TASKS if task != KNN)
 
-
 GROUPS = {
     "task": (
         Flag(
@@ -27,6 +26,15 @@ GROUPS = {
         ),
         Flag(
             "init", str, None, f"weights to start from: a run's folder, a checkpoint, or {UNTRAINED}", metavar="WHERE"
+        ),
+        Flag(
+            "freeze",
+            str,
+            None,
+            "encoder: leave that of --init as it is, and train a new decoder on it",
+            metavar="WHAT",
+            legal=legal.one_of("encoder"),
+            decides=(PRETRAIN,),
         ),
     ),
     "data": (

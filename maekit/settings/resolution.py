@@ -10,7 +10,7 @@ from .architectures import architecture, visible_patches
 from .flags import FLAGS
 from .methods import OPTIONS, norm_name, options_of
 from .probes import evaluation_name, probe_names, readout_names
-from .tasks import FINETUNE, LINPROBE, PRETRAIN
+from .tasks import DECODER, FINETUNE, LINPROBE, PRETRAIN
 from .typed import (
     DataSettings,
     FinetuneSettings,
@@ -23,6 +23,12 @@ from .typed import (
 )
 
 _NETWORK = ("norm", "model", "input_size", "pos_embed", "crop", *OPTIONS)
+_AUTOENCODER = (
+    *_NETWORK,
+    "decoder_type",
+    "mask_ratio",
+    "norm_pix_loss",
+)  # what a new decoder has in common with the old
 SMALL = 32  # side up to which images are not enlarged by default, --crop auto
 _DATA = [field for field in DataSettings.__dataclass_fields__ if field in FLAGS]
 _MODEL = [field for field in ModelSettings.__dataclass_fields__ if field != "name"]
@@ -36,7 +42,8 @@ def resolve(typed):
     given = {name: value for name, value in vars(typed).items() if value is not None}
     task = given.get("task", PRETRAIN)
     _check_legal("task", task)
-    init, stored = start.opened(given.get("init"), task, _NETWORK)
+    own = task == PRETRAIN and not given.get("freeze")
+    init, stored = start.opened(given.get("init"), task, () if own else _NETWORK if task != PRETRAIN else _AUTOENCODER)
     model = given.get("model", stored.get("model"))
     recipe = recipes.of(task, model, demo=typed.demo, processes=distributed.size())
     v = {**recipe, **stored, **given}
@@ -50,12 +57,11 @@ def resolve(typed):
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
     own = {"imagenet_dir": images, "crop": _crop(v), "crop_is_auto": v["crop"] == "auto"}
     regularisation = {field: v[field] for field in FinetuneSettings.__dataclass_fields__}
-    folder = ("output_train", name, f"seed{v['seed']}") + (
-        () if task == PRETRAIN else (evaluation_name(task, *probes.readouts),)
-    )
+    folder = ("output_train", name, f"seed{v['seed']}", *_part(task, v["freeze"], probes.readouts))
     return Settings(
         task=task,
         init=init,
+        freeze=v["freeze"],
         mae_dir=v["mae_dir"],
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
         norm=NormSettings(name, {option.argument: v[option.flag] for option in options_of(name)}),
@@ -86,6 +92,13 @@ def resolve(typed):
         overwrite=v["overwrite"],
         dry_run=v["dry_run"],
     )
+
+
+def _part(task, freeze, readouts):
+    """The folder of an evaluation below that of the run that it evaluates."""
+    if task == PRETRAIN:
+        return (DECODER,) if freeze else ()
+    return (evaluation_name(task, *readouts),)
 
 
 def _probes(v):
@@ -138,6 +151,14 @@ def _check_together(v):
         raise InputError(
             "--batch_size 1: linear probing normalises over the images of a batch, of which it needs 2 or more."
         )
+    if v["freeze"] and (v["task"] != PRETRAIN or v["init"] in (None, start.UNTRAINED) or v["alpha"]):
+        wrong = "--alpha" if v["alpha"] else "--task" if v["task"] != PRETRAIN else "--init"
+        why = {
+            "--alpha": "moves encoders, of which this leaves one as it is. Leave it out",
+            "--task": "trains no decoder. Leave it out",
+            "--init": "is to name the encoder: a run's folder, or a checkpoint",
+        }[wrong]
+        raise InputError(f"--freeze {v['freeze']}: {wrong} {why}.")
     if v["task"] != PRETRAIN and v["resume"] not in ("auto", "never"):
         raise InputError(f"--resume {v['resume']}: is for pre-training; --task {v['task']} starts from --init.")
     low, high = v["adyt_alpha_min"], v["adyt_alpha_max"]

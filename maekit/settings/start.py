@@ -15,7 +15,8 @@ CHECKPOINT = "checkpoint.pth"
 def opened(typed, task, names):
     """(checkpoint or None, settings of the run it is of, by the names of the flags) of --init as typed, None if it was not.
 
-    An evaluation takes over what says which network it is: `names`, the norm with its options, the model, the input size.
+    `names` are what is taken over from it; of an evaluation what says which network it is: the norm with its options, the model,
+    the input size.
     Raises InputError for what cannot be started from; NothingToDo for a run that diverged before it had weights to keep.
     """
     if typed is None and task != PRETRAIN:
@@ -42,7 +43,7 @@ def opened(typed, task, names):
         raise InputError(
             f"--init {typed}: the run has not ended. Finish it, or take it as it is: --init {checkpoint}{away}."
         )
-    return str(checkpoint), {} if task == PRETRAIN else network
+    return str(checkpoint), network
 
 
 def checkpoints_of(run, config):

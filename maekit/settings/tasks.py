@@ -2,3 +2,4 @@
 
 PRETRAIN, FINETUNE, LINPROBE, KNN = TASKS = ("pretrain", "finetune", "linprobe", "knn")
 EVALUATIONS = (FINETUNE, LINPROBE, KNN)
+DECODER = "decoder"  # a pre-training of a new decoder on a frozen encoder, --freeze encoder

@@ -118,11 +118,12 @@ class Settings:
     """One run, every value resolved and checked.
 
     task: one of TASKS. wandb_project: of Weights & Biases; None: not asked for. init: path of the checkpoint whose weights it starts from; None: weights of its seed. mae_dir:
-    as typed. finetune: None for other tasks.
+    as typed. freeze: "encoder" to train a new decoder on the encoder of init, which stays as it is. finetune: None for other tasks.
     """
 
     task: str
     init: str | None
+    freeze: str | None
     mae_dir: str | None
     finetune: FinetuneSettings | None
     norm: NormSettings
@@ -159,7 +160,13 @@ class Settings:
         """Values by the names of the flags that decide a run, without those that are nothing to this one."""
         parts = (self.model, self.optim, self.probes, self.data, *([self.finetune] if self.finetune else []))
         values = {name: value for part in parts for name, value in asdict(part).items()}
-        values |= {"task": self.task, "norm": self.norm.name, "model": self.model.name, "seed": self.seed}
+        values |= {
+            "task": self.task,
+            "norm": self.norm.name,
+            "model": self.model.name,
+            "seed": self.seed,
+            "freeze": self.freeze,
+        }
         values |= {option.flag: self.norm.options[option.argument] for option in options_of(self.norm.name)}
         values["probes"] = " ".join(self.probes.names) or "none"
         values["readout"] = " ".join(self.probes.readouts)

@@ -9,6 +9,7 @@ from timm.optim import param_groups_weight_decay
 from .. import distributed, files
 from ..errors import InputError
 from ..model import compiling
+from ..model.formats import encoder_weights
 from ..probes.joint import JointMAE
 from ..probes.probe import open_probes
 from ..runs import measures
@@ -36,7 +37,13 @@ class Pretraining(Task):
         self.model = JointMAE(self.mae, run.probes.alpha, joint, run.seed, run.probes.joint_readout)
         self.probes = open_probes(run.probes.names, self)
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
-            checkpoint.load_weights(run.init, checkpoint.read(run.init), self.mae, run.norm.name)
+            load = checkpoint.load_encoder if run.freeze else checkpoint.load_weights
+            load(run.init, checkpoint.read(run.init), self.mae, norm=run.norm.name)
+        if run.freeze:
+            encoder = encoder_weights(dict(self.mae.named_parameters()))
+            for parameter in encoder.values():
+                parameter.requires_grad_(False)
+            self.keeps_trajectory = False  # it is no point of the gap
         self.captured, self.to_capture = None, False  # the CUDA graph of a step; whether there is to be one
         self.captured_validation, self.whole = None, None  # that of a batch of validation images; how large these are
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)

@@ -8,7 +8,7 @@ from maekit.errors import InputError
 from maekit.settings import probes, recipes
 from maekit.settings.flags import DEFAULTS
 from maekit.settings.tasks import EVALUATIONS
-from tests.support import run, train
+from tests.support import KIT, run, train
 from tests.support.commands import resolved
 
 
@@ -123,6 +123,7 @@ ANOTHER = {  # flag: a value that makes another run of a pre-training, and what 
     "seed": (1, []),
     "precision": ("float32", []),
     "resume": ("weights.pth", []),
+    "freeze": ("encoder", ["--init", str(KIT / "norms.py")]),
     "readout": ("mean", ["--probes", "knn"]),
     "joint_readout": ("mean", ["--probes", "joint"]),
 }
