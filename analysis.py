@@ -20,7 +20,7 @@ import os
 import sys
 from pathlib import Path
 
-from maekit import errors
+from maekit import errors, stats
 from maekit.errors import InputError
 from maekit.runs import loggers, measures
 from maekit.settings import recipes
@@ -80,7 +80,12 @@ def build_parser():
     add("--log_dir", default="outputs/imagenette-mae-reconstruction-gap", metavar="DIR", help="folder of trajectories")
     add("--output_dir", default="outputs/analysis", metavar="DIR", help="where figures and statistics go")
     add("--n_bins", type=int, default=15, metavar="N", help="MSE bins of the gap")
-    add("--binning", choices=("equal", "quantile"), default="equal", help="bins of equal width or of equal counts")
+    add(
+        "--binning",
+        choices=tuple(stats.BINNINGS),
+        default="equal",
+        help="bins of equal width or of equal counts; those of the original scripts' figure and JSON, for their numbers again",
+    )
     add(
         "--accuracy",
         choices=(*measures.ACCURACIES, "all"),

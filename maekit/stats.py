@@ -10,6 +10,13 @@ import math
 
 import numpy as np
 
+# how bins are cut, the fewest points that count, and whether the largest MSE does; the original gap scripts had two rules
+BINNINGS = {
+    "equal": ("equal", 2, True),
+    "quantile": ("quantile", 2, True),
+    "original-figure": ("equal", 4, False),
+    "original-json": ("quantile", 2, False),
+}
 MIN_SEEDS = 3  # Student's t over fewer values says next to nothing: at two, its factor is 12.7
 
 
@@ -18,17 +25,17 @@ def bin_edges(mse, n_bins=15, binning="equal"):
 
     mse: (N,). Returns (n_bins + 1,) float64, the smallest and the largest MSE at its ends. Edges that coincide are
     merged, as quantiles of repeated values do, so there may be fewer. Raises ValueError if n_bins is below 1, binning
-    is neither "equal" nor "quantile", mse is empty or not finite, or holds fewer than two distinct values.
+    is none of BINNINGS, mse is empty or not finite, or holds fewer than two distinct values.
     """
     if n_bins < 1:
         raise ValueError(f"n_bins {n_bins}: needs 1 or more.")
-    if binning not in ("equal", "quantile"):
-        raise ValueError(f"binning {binning!r}: needs equal or quantile.")
+    if binning not in BINNINGS:
+        raise ValueError(f"binning {binning!r}: needs one of {', '.join(BINNINGS)}.")
     mse = _points("mse", mse)
     low, high = mse.min(), mse.max()
     if low == high:
         raise ValueError(f"mse: {mse.size} points with 1 distinct value, {low:g}; bins need two.")
-    if binning == "equal":
+    if BINNINGS[binning][0] == "equal":
         return np.unique(np.linspace(low, high, n_bins + 1))
     return np.unique(np.quantile(mse, np.linspace(0, 1, n_bins + 1)))
 
@@ -37,7 +44,8 @@ def gap(mse, accuracy, n_bins=15, binning="equal", edges=None):
     """The gap Γ: max - min of the accuracy at equal MSE, summed over the MSE bins that hold at least 2 points.
 
     mse: (N,); accuracy: (N,), percent. Bins are half-open, [edge, next edge), and the last one is closed, so that the
-    largest MSE counts. edges: (B + 1,) strictly increasing, in place of n_bins and binning; see `bin_edges`.
+    largest MSE counts; see BINNINGS for the original scripts' rules. edges: (B + 1,) strictly increasing, in place of those
+    of `bin_edges`.
 
     Returns (gamma, bins): gamma in percentage points, 0.0 if no bin holds 2 points, and a dict for each bin that does:
     bin_index from 0, mse_min and mse_max (the bin's edges), n_points, acc_min, acc_max, acc_spread (max - min),
@@ -49,6 +57,11 @@ def gap(mse, accuracy, n_bins=15, binning="equal", edges=None):
     """
     mse, accuracy = _pairs(mse, accuracy)
     edges = bin_edges(mse, n_bins, binning) if edges is None else _edges(edges, mse)
+    _, least, closed = BINNINGS[binning]
+    if not closed:
+        mse, accuracy = mse[mse < edges[-1]], accuracy[mse < edges[-1]]
+        if not mse.size:
+            return 0.0, []
 
     last = edges.size - 2
     index = np.minimum(np.searchsorted(edges, mse, side="right") - 1, last)  # the last edge belongs to the last bin
@@ -56,7 +69,7 @@ def gap(mse, accuracy, n_bins=15, binning="equal", edges=None):
     occupied, starts = np.unique(index[order], return_index=True)
     bins = []
     for i, inside in zip(occupied.tolist(), np.split(accuracy[order], starts[1:]), strict=True):
-        if inside.size < 2:
+        if inside.size < least:
             continue
         low, high = inside.min(), inside.max()
         p5, p95 = np.percentile(inside, (5, 95))
@@ -146,7 +159,7 @@ def reached(losses, seconds, target):
     return (int(below[0]) + 1, float(seconds[: below[0] + 1].sum())) if below.size else None
 
 
-def gap_over_seeds(mse, accuracy, seed, edges):
+def gap_over_seeds(mse, accuracy, seed, edges, binning="equal"):
     """Γ of each seed's own sweep in the same bins, and the 95 % interval of their mean.
 
     mse, accuracy (percent), seed: (N,); edges: (B + 1,), those of all points. Returns the dict of `t_interval` with
@@ -157,7 +170,7 @@ def gap_over_seeds(mse, accuracy, seed, edges):
     """
     mse, accuracy = _pairs(mse, accuracy)
     sweeps = dict(sorted(_rows(_labels("seed", seed, mse.size)).items()))
-    values = {s: gap(mse[rows], accuracy[rows], edges=edges)[0] for s, rows in sweeps.items()}
+    values = {s: gap(mse[rows], accuracy[rows], binning=binning, edges=edges)[0] for s, rows in sweeps.items()}
     result = {"values": values, **t_interval(list(values.values()))}
     notes = [result["note"]] if result["note"] else []
     sizes = [len(rows) for rows in sweeps.values()]
@@ -166,7 +179,7 @@ def gap_over_seeds(mse, accuracy, seed, edges):
     return {**result, "note": "; ".join(notes) or None}
 
 
-def noise_floor(mse, accuracy, configuration, seed, edges):
+def noise_floor(mse, accuracy, configuration, seed, edges, binning="equal"):
     """What Γ comes to where only the seed changes: Γ of one configuration's runs, pooled over its seeds, same bins.
 
     mse, accuracy (percent), seed: (N,); configuration: (N,) ids or tuples, or (N, K), everything but the seed that
@@ -187,8 +200,8 @@ def noise_floor(mse, accuracy, configuration, seed, edges):
     for rows in _rows(configurations).values():
         runs = [rows[run] for run in _rows([seeds[row] for row in rows]).values()]
         if len(runs) >= 2:
-            pooled.append(gap(mse[rows], accuracy[rows], edges=edges)[0])
-            alone += [gap(mse[run], accuracy[run], edges=edges)[0] for run in runs]
+            pooled.append(gap(mse[rows], accuracy[rows], binning=binning, edges=edges)[0])
+            alone += [gap(mse[run], accuracy[run], binning=binning, edges=edges)[0] for run in runs]
     if not pooled:
         note = "no configuration has 2 seeds, so no noise floor"
         return {"mean": None, "largest": None, "one_run": None, "n": 0, "note": note}

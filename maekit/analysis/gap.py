@@ -171,17 +171,17 @@ def describe(points, column, n_bins=15, binning="equal"):
     )
     every = (points["mse"].to_numpy(), points[column].to_numpy())
     return {
-        **_gap(points, column, edges),
+        **_gap(points, column, edges, binning),
         "note": None,
         "bin_edges": edges.tolist(),
         **known,
-        "over_seeds": stats.gap_over_seeds(*every, points["seed"], edges),
-        "noise_floor": stats.noise_floor(*every, configuration, points["seed"], edges),
+        "over_seeds": stats.gap_over_seeds(*every, points["seed"], edges, binning),
+        "noise_floor": stats.noise_floor(*every, configuration, points["seed"], edges, binning),
         "per_norm": {
             norm: {
-                **_gap(rows, column, edges),
-                "over_seeds": stats.gap_over_seeds(rows["mse"], rows[column], rows["seed"], edges),
-                "signs": _signs(rows, column, edges),
+                **_gap(rows, column, edges, binning),
+                "over_seeds": stats.gap_over_seeds(rows["mse"], rows[column], rows["seed"], edges, binning),
+                "signs": _signs(rows, column, edges, binning),
             }
             for norm, rows in _by_norm(points)
         },
@@ -193,8 +193,8 @@ def _by_norm(points):
     return [(norm, points[points["norm"] == norm]) for norm in methods.in_order(points["norm"].unique())]
 
 
-def _gap(points, column, edges):
-    gamma, bins = stats.gap(points["mse"], points[column], edges=edges)
+def _gap(points, column, edges, binning):
+    gamma, bins = stats.gap(points["mse"], points[column], binning=binning, edges=edges)
     return {
         "reconstruction_gap": gamma,
         "reconstruction_gap_5_95": stats.gap_percentile(bins),
@@ -207,10 +207,10 @@ def _gap(points, column, edges):
     }
 
 
-def _signs(points, column, edges):
+def _signs(points, column, edges, binning):
     """Γ of the negative and of the positive alphas, alpha 0 in neither, in the same bins."""
     sides = {"negative": points[points["alpha"] < 0], "positive": points[points["alpha"] > 0]}
-    return {name: _gap(rows, column, edges) for name, rows in sides.items() if len(rows)}
+    return {name: _gap(rows, column, edges, binning) for name, rows in sides.items() if len(rows)}
 
 
 def _untrained(points, column):
@@ -293,8 +293,9 @@ def render(statistics):
 
 def bins_used(s):
     """How many of the bins count: 12 of 15 MSE bins of equal width."""
-    kind = {"equal": "equal width", "quantile": "equal counts"}[s["binning"]]
-    return f"{s['n_bins']} of {len(s['bin_edges']) - 1} MSE bins of {kind}"
+    kind = {"equal": "equal width", "quantile": "equal counts"}[stats.BINNINGS[s["binning"]][0]]
+    original = {"original-figure": ", the original's figure's", "original-json": ", the original's JSON's"}
+    return f"{s['n_bins']} of {len(s['bin_edges']) - 1} MSE bins of {kind}{original.get(s['binning'], '')}"
 
 
 def per_seed(over_seeds):

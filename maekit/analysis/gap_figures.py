@@ -26,6 +26,10 @@ LABELS = {name: MEASURES[column].axis for name, column in POINT_COLUMNS.items()}
 CAVEATS = {
     "accuracy": "joint probe: untrained at α = 0, adversarial below, where the frozen probe tells more",
 }
+ORIGINAL = {
+    "original-figure": "Γ by the rule of the original scripts' figure: bins of more than 3 points, without the largest MSE",
+    "original-json": "Γ by the rule of the original scripts' JSON: bins of equal counts, without the largest MSE",
+}
 RED, WHITE, BLUE = np.array([0.80, 0.06, 0.10]), np.ones(3), np.array([0.05, 0.22, 0.80])
 GREEN = "#009E73"  # the untrained encoder, whatever the norm
 DARKEST = 0.35  # brightness of the first epoch; the last has 1
@@ -98,6 +102,7 @@ def tube_scatter(points, statistics, column, narrow=False):
     hues.bar(figure, list(axes))
     pooled = statistics["reconstruction_gap"]
     lines = [f"all norms pooled: Γ = {pooled:.1f} ({statistics['n_bins']} bins)"] if len(norms) > 1 and pooled else []
+    lines += _rule(statistics)
     handles = [*_brightness_handles(points), Patch(color="#e8e8e8", label="range in a bin; Γ: sum of heights")]
     _finish(figure, handles, points, column, lines)
     return figure
@@ -129,7 +134,7 @@ def negative_vs_positive(points, statistics, column, narrow=False):
     for ax in grid[-1][narrow:]:
         ax.set_xlabel(LABELS["mse"])
     hues.bar(figure, grid.ravel().tolist())
-    _finish(figure, _brightness_handles(points), points, column)
+    _finish(figure, _brightness_handles(points), points, column, _rule(statistics))
     return figure
 
 
@@ -237,6 +242,11 @@ def over_epochs(points, found, column, narrow=False):
         handles.append(Line2D([], [], color=GREEN, linestyle=(0, (4, 2)), label="untrained encoder"))
     _finish(figure, handles, points, column)
     return figure
+
+
+def _rule(statistics):
+    """What is said of a Γ that is not the kit's."""
+    return [ORIGINAL[statistics["binning"]]] if statistics.get("binning") in ORIGINAL else []
 
 
 def _panels(norms, height, narrow):

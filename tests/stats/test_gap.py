@@ -1,5 +1,6 @@
 """The gap and its bins against plain loops, and what no statistic can be made of."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -51,6 +52,33 @@ def same_gap(got, expected):
     for b, e in zip(bins, expected_bins, strict=True):
         assert list(b) == KEYS
         assert b == pytest.approx(e)
+
+
+def plain_original(mse, accuracy, edges, more_than):
+    """Γ by the original scripts' loop over half-open bins, the last one too, so that the largest MSE is in none."""
+    gamma, used = 0.0, 0
+    for low, high in itertools.pairwise(edges):
+        inside = [a for m, a in zip(mse, accuracy, strict=True) if low <= m < high]
+        if len(inside) > more_than:
+            gamma += max(inside) - min(inside)
+            used += 1
+    return gamma, used
+
+
+@pytest.mark.parametrize("n_bins", [5, 15])
+def test_the_originals_numbers_can_be_had_again(n_bins):
+    """Both of them; that of the kit is another one."""
+    rng = np.random.default_rng(n_bins)
+    mse, accuracy = rng.gamma(2.0, 0.1, 120), rng.uniform(0, 100, 120)
+    accuracy[mse.argmax()] = 500.0  # what is in no bin of theirs
+    width = np.linspace(mse.min(), mse.max(), n_bins + 1)
+    counts = np.quantile(mse, np.linspace(0, 1, n_bins + 1))
+    for binning, edges, more_than in (("original-figure", width, 3), ("original-json", counts, 1)):
+        gamma, bins = stats.gap(mse, accuracy, n_bins=n_bins, binning=binning)
+        assert (gamma, len(bins)) == (pytest.approx(plain_original(mse, accuracy, edges, more_than)[0]), len(bins))
+        assert len(bins) == plain_original(mse, accuracy, edges, more_than)[1]
+        ours = stats.gap(mse, accuracy, n_bins=n_bins, binning=stats.BINNINGS[binning][0])[0]
+        assert abs(ours - gamma) > 1
 
 
 # Bins
@@ -194,7 +222,10 @@ def test_importing_it_does_not_wait_for_scipy():
     ("call", "text"),
     [
         (lambda: stats.bin_edges([1, 2], 0), "n_bins 0: needs 1 or more"),
-        (lambda: stats.bin_edges([1, 2], 5, "log"), "binning 'log': needs equal or quantile"),
+        (
+            lambda: stats.bin_edges([1, 2], 5, "log"),
+            "binning 'log': needs one of equal, quantile, original-figure, original-json",
+        ),
         (lambda: stats.bin_edges([]), "mse: needs a row of 1 values or more, got shape (0,)"),
         (lambda: stats.bin_edges([[1, 2]]), "mse: needs a row of 1 values or more, got shape (1, 2)"),
         (lambda: stats.bin_edges([1, NAN, 2]), "mse: value 1 of 3 is nan"),
