@@ -18,6 +18,9 @@
 #   --num_workers N      processes that decode images (default: $NUM_WORKERS, else 16, at most the cores there are)
 #   --model NAME         (default: vit_tiny; demo: the demo's), --decoder_type NAME (default: base-8b; demo: the model's)
 #   --probes NAMES       accuracies to score (default: all)
+#   --eval "A B ..."     then evaluate every encoder: decoder, a new decoder trained on the frozen encoder, or what
+#                        run_comparison.sh has, such as knn or linprobe_mean; and once for each norm and seed the same
+#                        network with random weights. Results are in the run's folder, and in untrained/<run>
 #   --imagenet_dir DIR   a folder with train/ and val/, such as ImageNet's, in place of the hub's frgfm/imagenette;
 #   --hf_dataset NAME    likewise, another data set of the hub
 #   --output_dir DIR     everything goes below it (default: outputs), runs into <data>-mae-reconstruction-gap/<name>: <data>
@@ -59,6 +62,7 @@ num_workers=${NUM_WORKERS:-}
 model=
 decoder_type=
 probes=all
+evals=
 output_dir=outputs
 checkpoint_dir=
 name=full
@@ -68,9 +72,11 @@ data_flags=(--hf_dataset frgfm/imagenette --hf_config 320px)
 dry_run=
 help=
 train_flags=()
+shared_flags=() # those of train_flags that evaluations get, too
 
 pass_on() {
     read_train_flag "$@"
+    case $KIND in shared_*) shared_flags+=("${FLAG[@]}") ;; esac
     train_flags+=("${FLAG[@]}")
 }
 
@@ -89,6 +95,7 @@ while [ $# -gt 0 ]; do
     --model) read_value "$@" && model=$VALUE ;;
     --decoder_type) read_value "$@" && decoder_type=$VALUE ;;
     --probes) read_value "$@" && probes=$VALUE ;;
+    --eval) read_value "$@" && evals=${VALUE//,/ } ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --name) read_value "$@" && name=$VALUE ;;
@@ -141,6 +148,11 @@ esac
 for flag in batch_size num_workers model decoder_type; do
     [ -z "${!flag}" ] || train_flags+=("--$flag" "${!flag}")
 done
+for flag in num_workers model; do
+    [ -z "${!flag}" ] || shared_flags+=("--$flag" "${!flag}")
+done
+shared_flags=(${data_flags[@]+"${data_flags[@]}"} ${shared_flags[@]+"${shared_flags[@]}"})
+decoder_flags=(${data_flags[@]+"${data_flags[@]}"} --epochs "$epochs" ${train_flags[@]+"${train_flags[@]}"})
 train_flags=(${data_flags[@]+"${data_flags[@]}"} --epochs "$epochs" --probes "$probes"
     ${train_flags[@]+"${train_flags[@]}"})
 checkpoint_dir=${checkpoint_dir:+$checkpoint_dir$own}
@@ -149,6 +161,7 @@ architecture=${model:-demo}${decoder_type:+_$decoder_type}
 
 lists=$(ask values --alphas "$alphas" --lrs "$lrs" --norms "$norms" --seeds "$seeds")
 { read -r alphas && read -r lrs && read -r norms && read -r seeds; } <<<"$lists"
+[ -z "$evals" ] || evals=$(ask values --sweep_eval "$evals")
 
 # Every run of the sweep, a command a line.
 print_commands() {
@@ -168,7 +181,35 @@ print_commands() {
     done
 }
 
-commands=$(print_commands)
+# Every evaluation of their encoders, and of untrained ones.
+print_evaluations() {
+    local lr alpha norm seed run task
+    for task in $evals; do
+        for lr in $lrs; do
+            for norm in $norms; do
+                for seed in $seeds; do
+                    run=${norm}_lr${lr}_seed${seed}
+                    print_evaluation "$root/untrained/$run" untrained
+                    for alpha in $alphas; do print_evaluation "$root/$alpha/$run" "$root/$alpha/$run"; done
+                done
+            done
+        done
+    done
+}
+
+# print_evaluation FOLDER INIT: of the loops' task, norm, learning rate and seed
+print_evaluation() {
+    if [ "$task" = decoder ]; then
+        train_command --norm "$norm" --seed "$seed" --lr "$lr" --freeze encoder --init "$2" --output_dir "$1/decoder" \
+            "${decoder_flags[@]}"
+    else
+        # shellcheck disable=SC2046 # a list of words
+        (set -f && train_command --norm "$norm" --seed "$seed" $(task_of "$task") --init "$2" --output_dir "$1/$task" \
+            "${shared_flags[@]}")
+    fi
+}
+
+commands=$(print_commands && print_evaluations)
 check_commands "$commands"
 if [ -n "$dry_run" ]; then
     printf '%s\n' "$commands"
@@ -179,4 +220,4 @@ fi
 for alpha in $alphas; do [ "$alpha" = 0.0 ] || break; done
 "$PYTHON" "$KIT/train.py" --dry_run --alpha "$alpha" "${train_flags[@]}"
 
-run_and_analyse commands "$root" "$PYTHON" "$KIT/analysis.py" gap --log_dir "$root" --output_dir "$output_dir/analysis_$sweep"
+run_and_analyse "commands${evals:+ evaluations}" "$root" "$PYTHON" "$KIT/analysis.py" gap --log_dir "$root" --output_dir "$output_dir/analysis_$sweep"

@@ -132,12 +132,6 @@ print_evaluation() {
     (set -f && print_run "$1" $(task_of "$task") "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
 }
 
-# knn_mean is k-NN with the read-out mean, knn with the task's own
-task_of() {
-    printf '%s\n' --task "${1%%_*}"
-    case $1 in *_*) printf '%s\n' --readout "${1#*_}" ;; esac
-}
-
 flags_of() {
     case ${1%%_*} in
     finetune) printf '%s\n' "$finetune_flags" ;;

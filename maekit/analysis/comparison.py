@@ -7,7 +7,7 @@ from .. import files
 from ..errors import InputError
 from ..runs import measures
 from ..runs.folder import RunFolder
-from ..runs.reading import evaluation_column, is_evaluation, load_runs
+from ..runs.reading import evaluation_column, evaluation_result, is_evaluation, load_runs
 from ..runs.record import summarize_log
 from ..runs.status import FINISHED
 from ..settings import identities, methods
@@ -15,9 +15,11 @@ from ..settings.probes import EVALUATIONS
 from . import findings
 
 MEASURES = measures.columns(measures.TABLE)
-PROBED = tuple(
-    n for n in MEASURES if measures.MEASURES[n].kind in (measures.ACCURACY, measures.FEATURES)
-)  # if asked for
+IF_ASKED_FOR = tuple(
+    name
+    for name in MEASURES
+    if measures.MEASURES[name].kind in (measures.ACCURACY, measures.FEATURES) or name in measures.EVALUATION_RESULTS
+)
 UNFINISHED = "unfinished"
 
 
@@ -151,14 +153,14 @@ def tabulate(found, evaluations=()):
     """DataFrame with a row a run: the columns of summary.json, from the log alone for a run that has not ended.
 
     Accuracies of the finished evaluations below a run's folder are columns of its row, see
-    measures.EVALUATION_ACCURACIES.
+    measures.EVALUATION_RESULTS.
     """
     import pandas as pd
 
     scores = {}
     for run in evaluations:
-        if run["summary"] and run["summary"]["status"] == FINISHED and "acc1" in run["summary"]:
-            scores.setdefault(run["path"].parent, {})[evaluation_column(run)] = run["summary"]["acc1"]
+        if (result := evaluation_result(run)) is not None:
+            scores.setdefault(run["path"].parent, {})[evaluation_column(run)] = result
     rows = []
     for run in found:
         identity = run["config"]["identity"]
@@ -176,7 +178,7 @@ def tabulate(found, evaluations=()):
     table = pd.DataFrame(rows, columns=list(columns))
     table[list(MEASURES)] = table[list(MEASURES)].apply(pd.to_numeric)
     table = table.astype({"total_epochs": "Int64", "min_loss_epoch": "Int64"})  # integers, though some are missing
-    return table.drop(columns=[name for name in PROBED if table[name].isna().all()])
+    return table.drop(columns=[name for name in IF_ASKED_FOR if table[name].isna().all()])
 
 
 def add_means(table):

@@ -10,9 +10,9 @@ from ..runs.reading import load_runs
 from ..runs.status import DIVERGED, FINISHED
 from ..runs.trajectories import read_trajectories, tabulate_points
 from ..settings import methods
-from ..settings.probes import READOUTS
+from ..settings.probes import EVALUATIONS, READOUTS
 from ..settings.spelling import spell
-from . import matched, similarity
+from . import evaluations, matched, similarity
 
 WIDE_SPREAD = 5  # percentage points: bins with more are counted
 _NO_GAP = {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": []}
@@ -30,7 +30,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
 
     from . import figures, gap_figures, gap_report, report
 
-    points = tabulate_points(found)
+    points = evaluations.join(tabulate_points(found), runs)
     chosen = _chosen(points, accuracy, log_dir)
     _make(output_dir)
     table = tabulate(found, points)
@@ -116,7 +116,7 @@ def tabulate(found, points):
     """
     import pandas as pd
 
-    columns = ["mse", *measures.WATCHED]
+    columns = ["mse", *measures.WATCHED, *(c for c in measures.EVALUATION_RESULTS if c in points)]
     groups = {}
     for run in found:
         groups.setdefault(tuple(run[k] for k in ("model", "decoder", "norm", "lr", "alpha")), []).append(run)
@@ -249,8 +249,15 @@ def pictures_of(points, alike):
 
     drawn = {}
     ended = points[points["status"] == FINISHED]
-    for name, columns in (("rank_over_alpha", drawing.RANKS), ("bands_over_alpha", drawing.BANDS)):
-        if len(ended) and ended[list(columns)].notna().all(axis=1).any():
+    chosen = {
+        "rank_over_alpha": drawing.RANKS,
+        "bands_over_alpha": drawing.BANDS,
+        "decoder_over_alpha": drawing.DECODERS,
+    }
+    chosen["evaluations_over_alpha"] = [f"{name}_accuracy" for name in EVALUATIONS if f"{name}_accuracy" in points]
+    for name, columns in chosen.items():
+        there = len(columns) and set(columns) <= set(points)
+        if there and ended[list(columns)].notna().all(axis=1).any():
             drawn[name] = partial(drawing.over_alpha, points, columns)
     for readout in READOUTS if alike else ():
         drawn[f"similarity_{readout}"] = partial(drawing.similarity, alike, readout)

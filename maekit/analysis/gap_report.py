@@ -40,6 +40,12 @@ CAPTIONS = {
         "pixels' variance, the next 9 % and the last 1 %; they add up to the MSE. What tells classes apart is often in the "
         "bands of little variance."
     ),
+    "decoder_over_alpha": (
+        "Validation MSE over α: with the decoder that was trained together with the encoder, and with a new one trained on the "
+        "frozen encoder. Where the second is no higher the encoder kept what pixels need; what it is higher by had been agreed "
+        "on with the old decoder alone."
+    ),
+    "evaluations_over_alpha": "Top-1 accuracy of evaluations of the encoders over α; dotted, encoders with random weights.",
     "similarity": (
         "Linear CKA of the features of the same validation images between runs of two α, different seeds. On the diagonal two "
         "seeds of one α: as alike as training the same twice makes them. An entry below its row's diagonal says that α changed "

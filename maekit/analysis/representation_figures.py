@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.lines import Line2D
 
-from ..runs.measures import MEASURES
+from ..runs.measures import MEASURES, POINT_COLUMNS
 from ..runs.status import FINISHED
 from ..settings.methods import in_order
 from ..settings.probes import LABELS
@@ -11,6 +11,7 @@ from .figures import GREY, PAGE, legend_below, look_of, panels, styled
 from .gap_figures import Hues
 
 RANKS, BANDS = ("rank_cls", "rank_mean"), ("mse_90", "mse_9", "mse_1")
+DECODERS = ("mse", "decoder_mse")
 
 
 @styled
@@ -45,8 +46,9 @@ def over_alpha(points, columns, narrow=False):
         ax.tick_params(axis="x", labelrotation=45 if len(hues.alphas) > 5 else 0)
         ax.minorticks_off()
         ax.set_xlabel("α" if ax is axes[-1] or not narrow else "")
-        ax.set_title(MEASURES[column].label, loc="left")
-        ax.set_ylabel((MEASURES[column].unit or "effective rank") if ax is axes[0] or narrow else "")
+        measure = MEASURES[POINT_COLUMNS.get(column, column)]
+        ax.set_title(measure.label, loc="left")
+        ax.set_ylabel((measure.unit or "effective rank") if ax is axes[0] or narrow else "")
     legend_below(figure, handles)
     return figure
 

@@ -24,7 +24,7 @@ def check(commands):
     for words in commands:
         script = next(i for i, word in enumerate(words) if os.path.basename(word) == "train.py")
         typed = parser.parse_args(words[script + 1 :])
-        if typed.task in EVALUATIONS and typed.init is not None:
+        if (typed.task in EVALUATIONS or typed.freeze) and typed.init is not None:
             typed.init = UNTRAINED
         try:
             resolve(typed)

@@ -20,6 +20,7 @@ from maekit.settings import methods, recipes
 from maekit.settings.flags import FLAGS
 from maekit.settings.probes import EVALUATIONS
 from maekit.settings.spelling import spell
+from maekit.settings.tasks import DECODER
 
 
 def main(argv):
@@ -95,9 +96,10 @@ def spelled(flag, text):
         return methods.norm_name(text, flag)
     if flag[2:] in methods.OPTIONS:
         return spell(methods.option_value(f"{flag} {text}", flag[2:], text))
-    if flag == "--eval":
-        if text not in EVALUATIONS:
-            raise InputError(f"{flag} {text}: unknown. Choose from {', '.join(EVALUATIONS)}.")
+    if flag in ("--eval", "--sweep_eval"):
+        known = EVALUATIONS if flag == "--eval" else (DECODER, *EVALUATIONS)
+        if text not in known:
+            raise InputError(f"--eval {text}: unknown. Choose from {', '.join(known)}.")
         return text
     if flag == "--seeds":
         if not text.isdecimal():

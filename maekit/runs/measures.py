@@ -81,6 +81,7 @@ EVALUATION_LABELS = {
     for name, (task, readout) in EVALUATIONS.items()
 }
 EVALUATION_ACCURACIES = tuple(f"{of}{name}_accuracy" for name in EVALUATIONS for of in ("", "untrained_"))
+EVALUATION_RESULTS = (*EVALUATION_ACCURACIES, "decoder_mse", "untrained_decoder_mse")
 
 
 def _accuracies():
@@ -150,6 +151,8 @@ _ROWS = [
     Measure("layer", "norm layer", "", None, NORM, LAYER),
     Measure("alpha", "α of a norm layer", "", None, NORM, LAYER),
     Measure("saturated", "whether α is at a bound", "", None, NORM, LAYER),
+    Measure("decoder_mse", "validation loss of a new decoder", _MSE, "lower", LOSS, TABLE | COMPARED),
+    Measure("untrained_decoder_mse", "untrained encoder, validation loss of a new decoder", _MSE, None, LOSS, TABLE),
     Measure("flat_colour", "flat colour", _MSE, None, LOSS, ONCE | TABLE),
     Measure("smooth_colour", "smoothed colour", _MSE, None, LOSS, ONCE | TABLE),
 ]

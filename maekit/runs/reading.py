@@ -7,6 +7,7 @@ from ..settings.identities import before
 from ..settings.probes import evaluation_name
 from ..settings.tasks import PRETRAIN
 from .folder import RunFolder
+from .status import FINISHED
 
 
 def load_runs(root):
@@ -47,12 +48,23 @@ def _read_run(folder):
 
 
 def is_evaluation(run):
-    """Whether a run of load_runs is no pre-training."""
-    return run["config"]["identity"].get("task", PRETRAIN) != PRETRAIN
+    """Whether a run of load_runs says something of an encoder that another run has trained."""
+    identity = run["config"]["identity"]
+    return identity.get("task", PRETRAIN) != PRETRAIN or bool(identity.get("freeze"))
 
 
 def evaluation_column(run):
-    """Which of EVALUATION_ACCURACIES an evaluation gives."""
+    """Which of measures.EVALUATION_RESULTS an evaluation gives."""
     identity = run["config"]["identity"]
+    if identity.get("freeze"):
+        return f"{'' if identity['init'] else 'untrained_'}decoder_mse"
     name = evaluation_name(identity["task"], identity.get("readout", before("readout", identity)))
     return f"{'' if identity['init'] else 'untrained_'}{name}_accuracy"
+
+
+def evaluation_result(run):
+    """The number that a finished evaluation gives, None of one that has not finished."""
+    summary = run["summary"]
+    if not summary or summary["status"] != FINISHED:
+        return None
+    return summary.get("val_mse" if run["config"]["identity"].get("freeze") else "acc1")

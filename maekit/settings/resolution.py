@@ -151,12 +151,12 @@ def _check_together(v):
         raise InputError(
             "--batch_size 1: linear probing normalises over the images of a batch, of which it needs 2 or more."
         )
-    if v["freeze"] and (v["task"] != PRETRAIN or v["init"] in (None, start.UNTRAINED) or v["alpha"]):
+    if v["freeze"] and (v["task"] != PRETRAIN or v["init"] is None or v["alpha"]):
         wrong = "--alpha" if v["alpha"] else "--task" if v["task"] != PRETRAIN else "--init"
         why = {
             "--alpha": "moves encoders, of which this leaves one as it is. Leave it out",
             "--task": "trains no decoder. Leave it out",
-            "--init": "is to name the encoder: a run's folder, or a checkpoint",
+            "--init": "is to name the encoder: a run's folder, a checkpoint, or untrained",
         }[wrong]
         raise InputError(f"--freeze {v['freeze']}: {wrong} {why}.")
     if v["task"] != PRETRAIN and v["resume"] not in ("auto", "never"):

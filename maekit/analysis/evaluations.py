@@ -1,0 +1,32 @@
+"""What evaluations of a sweep's encoders say: accuracies, and the MSE of a new decoder on each frozen encoder."""
+
+from ..runs import measures
+from ..runs.reading import evaluation_column, evaluation_result, is_evaluation
+
+UNTRAINED = "untrained"  # the folder of the evaluations of encoders with random weights, one a norm and seed
+
+
+def join(points, runs):
+    """Points with the results of evaluations as columns, of measures.EVALUATION_RESULTS those that there are.
+
+    points: DataFrame of trajectories.tabulate_points; runs: of reading.load_runs, an evaluation below the folder of the run
+    whose encoder it is of, or, of an untrained encoder, anywhere: it belongs to all runs of its norm and seed.
+    """
+    of_run, of_seed = {}, {}
+    for run in runs:
+        result = evaluation_result(run) if is_evaluation(run) else None
+        if result is None:
+            continue
+        identity, column = run["config"]["identity"], evaluation_column(run)
+        if identity["init"]:
+            of_run.setdefault(column, {})[str(run["path"].parent)] = result
+        else:
+            of_seed.setdefault(column, {})[identity["norm"], identity["seed"]] = result
+    points = points.copy()
+    for column in measures.EVALUATION_RESULTS:
+        if column in of_run:
+            points[column] = points["run"].map(of_run[column])
+        elif column in of_seed:
+            keys = zip(points["norm"], points["seed"])
+            points[column] = [of_seed[column].get(key, float("nan")) for key in keys]
+    return points
