@@ -82,7 +82,7 @@ def known_reference(found, typed):
 
 def drawings(found, evaluations, table, known, pictures):
     """The figures of a comparison, {name: function that draws it}. known: of findings.describe."""
-    from . import comparison_figures
+    from . import comparison_figures, representation_figures
 
     logs, alphas, draw = stack(found, "log"), stack(found, "norm_alpha"), {}
     if len(logs):
@@ -97,6 +97,9 @@ def drawings(found, evaluations, table, known, pictures):
         draw["evaluation_comparison"] = partial(comparison_figures.evaluation_comparison, table, chance(evaluations))
     if pictures:
         draw["reconstruction_comparison"] = partial(comparison_figures.reconstruction_comparison, pictures)
+    looked_at = {method: arrays for method, arrays in pictures.items() if "attention" in arrays}
+    if looked_at:
+        draw["feature_maps"] = partial(representation_figures.feature_maps, looked_at)
     return draw
 
 

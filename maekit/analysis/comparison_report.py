@@ -30,6 +30,12 @@ CAPTIONS = {  # {reference}: the method that the others are held against
         "Top-1 accuracy of the encoders. Filled: pre-trained; open: the same network from random weights, by the "
         "same recipe. The distance between the two is what pre-training added."
     ),
+    "feature_maps": (
+        "What encoders make of whole validation images, first seed of each method. Attention: what the CLS token attends to in "
+        "the last block, mean over heads, brightest at each image's largest value. Components: the first three principal "
+        "components of the patch tokens of these images as red, green and blue. Which colour is chance; patches of one colour "
+        "have alike tokens, so look where the borders are."
+    ),
     "reconstruction_comparison": (
         "Validation images, what the model saw of them, and its reconstruction, for the first seed of each "
         "method. A composite has the visible patches as they are."

@@ -7,7 +7,7 @@ from ..runs.measures import MEASURES, POINT_COLUMNS
 from ..runs.status import FINISHED
 from ..settings.methods import in_order
 from ..settings.probes import LABELS
-from .figures import GREY, PAGE, legend_below, look_of, panels, styled
+from .figures import COLUMN, GREY, PAGE, broken_name, legend_below, look_of, new_figure, panels, styled
 from .gap_figures import Hues
 
 RANKS, BANDS = ("rank_cls", "rank_mean"), ("mse_90", "mse_9", "mse_1")
@@ -84,3 +84,42 @@ def similarity(known, readout, narrow=False):
                 )
     figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02, aspect=30, label="linear CKA")
     return figure
+
+
+@styled
+def feature_maps(pictures, narrow=False):
+    """CLS attention in the last block and the first three principal components of patch tokens, two rows a method.
+
+    pictures: {method: arrays of reconstructions.npz with "attention" and "tokens"}, of the same images.
+    """
+    images = next(iter(pictures.values()))["image"]
+    n = min(4 if narrow else 8, len(images))
+    rows = [("image", images)]
+    for method, arrays in pictures.items():
+        side = round(arrays["attention"].shape[1] ** 0.5)
+        attention = arrays["attention"].astype(np.float32).reshape(-1, side, side)
+        attention = attention / attention.max(axis=(1, 2), keepdims=True)
+        rows.append((f"{broken_name(method)}\nattention", attention))
+        rows.append(("components", components(arrays["tokens"]).reshape(-1, side, side, 3)))
+    width, label = (COLUMN, 0.85) if narrow else (PAGE, 1.0)
+    cell = (width - label) / n
+    figure = new_figure(width, cell * len(rows) + 0.1)
+    axes = figure.subplots(len(rows), n, squeeze=False)
+    for row, (title, shown) in zip(axes, rows):
+        row[0].set_ylabel(title, rotation=0, ha="right", va="center")
+        for ax, picture in zip(row, shown):
+            ax.imshow(picture, interpolation="nearest", cmap="magma", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    return figure
+
+
+def components(tokens):
+    """The first three principal components of tokens (n, L, D) of all images, each from 0 to 1: (n, L, 3)."""
+    flat = tokens.astype(np.float64).reshape(-1, tokens.shape[2])
+    _, _, directions = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
+    scores = (flat - flat.mean(axis=0)) @ directions[:3].T
+    low, high = np.percentile(scores, (2, 98), axis=0)
+    scaled = ((scores - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    return scaled.reshape(*tokens.shape[:2], -1)

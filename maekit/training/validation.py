@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import default_collate
 
 from .. import distributed
+from ..model.maps import maps
 from ..model.patches import hidden_patches, patch_statistics, unpatchify
 from ..probes.accuracy import percent
 
@@ -109,7 +110,8 @@ def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=Non
     """Draw what the model makes of a fixed, even choice of validation images.
 
     Returns (pictures, quality): pictures has uint8 arrays image, masked, reconstruction (n, H, W, 3), hidden pixels of
-    `masked` grey, mask bool (n, L), and names; quality has psnr (dB) and ssim, means over up to n (64) images of the
+    `masked` grey, mask bool (n, L), and names, and if it is `measured` attention (n, L) and tokens (n, L, D) of the whole
+    images, float16, see model.maps; quality has psnr (dB) and ssim, means over up to n (64) images of the
     composite: visible patches as they are, hidden ones as predicted; {} if it is not `measured`, which takes the longer.
     """
     from skimage.metrics import structural_similarity
@@ -142,6 +144,10 @@ def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=Non
     pictures = {name: np.stack(arrays) for name, arrays in pictures.items()}
     if not measured:
         return pictures, {}
+    whole = torch.from_numpy(pictures["image"].transpose(0, 3, 1, 2).copy())
+    with device.autocast():
+        looked_at = maps(model, pixels.normalize(whole))
+    pictures |= {name: of.cpu().numpy().astype(np.float16) for name, of in zip(("attention", "tokens"), looked_at)}
     return pictures, {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim)), "quality_images": len(chosen)}
 
 
