@@ -20,7 +20,7 @@ import os
 import sys
 from pathlib import Path
 
-from maekit import errors, stats
+from maekit import errors
 from maekit.errors import InputError
 from maekit.runs import loggers, measures
 from maekit.settings import recipes
@@ -82,7 +82,7 @@ def build_parser():
     add("--n_bins", type=int, default=15, metavar="N", help="MSE bins of the gap")
     add(
         "--binning",
-        choices=tuple(stats.BINNINGS),
+        choices=("equal", "quantile", "original-figure", "original-json"),
         default="equal",
         help="bins of equal width or of equal counts; those of the original scripts' figure and JSON, for their numbers again",
     )

@@ -18,7 +18,8 @@ def maps(mae, images):
     finally:
         hook.remove()
     query, key, _ = seen[-1].float().unflatten(-1, (3, attention.num_heads, -1)).unbind(2)  # (N, 1 + L, heads, width)
-    weights = torch.einsum("nhd,nlhd->nhl", query[:, 0], key) / query.shape[-1] ** 0.5
+    with torch.autocast(images.device.type, enabled=False):
+        weights = torch.einsum("nhd,nlhd->nhl", query[:, 0], key) / query.shape[-1] ** 0.5
     attended = weights.softmax(-1).mean(1)[:, 1:].gather(1, ids_restore)
     tokens = latent[:, 1:].float().gather(1, ids_restore[:, :, None].expand(-1, -1, latent.shape[2]))
     return attended, tokens

@@ -61,5 +61,5 @@ def test_a_point_has_the_names_of_the_original_gap_scripts(tmp_path):
     record = Record(RunFolder(tmp_path), measures.LOG_COLUMNS, HEAD)
     record.add(epoch(), [], "running")
     (point,) = read_json(tmp_path / "trajectory.json")["trajectory"]
-    assert list(point) == ["epoch", "mse", *measures.ACCURACY_COLUMNS, "alpha", "lr"]
+    assert list(point) == ["epoch", "mse", *measures.WATCHED, "alpha", "lr"]
     assert (point["mse"], point["accuracy"], point["frozen_accuracy"], point["lr"]) == (0.5, None, 40.0, 1e-3)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from maekit import stats
-from tests.support import KIT
+from tests.support import KIT, run
 
 KEYS = ["bin_index", "mse_min", "mse_max", "n_points"]
 KEYS += ["acc_min", "acc_max", "acc_spread", "acc_mean", "acc_std", "acc_spread_5_95"]
@@ -79,6 +80,11 @@ def test_the_originals_numbers_can_be_had_again(n_bins):
         assert len(bins) == plain_original(mse, accuracy, edges, more_than)[1]
         ours = stats.gap(mse, accuracy, n_bins=n_bins, binning=stats.BINNINGS[binning][0])[0]
         assert abs(ours - gamma) > 1
+
+
+def test_analysis_offers_every_rule():
+    help_text = run(sys.executable, KIT / "analysis.py", "gap", "--help", check=0).stdout
+    assert f"{{{','.join(stats.BINNINGS)}}}" in re.sub(r"\s", "", help_text)
 
 
 # Bins
