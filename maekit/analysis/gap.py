@@ -12,7 +12,7 @@ from ..runs.trajectories import read_trajectories, tabulate_points
 from ..settings import methods
 from ..settings.probes import EVALUATIONS, READOUTS
 from ..settings.spelling import spell
-from . import evaluations, matched, similarity
+from . import evaluations, labelled, matched, similarity
 
 WIDE_SPREAD = 5  # percentage points: bins with more are counted
 _NO_GAP = {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": []}
@@ -46,7 +46,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         these = points[points[column].notna()]
         statistics = describe(these, column, n_bins, binning)
         of_runs = {"diverged": _named(found, DIVERGED), "skipped": problems["trajectories"], "notes": notes}
-        statistics |= {"probe": name, **of_runs}
+        statistics |= {"probe": name, "labelled": labelled.describe(found, column), **of_runs}
         files.write_json(output_dir / f"gap_statistics{suffix}.json", statistics)
         drawn |= drawings(these, statistics, found, column, suffix)
         print(render(statistics))
@@ -230,9 +230,9 @@ def _untrained(points, column):
 
 def drawings(points, statistics, found, column, suffix):
     """The figures of one accuracy, {name: function that draws it}."""
-    from . import gap_figures, matched_figure
+    from . import gap_figures, labelled_figure, matched_figure
 
-    return {
+    drawn = {
         f"tube_scatter_signed_alpha{suffix}": partial(gap_figures.tube_scatter, points, statistics, column),
         f"alpha_vs_final_metrics{suffix}": partial(gap_figures.alpha_vs_final, points, statistics, found, column),
         f"negative_vs_positive_comparison{suffix}": partial(
@@ -241,6 +241,9 @@ def drawings(points, statistics, found, column, suffix):
         f"accuracy_over_epochs{suffix}": partial(gap_figures.over_epochs, points, found, column),
         f"matched_mse{suffix}": partial(matched_figure.matched_mse, statistics, column),
     }
+    if statistics["labelled"]:
+        drawn[f"labelled_classes{suffix}"] = partial(labelled_figure.labelled_classes, statistics["labelled"], column)
+    return drawn
 
 
 def pictures_of(points, alike):
@@ -285,7 +288,7 @@ def render(statistics):
                 f"{per_seed(part['over_seeds'])}"
                 for norm, part in s["per_norm"].items()
             ]
-    lines += [f"  {matched.sentence(*item)}" for item in s.get("matched", {}).items()]
+    lines += [f"  {text}" for text in sentences(s)]
     rho = s.get("overall_correlation", {})
     if rho.get("spearman_r") is not None:
         lines.append(
@@ -296,6 +299,12 @@ def render(statistics):
         each = ", ".join(f"{norm} {value:.1f} %" for norm, value in s["untrained"]["per_norm"].items())
         lines.append(f"  untrained encoder: {each}")
     return "\n".join(lines)
+
+
+def sentences(s):
+    """What is known of one accuracy at equal MSE, and by labels."""
+    equal = [matched.sentence(*item) for item in s.get("matched", {}).items()]
+    return equal + [labelled.sentence(*item) for item in s.get("labelled", {}).items()]
 
 
 def bins_used(s):

@@ -62,13 +62,21 @@ class Hues:
         samples = self.norm.inverse(np.linspace(0, 1, 512))
         colours = ListedColormap(self.rgb(np.ma.getdata(samples)))
         bar = figure.colorbar(ScalarMappable(self.norm, colours), ax=axes, fraction=0.04, pad=0.02, aspect=30)
-        shown = self._ticks()
+        shown = self.ticks()
         bar.set_ticks(shown, labels=[f"{a:g}" for a in shown])
         bar.ax.minorticks_off()
         bar.ax.set_ylim(low, high)
         bar.ax.set_title("α", pad=4)
 
-    def _ticks(self):
+    def axis(self, ax, label="α"):
+        """Make alpha the horizontal axis, symmetrically logarithmic."""
+        ax.set_xscale("symlog", linthresh=self.norm.linthresh, linscale=0.4)
+        ax.set_xticks(self.ticks(), labels=[f"{a:g}" for a in self.ticks()])
+        ax.tick_params(axis="x", labelrotation=45 if len(self.alphas) > 5 else 0)
+        ax.minorticks_off()
+        ax.set_xlabel(label)
+
+    def ticks(self):
         """Alphas far enough apart to be read: 0 first, then from the largest inwards."""
         kept = []
         for alpha in sorted(self.alphas, key=lambda a: (a != 0, -abs(a))):
@@ -175,11 +183,7 @@ def alpha_vs_final(points, statistics, found, column, narrow=False):
         handles += _draw_untrained(axes[1], statistics, norm, look_of(norm)[0])
     gone = [run["alpha"] for run in found if run["status"] == DIVERGED]
     for ax, name in zip(axes, ("mse", column)):
-        ax.set_xscale("symlog", linthresh=hues.norm.linthresh, linscale=0.4)
-        ax.set_xticks(hues._ticks(), labels=[f"{a:g}" for a in hues._ticks()])
-        ax.tick_params(axis="x", labelrotation=45 if len(hues.alphas) > 5 else 0)
-        ax.minorticks_off()
-        ax.set_xlabel("α")
+        hues.axis(ax)
         ax.set_ylabel("final " + LABELS[name].replace(", hidden patches", ""))
         if gone:
             ax.plot(gone, [0.02] * len(gone), "x", color="black", transform=ax.get_xaxis_transform(), clip_on=False)

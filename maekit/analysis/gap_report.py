@@ -9,7 +9,7 @@ from ..runs.folder import RunFolder
 from ..runs.reading import is_evaluation
 from ..runs.status import FINISHED
 from ..settings.spelling import spell
-from . import gap, matched, provenance, report
+from . import gap, provenance, report
 from .comparison_report import entry, name_of
 
 CAPTIONS = {
@@ -30,6 +30,11 @@ CAPTIONS = {
         "Accuracy at equal reconstruction over α: what each run read when its validation MSE first fell to the median of "
         "the range that all of them pass. Means over seeds with their 95 % intervals; small dots are seeds. A flat line "
         "says that α moved what the encoders know no more than it moved how well they reconstruct."
+    ),
+    "labelled_classes": (
+        "Accuracy of the last epoch over α: of the validation images whose classes training had labels of (--label_map), and of "
+        "the others, all classes told apart by the same probe. Where both fall α took more than those labels. Means over seeds "
+        "with their 95 % intervals; dotted, the untrained encoder."
     ),
     "rank_over_alpha": (
         "Effective rank of the features of validation images (RankMe: exp of the entropy of the singular values' shares) over "
@@ -87,7 +92,7 @@ def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, pl
             for statistics in described.values()
             for text in (
                 finding(statistics),
-                *(matched.sentence(*item) for item in statistics.get("matched", {}).items()),
+                *gap.sentences(statistics),
             )
         ],
         "notes": notes,

@@ -42,12 +42,7 @@ def matched_mse(statistics, column, narrow=False):
             )
     if not groups:
         ax.text(0.5, 0.5, "no MSE that all alphas pass", ha="center", color=GREY, transform=ax.transAxes)
-    ax.set_xscale("symlog", linthresh=hues.norm.linthresh, linscale=0.4)
-    ticks = hues._ticks()
-    ax.set_xticks(ticks, labels=[f"{alpha:g}" for alpha in ticks])
-    ax.tick_params(axis="x", labelrotation=45 if len(hues.alphas) > 5 else 0)
-    ax.minorticks_off()
-    ax.set_xlabel("α")
+    hues.axis(ax)
     ax.set_ylabel(f"{LABELS[column]}\nat equal MSE")
     ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))
     legend_below(figure, handles)

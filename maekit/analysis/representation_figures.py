@@ -41,11 +41,7 @@ def over_alpha(points, columns, narrow=False):
     if any(f"untrained_{column}" in last and last[f"untrained_{column}"].notna().any() for column in columns):
         handles.append(Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), linewidth=1, label="untrained encoder"))
     for ax, column in zip(axes, columns):
-        ax.set_xscale("symlog", linthresh=hues.norm.linthresh, linscale=0.4)
-        ax.set_xticks(hues._ticks(), labels=[f"{alpha:g}" for alpha in hues._ticks()])
-        ax.tick_params(axis="x", labelrotation=45 if len(hues.alphas) > 5 else 0)
-        ax.minorticks_off()
-        ax.set_xlabel("α" if ax is axes[-1] or not narrow else "")
+        hues.axis(ax, "α" if ax is axes[-1] or not narrow else "")
         measure = MEASURES[POINT_COLUMNS.get(column, column)]
         ax.set_title(measure.label, loc="left")
         ax.set_ylabel((measure.unit or "effective rank") if ax is axes[0] or narrow else "")

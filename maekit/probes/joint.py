@@ -28,13 +28,18 @@ class JointMAE(nn.Module):
 
     loss = reconstruction + alpha x cross entropy: SupMAE (arXiv 2205.14540) with an alpha of any sign. At alpha 0 the
     classifier is not trained and the loss is the reconstruction itself, to the last bit. classes None: no classifier.
-    The classifier's initial weights are drawn from `seed` alone.
+    The classifier's initial weights are drawn from `seed` alone. label_of: the label of each class, indices from 0 on, -1 for
+    none, where the classes themselves are not to be told apart; an image without one has the reconstruction alone.
     """
 
-    def __init__(self, mae, alpha=0.0, classes=None, seed=0, readout=CLS):
+    def __init__(self, mae, alpha=0.0, classes=None, seed=0, readout=CLS, label_of=None):
         super().__init__()
         self.mae, self.alpha, self.readout = mae, alpha, readout
         self.head = None
+        if label_of is not None:
+            label_of = torch.tensor(label_of, device=mae.cls_token.device)
+            classes = int(label_of.max()) + 1
+        self.register_buffer("label_of", label_of, persistent=False)
         if classes is not None:
             self.head = linear(encoder_width(mae), classes, seed)
             # Small, as in MAE's linear probing, so that no class is ahead at first: from larger weights a negative
@@ -52,9 +57,16 @@ class JointMAE(nn.Module):
         if self.head is None:
             return JointOutput(reconstruction, reconstruction, None, tokens, None)
         logits = self.head(read(latent if self.alpha else tokens, self.readout))
-        classification = F.cross_entropy(logits.float(), labels)
+        classification = self.classification(logits.float(), labels)
         loss = reconstruction + self.alpha * classification if self.alpha else reconstruction
         return JointOutput(loss, reconstruction, classification, tokens, logits)
+
+    def classification(self, logits, labels):
+        """Mean cross entropy of the images that have a label; 0 if none has."""
+        if self.label_of is None:
+            return F.cross_entropy(logits, labels)
+        known = self.label_of[labels]
+        return F.cross_entropy(logits, known, ignore_index=-1, reduction="sum") / (known >= 0).sum().clamp(min=1)
 
 
 class JointProbe(Probe):
@@ -62,13 +74,17 @@ class JointProbe(Probe):
 
     @classmethod
     def of(cls, task):
-        return cls(task.model.head, task.model.readout)
+        return cls(task.model)
 
-    def __init__(self, head, readout=CLS):
-        self.head, self.column = head, accuracy_of("joint", readout).column
+    def __init__(self, model):
+        self.model, self.head = model, model.head
+        self.column = accuracy_of("joint", model.readout).column
 
     def predict(self, out, features):
         return {self.column: out.logits.argmax(dim=1)}
+
+    def truth(self, labels):
+        return labels if self.model.label_of is None else self.model.label_of[labels]
 
     def state_dict(self):
         return self.head.state_dict()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from .. import distributed
 from ..model import compiling
 from ..settings.probes import CLS, accuracy_of
-from .accuracy import percent
+from .accuracy import outcome, percent
 from .probe import Probe
 from .readouts import read
 
@@ -29,27 +29,32 @@ class NearestNeighbours(Probe):
         every = self.task.run.probes.eval_every
         if epoch + 1 != self.task.epochs and (epoch + 1) % every:
             return {}
-        return {a.column: found for a, found in self.accuracies(self.task.mae)}
+        found = {}
+        for accuracy, outcomes, labels in self.outcomes(self.task.mae):
+            self.task.by_class.add(accuracy.column, outcomes, labels)
+            found[accuracy.column] = percent(outcomes)
+        return found
 
     def baseline(self):
-        return {a.untrained: found for a, found in self.accuracies(self.task.build().to(self.task.device.torch))}
+        mae = self.task.build().to(self.task.device.torch)
+        return {accuracy.untrained: percent(outcomes) for accuracy, outcomes, _ in self.outcomes(mae)}
 
-    def accuracies(self, mae):
-        """(Accuracy, percent of the validation images that k-NN gets right with an autoencoder's features) by each read-out."""
+    def outcomes(self, mae):
+        """(Accuracy, outcomes of the validation images with an autoencoder's features, their classes) of each read-out."""
         task = self.task
         if self.known is None:
             self.known = task.loaders.whole()
         with compiling.eagerly(task.compiled):
             data = self.known, task.loaders.validation, task.classes, task.device, task.pixels
-            found = knn_accuracies(mae, *data, task.run.probes.readouts)
-        return [(accuracy_of("knn", readout), percent) for readout, percent in found.items()]
+            found, labels = knn_outcomes(mae, *data, task.run.probes.readouts)
+        return [(accuracy_of("knn", readout), outcomes, labels) for readout, outcomes in found.items()]
 
 
 @torch.inference_mode()
-def knn_accuracies(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
-    """{read-out: percent of the images of `asked` whose class k-NN finds among those of `known`}, both iterables of batches.
+def knn_outcomes(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
+    """{read-out: accuracy.outcome of this process's images of `asked` by k-NN among those of `known`} and their classes.
 
-    Features are of unmasked images, all read-outs of one forward pass. See knn_predict.
+    known, asked: iterables of batches, the former with the data set as `dataset`. Features are of unmasked images, all read-outs of one forward pass. See knn_predict.
     """
     mae.eval()
     features, labels = features_of(mae, known, device, pixels, readouts)
@@ -60,8 +65,8 @@ def knn_accuracies(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
         whole = distributed.gather_interleaved(features.pop(readout), len(known.dataset))
         rows = max(1, 2**26 // len(whole))  # similarities at a time, so that memory stays bounded
         predicted = [knn_predict(whole, labels, part, classes) for part in queries[readout].split(rows)]
-        found[readout] = percent(torch.cat(predicted) == truth)
-    return found
+        found[readout] = outcome(torch.cat(predicted), truth)
+    return found, truth
 
 
 def knn_predict(features, labels, queries, classes, k=KNN_NEIGHBOURS, temperature=KNN_TEMPERATURE):

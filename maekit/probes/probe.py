@@ -38,6 +38,10 @@ class Probe:
         """{column: class index (N,)} for a batch of masked validation images."""
         return {}
 
+    def truth(self, labels):
+        """What `predict` should have said of images of these classes (N,); -1 where nobody can know."""
+        return labels
+
     def score(self, epoch):
         """{column: percent} that takes a pass over images of its own, after an epoch; {} if it is not this one's turn."""
         return {}

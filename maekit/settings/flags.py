@@ -7,7 +7,7 @@ from . import legal
 from .architectures import DECODER_NAME, ENCODER_NAME, MODELS
 from .flag import Flag
 from .methods import NORMS, OPTIONS
-from .probes import ATTENTIVE, CLS, MEAN, OF_TASKS, PROBES, READOUTS
+from .probe_flags import PROBE_FLAGS
 from .tasks import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
 
 UNTRAINED = "untrained"  # --init: random weights
@@ -167,52 +167,7 @@ GROUPS = {
             metavar="DIR",
         ),
     ),
-    "probes": (
-        Flag(
-            "alpha",
-            float,
-            0.0,
-            "loss = reconstruction + alpha x classification; any sign",
-            legal=legal.finite,
-            decides=(PRETRAIN,),
-        ),
-        Flag(
-            "probes",
-            str,
-            "none",
-            f'accuracies to score: all, none, or some of "{" ".join(PROBES)}"',
-            metavar="NAMES",
-            decides=(PRETRAIN,),
-        ),
-        Flag(
-            "readout",
-            str,
-            f"{CLS} {MEAN}",
-            f'what the frozen probe and k-NN read of the encoder, some of "{" ".join(READOUTS)}": its CLS token, the mean of its '
-            f"patch tokens; an evaluation reads one of them, and {LINPROBE} may have {ATTENTIVE}, one learned query",
-            metavar="NAMES",
-            tasks={task: readouts[0] for task, readouts in OF_TASKS.items()},
-            decides=TASKS,
-        ),
-        Flag(
-            "joint_readout",
-            str,
-            CLS,
-            "what the joint classifier reads",
-            metavar="NAME",
-            legal=legal.one_of(*READOUTS),
-            decides=(PRETRAIN,),
-        ),
-        Flag(
-            "eval_every",
-            int,
-            5,
-            "epochs between two k-NN scores; the last epoch always has one",
-            metavar="N",
-            legal=legal.positive,
-            decides=(PRETRAIN,),
-        ),
-    ),
+    "probes": PROBE_FLAGS,
     "optimisation": (
         Flag(
             "epochs",

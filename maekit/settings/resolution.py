@@ -5,7 +5,7 @@ import os
 
 from .. import distributed
 from ..errors import InputError
-from . import recipes, start
+from . import label_map, recipes, start
 from .architectures import architecture, visible_patches
 from .flags import FLAGS
 from .methods import OPTIONS, norm_name, options_of
@@ -103,7 +103,8 @@ def _part(task, freeze, readouts):
 
 def _probes(v):
     names, readouts = probe_names(v["probes"], v["alpha"]), readout_names(v["readout"], v["task"])
-    return ProbeSettings(v["alpha"], names, v["eval_every"], readouts, v["joint_readout"])
+    labels = label_map.read(v["label_map"]) if v["label_map"] is not None and v["task"] == PRETRAIN else None
+    return ProbeSettings(v["alpha"], names, v["eval_every"], readouts, v["joint_readout"], labels)
 
 
 def _crop(v):

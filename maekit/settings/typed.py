@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from .architectures import architecture
 from .flags import FLAGS
+from .label_map import LabelMap
 from .methods import options_of
 from .probes import CLS
 from .tasks import PRETRAIN
@@ -82,13 +83,14 @@ class OptimSettings:
 @dataclass(frozen=True)
 class ProbeSettings:
     """Weight of the classification loss, which of PROBES are scored, how often k-NN is, in epochs, and what is read: by the frozen
-    probe, k-NN and evaluations, and by the joint classifier, names of READOUTS."""
+    probe, k-NN and evaluations, and by the joint classifier, names of READOUTS. label_map: the labels of the latter; None: classes."""
 
     alpha: float
     names: tuple
     eval_every: int
     readouts: tuple = (CLS,)
     joint_readout: str = CLS
+    label_map: LabelMap | None = None
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,10 @@ class Settings:
         values |= {option.flag: self.norm.options[option.argument] for option in options_of(self.norm.name)}
         values["probes"] = " ".join(self.probes.names) or "none"
         values["readout"] = " ".join(self.probes.readouts)
+        values["label_map"] = self.probes.label_map and self.probes.label_map.name
         names = self.probes.names
         nothing = {"eval_every": "knn" in names or "representation" in names, "joint_readout": "joint" in names}
+        nothing["label_map"] = "joint" in names
         nothing["readout"] = self.task != PRETRAIN or "knn" in names or "frozen" in names
         values = {name: value for name, value in values.items() if nothing.get(name, True)}
         values["resume"] = None if self.resume in ("auto", "never") else self.resume

@@ -49,6 +49,8 @@ def _check_labels(run, source):
             f"{wanted}: the data set has {len(source.classes)} class, classification needs 2 or more. "
             f"Use other data.{without}"
         )
+    if run.probes.label_map:
+        run.probes.label_map.of(source.classes)
 
 
 def _needs_labels(run):

@@ -1,6 +1,7 @@
 """k-NN as an evaluation: no training at all."""
 
 from ..probes import knn
+from ..probes.accuracy import percent
 from ..runs import measures
 from . import checkpoint
 from .task import Task
@@ -24,5 +25,6 @@ class NearestNeighbours(Task):
 
     def ending(self, folder):
         data = self.loaders.whole(), self.loaders.validation, self.classes, self.device, self.pixels
-        (accuracy,) = knn.knn_accuracies(self.network, *data, self.run.probes.readouts).values()
-        return {"acc1": accuracy}
+        found, _ = knn.knn_outcomes(self.network, *data, self.run.probes.readouts)
+        (outcomes,) = found.values()
+        return {"acc1": percent(outcomes)}

@@ -10,6 +10,7 @@ from .. import distributed, files
 from ..errors import InputError
 from ..model import compiling
 from ..model.formats import encoder_weights
+from ..probes.accuracy import ByClass
 from ..probes.joint import JointMAE
 from ..probes.probe import open_probes
 from ..runs import measures
@@ -34,7 +35,9 @@ class Pretraining(Task):
         self.batches = self.loaders.training()
         self.network = self.mae = build().to(self.device.torch)
         joint = self.classes if "joint" in run.probes.names else None
-        self.model = JointMAE(self.mae, run.probes.alpha, joint, run.seed, run.probes.joint_readout)
+        self.label_of = run.probes.label_map.of(source.classes) if joint and run.probes.label_map else None
+        self.model = JointMAE(self.mae, run.probes.alpha, joint, run.seed, run.probes.joint_readout, self.label_of)
+        self.by_class = None  # accuracy.ByClass of the last validation
         self.probes = open_probes(run.probes.names, self)
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
             load = checkpoint.load_encoder if run.freeze else checkpoint.load_weights
@@ -97,8 +100,8 @@ class Pretraining(Task):
 
     def validate(self, epoch):
         self.model.eval()
-        self.whole = None
-        row = validation.validate(self.loaders.validation, self.measure, self.device)
+        self.whole, self.by_class = None, ByClass(self.classes)
+        row = validation.validate(self.loaders.validation, self.measure, self.device, self.by_class)
         for probe in self.probes.values():
             row |= probe.score(epoch)
         return row
@@ -137,13 +140,30 @@ class Pretraining(Task):
 
     def ending(self, folder):
         """Draw reconstructions; their quality, in the main process alone. What the probes leave."""
+        if self.probes and self.by_class is None:  # nothing was left to train
+            self.validate(self.epochs - 1)
         for probe in self.probes.values():
             probe.ending(folder)
+        self.write_by_class(folder)
         if not distributed.is_main():
             return {}
         pictures, quality = self.reconstruct()
-        files.write_arrays(folder.reconstructions, pictures)
+        with compiling.eagerly(self.compiled):
+            maps = validation.maps_of(self.mae, pictures["image"], self.device, self.pixels)
+        files.write_arrays(folder.reconstructions, pictures | maps)
         return quality
+
+    def write_by_class(self, folder):
+        """Accuracies of the last validation class by class: class, label (empty for none), images, and their columns."""
+        if not distributed.is_main() or not self.by_class or not self.by_class.percent:
+            return
+        label_of, names = self.label_of or range(self.classes), self.source.classes
+        rows = [
+            {"class": name, "label": label if label >= 0 else None, "images": n}
+            | {column: values[i] for column, values in self.by_class.percent.items()}
+            for i, (name, label, n) in enumerate(zip(names, label_of, self.by_class.images))
+        ]
+        files.write_csv(folder.by_class, list(rows[0]), rows)
 
     def reconstruct(self, **how):
         """validation.reconstruct of the run's validation images."""

@@ -9,33 +9,38 @@ from torch.utils.data import default_collate
 from .. import distributed
 from ..model.maps import maps
 from ..model.patches import hidden_patches, patch_statistics, unpatchify
-from ..probes.accuracy import percent
+from ..probes.accuracy import outcome, percent
 
 N_DRAWN = 8  # validation images kept as pictures
 N_QUALITY = 64  # validation images that PSNR and SSIM are means over
 
 
 @torch.inference_mode()
-def validate(batches, measure, device):
+def validate(batches, measure, device, by_class=None):
     """What the epoch's row of the log says of the validation images, every image counted once.
 
     measure: function of images, noise and labels of a batch, `measured` of a model in eval mode. Returns {val_mse}, the mean
     loss over all hidden patches, in the loss's own space, and accuracies in percent by their columns, of masked images.
+    by_class: accuracy.ByClass that gets these class by class.
     """
-    total, n, correct = 0.0, 0, {}
+    total, n, outcomes, classes = 0.0, 0, {}, []
     for batch in batches:
         inputs = [batch[name].to(device.torch, non_blocking=True) for name in ("images", "noise", "labels")]
-        loss, right = measure(*inputs)
-        for name, values in right.items():
-            correct.setdefault(name, []).append(values.clone())  # the next replay of a CUDA graph is over it
+        loss, found = measure(*inputs)
+        for name, values in found.items():
+            outcomes.setdefault(name, []).append(values.clone())  # the next replay of a CUDA graph is over it
+        classes.append(inputs[2])
         total += loss.to(device.sum_dtype) * len(inputs[0])
         n += len(inputs[0])
     total, n = distributed.add(torch.stack([total, total.new_tensor(n)])).tolist()
-    return {"val_mse": total / n, **{name: percent(torch.cat(parts)) for name, parts in correct.items()}}
+    outcomes = {name: torch.cat(parts) for name, parts in outcomes.items()}
+    for name, values in outcomes.items() if by_class else ():
+        by_class.add(name, values, torch.cat(classes))
+    return {"val_mse": total / n, **{name: percent(values) for name, values in outcomes.items()}}
 
 
 def measured(model, probes, device, pixels, mask_ratio, images, noise, labels):
-    """Reconstruction loss, and whether each image's class was found, {column: (N,)}, of uint8 images on the device.
+    """Reconstruction loss, and the outcome of each image, {column: (N,)} of accuracy.outcome, of uint8 images on the device.
 
     model: JointMAE; probes: {name: Probe}.
     """
@@ -43,8 +48,12 @@ def measured(model, probes, device, pixels, mask_ratio, images, noise, labels):
     with device.autocast():
         out = model(images, mask_ratio, noise, labels)
         features = features_for(probes, out, images, mask_ratio, noise)
-    predicted = {column: c for probe in probes.values() for column, c in probe.predict(out, features).items()}
-    return out.reconstruction, {column: classes == labels for column, classes in predicted.items()}
+    outcomes = {
+        column: outcome(predicted, probe.truth(labels))
+        for probe in probes.values()
+        for column, predicted in probe.predict(out, features).items()
+    }
+    return out.reconstruction, outcomes
 
 
 def features_for(probes, out, images, mask_ratio, noise):
@@ -110,8 +119,7 @@ def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=Non
     """Draw what the model makes of a fixed, even choice of validation images.
 
     Returns (pictures, quality): pictures has uint8 arrays image, masked, reconstruction (n, H, W, 3), hidden pixels of
-    `masked` grey, mask bool (n, L), and names, and if it is `measured` attention (n, L) and tokens (n, L, D) of the whole
-    images, float16, see model.maps; quality has psnr (dB) and ssim, means over up to n (64) images of the
+    `masked` grey, mask bool (n, L), and names; quality has psnr (dB) and ssim, means over up to n (64) images of the
     composite: visible patches as they are, hidden ones as predicted; {} if it is not `measured`, which takes the longer.
     """
     from skimage.metrics import structural_similarity
@@ -144,11 +152,17 @@ def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=Non
     pictures = {name: np.stack(arrays) for name, arrays in pictures.items()}
     if not measured:
         return pictures, {}
-    whole = torch.from_numpy(pictures["image"].transpose(0, 3, 1, 2).copy())
-    with device.autocast():
-        looked_at = maps(model, pixels.normalize(whole))
-    pictures |= {name: of.cpu().numpy().astype(np.float16) for name, of in zip(("attention", "tokens"), looked_at)}
     return pictures, {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim)), "quality_images": len(chosen)}
+
+
+@torch.inference_mode()
+def maps_of(model, images, device, pixels):
+    """What an encoder makes of whole images, uint8 (n, H, W, 3): {"attention": (n, L), "tokens": (n, L, D)}, float16, see
+    model.maps."""
+    model.eval()
+    with device.autocast():
+        found = maps(model, pixels.normalize(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())))
+    return {name: of.cpu().numpy().astype(np.float16) for name, of in zip(("attention", "tokens"), found)}
 
 
 def _channels_last(images):

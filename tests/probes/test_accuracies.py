@@ -42,7 +42,7 @@ def test_accuracies_count_every_validation_image_once(readout, mae, source):
         ):
             weight = frozen.probes[name].layers[1].weight
             right[name] += (weight @ features).argmax().item() == sample["labels"]
-    probe = JointProbe(model.head, readout)
+    probe = JointProbe(model)
     found = validation.validate(
         val_batches(images, 7),
         partial(validation.measured, model, {"joint": probe, "frozen": frozen}, CPU, PIXELS, 0.75),

@@ -9,7 +9,8 @@ import torch
 
 from maekit import files
 from maekit.model.mae import build_mae
-from maekit.probes.joint import JointMAE
+from maekit.probes.accuracy import outcome, percent
+from maekit.probes.joint import JointMAE, JointProbe
 from tests.support import train_here
 from tests.support.probing import CLASSES, MODEL, QUICK, gradients
 from tests.support.runs import same, state
@@ -89,3 +90,62 @@ def test_at_alpha_0_its_weights_never_move_but_it_is_scored(tmp_path):
         assert row["train_loss"] == row["train_loss_rec"] and 0 <= row["accuracy"] <= 100 and row["train_loss_cls"] > 0
     for row in files.read_csv(tmp_path / "half/log.csv"):
         assert row["train_loss"] == pytest.approx(row["train_loss_rec"] + 0.5 * row["train_loss_cls"], rel=1e-6)
+
+
+LABEL_OF = [0, -1, 1, -1, 0, -1, -1, -1, -1, 2]
+
+
+def test_an_image_without_a_label_has_the_reconstruction_alone(mae, batch):
+    """The entropy is the mean over the others, by hand; what an image without one is called changes nothing."""
+    images, noise, _ = batch
+    labels = torch.tensor([0, 1, 2, 3] * len(images))[: len(images)]
+    model = JointMAE(mae, -0.7, CLASSES, label_of=LABEL_OF)
+    out = model(images, 0.75, noise, labels)
+    assert out.logits.shape == (len(images), 3)
+    chosen = [i for i, label in enumerate(labels) if LABEL_OF[label] >= 0]
+    assert 0 < len(chosen) < len(images)
+    rows = out.logits.double()
+    entropy = -np.mean([rows[i].log_softmax(0)[LABEL_OF[labels[i]]].item() for i in chosen])
+    assert out.classification.item() == pytest.approx(entropy, rel=1e-5)
+    other = torch.where(labels == 1, 5, labels)
+    assert torch.equal(model(images, 0.75, noise, other).loss, out.loss)
+    nobody = model(images, 0.75, noise, torch.ones_like(labels))
+    assert nobody.classification == 0 and torch.equal(nobody.loss, nobody.reconstruction)
+
+
+def test_its_accuracy_is_of_the_images_that_have_a_label(mae, batch):
+    images = batch[0]
+    probe = JointProbe(JointMAE(mae, 1.0, CLASSES, label_of=LABEL_OF))
+    labels = torch.arange(len(images)) % CLASSES
+    truth = probe.truth(labels)
+    assert truth.tolist() == [LABEL_OF[label] for label in labels]
+    found = outcome(torch.zeros_like(labels), truth)
+    assert found.tolist() == [-1 if t < 0 else int(t == 0) for t in truth]
+    asked = [t for t in truth.tolist() if t >= 0]
+    assert percent(found) == 100 * asked.count(0) / len(asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", ["half", None])
+def test_its_accuracies_are_written_class_by_class(labels, tmp_path):
+    flags = ("--demo", "--epochs", "1", "--max_images", "64", "--num_workers", "0", "--alpha", "-0.1")
+    own = ("--label_map", labels) if labels else ()
+    train_here(*flags, "--probes", "all", *own, "--output_dir", tmp_path / "run", check=0)
+    rows, (last,) = files.read_csv(tmp_path / "run/accuracy_by_class.csv"), files.read_csv(tmp_path / "run/log.csv")
+    assert [row["class"] for row in rows] == sorted(row["class"] for row in rows) and len(rows) == CLASSES
+    named = [row for row in rows if row["label"] is not None]
+    assert [row["label"] for row in named] == list(range(5 if labels else 10))
+    n = sum(row["images"] for row in rows)
+    for column in (
+        "frozen_accuracy",
+        "frozen_mean_accuracy",
+        "untrained_frozen_accuracy",
+        "knn_accuracy",
+        "knn_mean_accuracy",
+    ):
+        assert sum(row[column] * row["images"] for row in rows) / n == pytest.approx(last[column])
+    of_named = sum(row["accuracy"] * row["images"] for row in named) / sum(row["images"] for row in named)
+    assert last["accuracy"] == pytest.approx(of_named)
+    assert all(row["accuracy"] is None for row in rows if row not in named)
+    known = state(tmp_path / "run")["probes"]["joint"]["weight"]
+    assert len(known) == len(named)

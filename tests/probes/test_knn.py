@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from maekit.probes import knn
+from maekit.probes.accuracy import percent
 from tests.support.probing import CLASSES, CPU, PIXELS, val_batches
 
 
@@ -57,7 +58,8 @@ def test_similarities_at_a_time_are_bounded_however_many_images_are_known(known,
     monkeypatch.setattr(knn, "features_of", features)
     monkeypatch.setattr(knn, "knn_predict", predict)
     images = SimpleNamespace(dataset=range(known))
-    assert knn.knn_accuracies(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS, ("mean",)) == {"mean": 100}
+    found, _ = knn.knn_outcomes(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS, ("mean",))
+    assert percent(found["mean"]) == 100
     assert sum(sizes) == 50 and (max(sizes) * known <= 2**26 or max(sizes) == 1)
 
 
@@ -81,5 +83,6 @@ def test_its_features_are_read_from_the_tokens_of_whole_images(mae, source):
 def test_a_validation_image_that_is_also_a_training_image_is_found(mae, source):
     """Known neighbours: queries are the training images themselves, and k-NN must know most of them again."""
     known = val_batches(source.train)
-    found = knn.knn_accuracies(mae, known, known, CLASSES, CPU, PIXELS, ("cls", "mean"))
-    assert list(found) == ["cls", "mean"] and min(found.values()) > 60
+    found, truth = knn.knn_outcomes(mae, known, known, CLASSES, CPU, PIXELS, ("cls", "mean"))
+    assert list(found) == ["cls", "mean"] and min(percent(outcomes) for outcomes in found.values()) > 60
+    assert (truth.numpy() == source.train.labels).all()

@@ -89,7 +89,7 @@ def test_the_validation_loss_is_of_reconstruction_alone_whatever_alpha(alpha, ma
     broken = loader.BrokenImages(print)
     labelled = loader.val_batches(images, MODEL, batch_size=4, broken=broken, workers=0, with_labels=True)
     model = JointMAE(mae, alpha, classes=10)
-    measure = partial(validation.measured, model, {"joint": JointProbe(model.head)}, CPU, PIXELS, RATIO)
+    measure = partial(validation.measured, model, {"joint": JointProbe(model)}, CPU, PIXELS, RATIO)
     row = validation.validate(labelled, measure, CPU)
     assert row["val_mse"] == val_mse(mae, batches(images)) and 0 <= row["accuracy"] <= 100
 
