@@ -24,7 +24,7 @@ rem   --checkpoint_dir DIR checkpoints, in DIR\<method>\seed<k> (default: the ru
 rem   --eval "A B ..."     then evaluate every encoder, and beside it the same network with random weights: finetune,
 rem                        linprobe, knn, or by another read-out finetune_cls, linprobe_mean, linprobe_attentive, knn_mean;
 rem                        results are in DIR\<method>\seed<k>\<A> and ...\untrained_<A>
-rem   --finetune_flags "..." --linprobe_flags "..."
+rem   --finetune_flags "..." --linprobe_flags "..." --knn_flags "..."
 rem                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 rem                        others they get --overwrite and those on data, model, norm and device
 rem   --demo               demo data and settings; what is typed wins

@@ -24,7 +24,7 @@
 #   --eval "A B ..."     then evaluate every encoder, and beside it the same network with random weights: finetune,
 #                        linprobe, knn, or by another read-out finetune_cls, linprobe_mean, linprobe_attentive, knn_mean;
 #                        results are in DIR/<method>/seed<k>/<A> and .../untrained_<A>
-#   --finetune_flags "..." --linprobe_flags "..."
+#   --finetune_flags "..." --linprobe_flags "..." --knn_flags "..."
 #                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 #                        others they get --overwrite and those on data, model, norm and device
 #   --demo               demo data and settings; what is typed wins
@@ -56,6 +56,7 @@ checkpoint_dir=
 evals=
 finetune_flags=
 linprobe_flags=
+knn_flags=
 clone_mae=
 control=
 reference=
@@ -87,6 +88,7 @@ while [ $# -gt 0 ]; do
     --eval) read_value "$@" && evals=${VALUE//,/ } ;;
     --finetune_flags) read_text "$@" && finetune_flags=$VALUE ;;
     --linprobe_flags) read_text "$@" && linprobe_flags=$VALUE ;;
+    --knn_flags) read_text "$@" && knn_flags=$VALUE ;;
     --control) control=yes ;;
     --reference) read_value "$@" && reference=$VALUE && analysis_flags+=(--reference "$VALUE") ;;
     --demo) : "${output_dir:=./output_demo}" && pass_on "$@" ;;
@@ -136,6 +138,7 @@ flags_of() {
     case ${1%%_*} in
     finetune) printf '%s\n' "$finetune_flags" ;;
     linprobe) printf '%s\n' "$linprobe_flags" ;;
+    knn) printf '%s\n' "$knn_flags" ;;
     esac
 }
 

@@ -97,6 +97,9 @@ def drawings(found, evaluations, table, known, pictures):
         draw["evaluation_comparison"] = partial(comparison_figures.evaluation_comparison, table, chance(evaluations))
     if pictures:
         draw["reconstruction_comparison"] = partial(comparison_figures.reconstruction_comparison, pictures)
+    by_depth = tabulate_layers(evaluations)
+    if len(by_depth):
+        draw["accuracy_over_depth"] = partial(representation_figures.accuracy_over_depth, by_depth, chance(evaluations))
     looked_at = {method: arrays for method, arrays in pictures.items() if "attention" in arrays}
     if looked_at:
         draw["feature_maps"] = partial(representation_figures.feature_maps, looked_at)
@@ -205,6 +208,19 @@ def stack(found, part):
     rows = [
         {"model": run["method"], "seed": run["config"]["identity"]["seed"], **row} for run in found for row in run[part]
     ]
+    return pd.DataFrame(rows)
+
+
+def tabulate_layers(evaluations):
+    """DataFrame with a row per layer of every k-NN of all blocks: method, seed, evaluation, untrained, layer, accuracy."""
+    import pandas as pd
+
+    rows = []
+    for run in evaluations:
+        column = evaluation_column(run)
+        known = {"method": run["method"], "seed": _seed(run), "untrained": column.startswith("untrained_")}
+        known["evaluation"] = column.removeprefix("untrained_").removesuffix("_accuracy")
+        rows += [{**known, **row} for row in files.read_csv(RunFolder(run["path"]).by_layer)]
     return pd.DataFrame(rows)
 
 

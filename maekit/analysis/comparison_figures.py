@@ -271,7 +271,7 @@ def evaluation_comparison(table, chance=None, narrow=False):
             ax.plot(means, [y] * len(means), color=colour, linewidth=1, zorder=2)
         if chance is not None:
             ax.axvline(chance, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1)
-        ax.set_title(EVALUATION_LABELS[task], loc="left")
+        ax.set_title(EVALUATION_LABELS[task].replace(", ", ",\n" if len(tasks) > 3 else ", "), loc="left")
         if not narrow or ax is axes[-1]:
             ax.set_xlabel(MEASURES["acc1"].axis)
         ax.set_yticks(range(len(methods)), [f"{broken_name(m)} (n = {len(rows)})" for m, rows in methods])

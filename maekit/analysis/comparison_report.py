@@ -30,6 +30,11 @@ CAPTIONS = {  # {reference}: the method that the others are held against
         "Top-1 accuracy of the encoders. Filled: pre-trained; open: the same network from random weights, by the "
         "same recipe. The distance between the two is what pre-training added."
     ),
+    "accuracy_over_depth": (
+        "k-NN accuracy of every block's output; output is the last one's behind the encoder's norm, which evaluations read. Bands "
+        "are 95 % intervals over seeds; dotted, the same networks from random weights. Pixels want the last blocks for "
+        "themselves where the best block is an earlier one."
+    ),
     "feature_maps": (
         "What encoders make of whole validation images, first seed of each method. Attention: what the CLS token attends to in "
         "the last block, mean over heads, brightest at each image's largest value. Components: the first three principal "

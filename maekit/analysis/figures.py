@@ -167,11 +167,16 @@ def reconstruction_loss(row):
     return row["train_loss"] if value is None or np.isnan(value) else value
 
 
-def panels(n, width, height, narrow, **shared):
-    """(figure, n axes): side by side on a page's width, or below each other on a column's; height: inches of one."""
-    figure = new_figure(COLUMN if narrow else width, 0.5 + (height - 0.5) * (n if narrow else 1))
-    shape = (n, 1) if narrow else (1, n)
-    return figure, figure.subplots(*shape, squeeze=False, **shared).ravel()
+def panels(n, width, height, narrow, most=4, **shared):
+    """(figure, n axes): side by side on a page's width, at most so many in a row, or below each other on a column's; height:
+    inches of one."""
+    rows = n if narrow else -(-n // most)
+    columns = -(-n // rows)
+    figure = new_figure(COLUMN if narrow else width, 0.5 + (height - 0.5) * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
+    for ax in axes[n:]:
+        ax.remove()
+    return figure, axes[:n]
 
 
 def new_figure(width, height):

@@ -22,6 +22,9 @@ from ..settings.spelling import spell
 from .figures import COLUMN, GREY, PAGE, draw_baselines, epoch_axis, legend_below, look_of, new_figure, panels, styled
 
 LABELS = {name: MEASURES[column].axis for name, column in POINT_COLUMNS.items()}
+UPRIGHT = {
+    name: label.replace("), ", ")\n") for name, label in LABELS.items()
+}  # of a vertical axis, a read-out in a line of its own
 # One sentence for those who see only the figure: what this accuracy says and what not.
 CAVEATS = {
     "accuracy": "joint probe: untrained at α = 0, adversarial below, where the frozen probe tells more",
@@ -106,7 +109,7 @@ def tube_scatter(points, statistics, column, narrow=False):
         ax.set_title(f"{norm}, {gamma}\nn = {_count(rows)}", loc="left")
         ax.set_xlabel(LABELS["mse"] if ax is axes[-1] or not narrow else "")
         _mse_axis(ax, points)
-        ax.set_ylabel(LABELS[column] if ax is axes[0] or narrow else "")
+        ax.set_ylabel(UPRIGHT[column] if ax is axes[0] or narrow else "")
     hues.bar(figure, list(axes))
     pooled = statistics["reconstruction_gap"]
     lines = [f"all norms pooled: Γ = {pooled:.1f} ({statistics['n_bins']} bins)"] if len(norms) > 1 and pooled else []
@@ -138,7 +141,7 @@ def negative_vs_positive(points, statistics, column, narrow=False):
             name = f"{norm}, " if len(norms) > 1 else ""
             ax.set_title(f"{name}α {symbol} 0{gamma}\nn = {_count(rows)}", loc="left")
             _mse_axis(ax, points)
-            ax.set_ylabel(LABELS[column] if narrow or ax is row[0] else "")
+            ax.set_ylabel(UPRIGHT[column] if narrow or ax is row[0] else "")
     for ax in grid[-1][narrow:]:
         ax.set_xlabel(LABELS["mse"])
     hues.bar(figure, grid.ravel().tolist())
@@ -184,7 +187,7 @@ def alpha_vs_final(points, statistics, found, column, narrow=False):
     gone = [run["alpha"] for run in found if run["status"] == DIVERGED]
     for ax, name in zip(axes, ("mse", column)):
         hues.axis(ax)
-        ax.set_ylabel("final " + LABELS[name].replace(", hidden patches", ""))
+        ax.set_ylabel("final " + UPRIGHT[name].replace(", hidden patches", ""))
         if gone:
             ax.plot(gone, [0.02] * len(gone), "x", color="black", transform=ax.get_xaxis_transform(), clip_on=False)
     if gone:
@@ -228,7 +231,7 @@ def over_epochs(points, found, column, narrow=False):
                 ax.set_yscale("log")
         ax.set_title(f"{norm}, n = {_count(rows)}", loc="left")
         epoch_axis(ax, label=ax is axes[-1] or not narrow)
-        ax.set_ylabel(LABELS[column] if ax is axes[0] or narrow else "")
+        ax.set_ylabel(UPRIGHT[column] if ax is axes[0] or narrow else "")
     hues.bar(figure, list(axes))
     handles = [Line2D([], [], color="black", linewidth=1.8, label="α = 0")]
     if (points["alpha"] < 0).any():

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from .figures import GREY, PAGE, legend_below, look_of, panels, styled
-from .gap_figures import LABELS, Hues
+from .gap_figures import UPRIGHT, Hues
 from .labelled import KINDS
 
 
@@ -29,7 +29,7 @@ def labelled_classes(known, column, narrow=False):
         seeds = f"{min(n)}" if len(n) == 1 else f"{min(n)} to {max(n)}"
         ax.set_title(f"{norm} (n = {seeds} a point)", loc="left")
         hues.axis(ax, "α" if ax is axes[-1] or not narrow else "")
-        ax.set_ylabel(LABELS[column] if ax is axes[0] or narrow else "")
+        ax.set_ylabel(UPRIGHT[column] if ax is axes[0] or narrow else "")
     counts = next(iter(known.values()))["classes"]
     handles = [
         Line2D(

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from .figures import COLUMN, GREY, legend_below, look_of, new_figure, styled
-from .gap_figures import LABELS, Hues
+from .gap_figures import UPRIGHT, Hues
 
 
 @styled
@@ -43,7 +43,7 @@ def matched_mse(statistics, column, narrow=False):
     if not groups:
         ax.text(0.5, 0.5, "no MSE that all alphas pass", ha="center", color=GREY, transform=ax.transAxes)
     hues.axis(ax)
-    ax.set_ylabel(f"{LABELS[column]}\nat equal MSE")
+    ax.set_ylabel(f"{UPRIGHT[column]}\nat equal MSE")
     ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))
     legend_below(figure, handles)
     return figure

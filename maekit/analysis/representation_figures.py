@@ -3,11 +3,12 @@
 import numpy as np
 from matplotlib.lines import Line2D
 
-from ..runs.measures import MEASURES, POINT_COLUMNS
+from .. import stats
+from ..runs.measures import EVALUATION_LABELS, MEASURES, POINT_COLUMNS
 from ..runs.status import FINISHED
 from ..settings.methods import in_order
-from ..settings.probes import LABELS
-from .figures import COLUMN, GREY, PAGE, broken_name, legend_below, look_of, new_figure, panels, styled
+from ..settings.probes import LABELS, OUTPUT
+from .figures import COLUMN, GREY, PAGE, broken_name, legend_below, look_of, looks, new_figure, panels, styled
 from .gap_figures import Hues
 
 RANKS, BANDS = ("rank_cls", "rank_mean"), ("mse_90", "mse_9", "mse_1")
@@ -79,6 +80,57 @@ def similarity(known, readout, narrow=False):
                     color="white" if value > (1 + lowest) / 2 else "black",
                 )
     figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02, aspect=30, label="linear CKA")
+    return figure
+
+
+@styled
+def accuracy_over_depth(table, chance=None, narrow=False):
+    """k-NN accuracy of every block's output, a panel a read-out: means over seeds with their 95 % intervals, a line a method;
+    dotted, the same networks untrained.
+
+    table: of comparison.tabulate_layers. chance: percent that guessing gets right, drawn if given.
+    """
+    evaluations = [name for name in EVALUATION_LABELS if (table["evaluation"] == name).any()]
+    look = looks(in_order(table["method"].unique()))
+    figure, axes = panels(len(evaluations), PAGE, 2.8, narrow, sharey=not narrow)
+    layers = [*sorted({layer for layer in table["layer"] if layer != OUTPUT}), OUTPUT]
+    for ax, name in zip(axes, evaluations):
+        rows = table[table["evaluation"] == name]
+        for (method, untrained), part in rows.groupby(["method", "untrained"], sort=False):
+            colour, style = look[method]
+            known = [
+                stats.t_interval(values) if len(values := part[part["layer"] == of]["accuracy"]) else None
+                for of in layers
+            ]
+            x = [i for i, of in enumerate(known, start=1) if of]
+            known = [of for of in known if of]
+            how = (
+                {"linestyle": (0, (1, 1.5)), "linewidth": 1}
+                if untrained
+                else {"linestyle": style, "marker": "o", "markersize": 3}
+            )
+            ax.plot(x, [of["mean"] for of in known], color=colour, **how)
+            if not untrained and all(of["low"] is not None for of in known):
+                ax.fill_between(
+                    x, [of["low"] for of in known], [of["high"] for of in known], color=colour, alpha=0.15, linewidth=0
+                )
+        if chance is not None:
+            ax.axhline(chance, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1)
+        shown = [
+            i for i, of in enumerate(layers, start=1) if of == OUTPUT or (len(layers) - i) % -(-len(layers) // 8) == 0
+        ]
+        ax.set_xticks(shown, labels=[str(layers[i - 1]) for i in shown])
+        ax.minorticks_off()
+        ax.set_title(EVALUATION_LABELS[name], loc="left")
+        ax.set_xlabel("block" if ax is axes[-1] or not narrow else "")
+        ax.set_ylabel(MEASURES["acc1"].axis if ax is axes[0] or narrow else "")
+    handles = [Line2D([], [], color=colour, linestyle=style, label=method) for method, (colour, style) in look.items()]
+    dotted = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1}
+    if table["untrained"].any():
+        handles.append(Line2D([], [], **{**dotted, "color": "black"}, label="untrained"))
+    if chance is not None:
+        handles.append(Line2D([], [], **dotted, label=f"chance: {chance:.3g} %"))
+    legend_below(figure, handles)
     return figure
 
 

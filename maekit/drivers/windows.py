@@ -38,9 +38,10 @@ DEFAULTS = {
     "--wandb_project": "",
     "--finetune_flags": "",
     "--linprobe_flags": "",
+    "--knn_flags": "",
 }
 SAME = {"--norms": "--methods", "--norm": "--methods", "--seed": "--seeds", "-h": "--help", "/?": "--help"}
-TEXTS = ("--finetune_flags", "--linprobe_flags")  # may begin with --
+TEXTS = ("--finetune_flags", "--linprobe_flags", "--knn_flags")  # may begin with --
 SWITCHES = ("--control", "--clone_mae", "--dry_run", "--open", "--wandb", "--help", "status")
 
 

@@ -5,13 +5,15 @@ import torch.nn.functional as F
 
 from .. import distributed
 from ..model import compiling
-from ..settings.probes import CLS, accuracy_of
+from ..settings.probes import CLS, OUTPUT, accuracy_of
 from .accuracy import outcome, percent
+from .linear import encoder_width
 from .probe import Probe
 from .readouts import read
 
 KNN_NEIGHBOURS = 20
 KNN_TEMPERATURE = 0.07
+ROOM = 4 * 2**30  # bytes of features of training images at a time, where those of every block are wanted
 
 
 class NearestNeighbours(Probe):
@@ -54,18 +56,38 @@ class NearestNeighbours(Probe):
 def knn_outcomes(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
     """{read-out: accuracy.outcome of this process's images of `asked` by k-NN among those of `known`} and their classes.
 
-    known, asked: iterables of batches, the former with the data set as `dataset`. Features are of unmasked images, all read-outs of one forward pass. See knn_predict.
+    known, asked: iterables of batches, the former with the data set as `dataset`. Features are of unmasked images, all
+    read-outs of one forward pass. See knn_predict.
     """
     mae.eval()
-    features, labels = features_of(mae, known, device, pixels, readouts)
+    return _outcomes(mae, known, asked, classes, device, pixels, by_output(readouts))
+
+
+@torch.inference_mode()
+def outcomes_by_layer(mae, known, asked, classes, device, pixels, readout=CLS):
+    """{layer: outcomes}, as of knn_outcomes, of every block's output, 1 and on, and of OUTPUT, which is the encoder's, normed.
+
+    A pass over the images for as many layers as there is room for.
+    """
+    mae.eval()
+    layers, found = [*range(1, len(mae.blocks) + 1), OUTPUT], {}
+    at_once = max(1, ROOM // (4 * encoder_width(mae) * len(known.dataset)))
+    for start in range(0, len(layers), at_once):
+        wanted = {layer: (layer, readout) for layer in layers[start : start + at_once]}
+        found |= _outcomes(mae, known, asked, classes, device, pixels, wanted)[0]
+    return found
+
+
+def _outcomes(mae, known, asked, classes, device, pixels, wanted):
+    features, labels = features_of(mae, known, device, pixels, wanted)
     labels = distributed.gather_interleaved(labels, len(known.dataset))
-    queries, truth = features_of(mae, asked, device, pixels, readouts)
+    queries, truth = features_of(mae, asked, device, pixels, wanted)
     found = {}
-    for readout in readouts:
-        whole = distributed.gather_interleaved(features.pop(readout), len(known.dataset))
+    for name in list(features):
+        whole = distributed.gather_interleaved(features.pop(name), len(known.dataset))
         rows = max(1, 2**26 // len(whole))  # similarities at a time, so that memory stays bounded
-        predicted = [knn_predict(whole, labels, part, classes) for part in queries[readout].split(rows)]
-        found[readout] = outcome(torch.cat(predicted), truth)
+        predicted = [knn_predict(whole, labels, part, classes) for part in queries[name].split(rows)]
+        found[name] = outcome(torch.cat(predicted), truth)
     return found, truth
 
 
@@ -83,13 +105,31 @@ def knn_predict(features, labels, queries, classes, k=KNN_NEIGHBOURS, temperatur
 
 
 @torch.inference_mode()
-def features_of(mae, batches, device, pixels, readouts=(CLS,)):
-    """{read-out: features of unmasked images, float32 (N, D)}, and labels (N,), on the device."""
-    features, labels = {readout: [] for readout in readouts}, []
-    for batch in batches:
-        with device.autocast():
-            latent, _, _ = mae.forward_encoder(pixels.normalize(batch["images"]), 0.0, batch["noise"].to(device.torch))
-        for readout, parts in features.items():
-            parts.append(read(latent, readout).float())
-        labels.append(batch["labels"].to(device.torch))
-    return {readout: torch.cat(parts) for readout, parts in features.items()}, torch.cat(labels)
+def features_of(mae, batches, device, pixels, wanted):
+    """{name: features of unmasked images, float32 (N, D)}, and classes (N,), on the device, all of one forward pass.
+
+    wanted: {name: (layer, read-out)}; a layer is the number of a block, from 1 on, or OUTPUT.
+    """
+    features, labels, tokens = {name: [] for name in wanted}, [], {}
+
+    def keep(layer):
+        return mae.blocks[layer - 1].register_forward_hook(lambda block, inputs, out: tokens.update({layer: out}))
+
+    hooks = [keep(layer) for layer in {layer for layer, _ in wanted.values()} - {OUTPUT}]
+    try:
+        for batch in batches:
+            with device.autocast():
+                noise = batch["noise"].to(device.torch)
+                tokens[OUTPUT], _, _ = mae.forward_encoder(pixels.normalize(batch["images"]), 0.0, noise)
+            for name, (layer, readout) in wanted.items():
+                features[name].append(read(tokens[layer], readout).float())
+            labels.append(batch["labels"].to(device.torch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(labels)
+
+
+def by_output(readouts):
+    """What features_of takes for the encoder's output by some read-outs, under their names."""
+    return {readout: (OUTPUT, readout) for readout in readouts}

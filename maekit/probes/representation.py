@@ -7,7 +7,7 @@ from .. import distributed, files
 from ..model import compiling
 from ..model.patches import patch_statistics, patchify
 from ..settings.probes import READOUTS
-from .knn import features_of
+from .knn import by_output, features_of
 from .probe import Probe
 
 # Columns, and the share of the pixels' variance that ends each band of principal components (arXiv 2402.11337).
@@ -51,7 +51,7 @@ class Representation(Probe):
         task, n = self.task, len(self.task.loaders.validation.dataset)
         mae.eval()
         with compiling.eagerly(task.compiled):
-            features, labels = features_of(mae, task.loaders.validation, task.device, task.pixels, tuple(READOUTS))
+            features, labels = features_of(mae, task.loaders.validation, task.device, task.pixels, by_output(READOUTS))
         whole = {name: distributed.gather_interleaved(values, n) for name, values in features.items()}
         return whole, distributed.gather_interleaved(labels, n)
 

@@ -11,6 +11,7 @@ output.txt             what it printed, if it ran beside others
 wandb_id.txt           what Weights & Biases calls the run, if it is logged there
 run.lock               held by the process that trains
 reconstructions.npz    pictures
+accuracy_by_layer.csv  of k-NN of every block, its accuracies
 accuracy_by_class.csv  the last epoch's accuracies of each class of the validation images
 features.npz           features of the validation images by each read-out, float16, and their labels
 loss_curve.png .pdf, tensorboard/
@@ -47,6 +48,7 @@ class RunFolder:
         self.output = self.path / "output.txt"
         self._held = Lock(self.lock)
         self.reconstructions = self.path / "reconstructions.npz"
+        self.by_layer = self.path / "accuracy_by_layer.csv"
         self.by_class = self.path / "accuracy_by_class.csv"
         self.features = self.path / "features.npz"
         self.loss_curve = self.path / "loss_curve.png"
@@ -171,6 +173,7 @@ class RunFolder:
             self.trajectory,
             self.wandb_id,
             self.reconstructions,
+            self.by_layer,
             self.by_class,
             self.features,
             self.loss_curve,

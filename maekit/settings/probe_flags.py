@@ -3,8 +3,8 @@
 from . import legal
 from .flag import Flag
 from .label_map import HALF
-from .probes import ATTENTIVE, CLS, MEAN, OF_TASKS, PROBES, READOUTS
-from .tasks import LINPROBE, PRETRAIN, TASKS
+from .probes import ALL, ATTENTIVE, CLS, MEAN, OF_TASKS, OUTPUT, PROBES, READOUTS
+from .tasks import KNN, LINPROBE, PRETRAIN, TASKS
 
 PROBE_FLAGS = (
     Flag(
@@ -32,6 +32,15 @@ PROBE_FLAGS = (
         metavar="NAMES",
         tasks={task: readouts[0] for task, readouts in OF_TASKS.items()},
         decides=TASKS,
+    ),
+    Flag(
+        "layers",
+        str,
+        OUTPUT,
+        f"what --task knn reads: {OUTPUT}, the encoder's, or {ALL}, every block's as well",
+        metavar="WHICH",
+        legal=legal.one_of(OUTPUT, ALL),
+        decides=(KNN,),
     ),
     Flag(
         "label_map",

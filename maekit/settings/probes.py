@@ -59,6 +59,9 @@ def _accuracy(name, readout):
     return Accuracy(f"{name}_{readout}", name, readout, column, untrained, f"{probe.label}, {READOUTS[readout]}")
 
 
+OUTPUT, ALL = "output", "all"  # --layers: the encoder's output, and every block's as well
+
+
 def evaluation_name(task, readout):
     """knn for k-NN by the read-out that is upstream's, knn_mean by another."""
     return task if readout == OF_TASKS[task][0] else f"{task}_{readout}"

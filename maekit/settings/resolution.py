@@ -104,7 +104,7 @@ def _part(task, freeze, readouts):
 def _probes(v):
     names, readouts = probe_names(v["probes"], v["alpha"]), readout_names(v["readout"], v["task"])
     labels = label_map.read(v["label_map"]) if v["label_map"] is not None and v["task"] == PRETRAIN else None
-    return ProbeSettings(v["alpha"], names, v["eval_every"], readouts, v["joint_readout"], labels)
+    return ProbeSettings(v["alpha"], names, v["eval_every"], readouts, v["joint_readout"], labels, v["layers"])
 
 
 def _crop(v):

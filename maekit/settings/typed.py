@@ -6,7 +6,7 @@ from .architectures import architecture
 from .flags import FLAGS
 from .label_map import LabelMap
 from .methods import options_of
-from .probes import CLS
+from .probes import CLS, OUTPUT
 from .tasks import PRETRAIN
 
 
@@ -83,7 +83,7 @@ class OptimSettings:
 @dataclass(frozen=True)
 class ProbeSettings:
     """Weight of the classification loss, which of PROBES are scored, how often k-NN is, in epochs, and what is read: by the frozen
-    probe, k-NN and evaluations, and by the joint classifier, names of READOUTS. label_map: the labels of the latter; None: classes."""
+    probe, k-NN and evaluations, and by the joint classifier, names of READOUTS. layers: what k-NN as an evaluation reads, output or all. label_map: the labels of the latter; None: classes."""
 
     alpha: float
     names: tuple
@@ -91,6 +91,7 @@ class ProbeSettings:
     readouts: tuple = (CLS,)
     joint_readout: str = CLS
     label_map: LabelMap | None = None
+    layers: str = OUTPUT
 
 
 @dataclass(frozen=True)

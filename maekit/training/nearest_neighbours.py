@@ -1,8 +1,10 @@
 """k-NN as an evaluation: no training at all."""
 
+from .. import distributed, files
 from ..probes import knn
 from ..probes.accuracy import percent
 from ..runs import measures
+from ..settings.probes import ALL, OUTPUT
 from . import checkpoint
 from .task import Task
 
@@ -24,7 +26,14 @@ class NearestNeighbours(Task):
         self.epochs = 0
 
     def ending(self, folder):
+        (readout,) = self.run.probes.readouts
         data = self.loaders.whole(), self.loaders.validation, self.classes, self.device, self.pixels
-        found, _ = knn.knn_outcomes(self.network, *data, self.run.probes.readouts)
-        (outcomes,) = found.values()
-        return {"acc1": percent(outcomes)}
+        if self.run.probes.layers != ALL:
+            found, _ = knn.knn_outcomes(self.network, *data, (readout,))
+            return {"acc1": percent(found[readout])}
+        by_layer = knn.outcomes_by_layer(self.network, *data, readout)
+        accuracies = {layer: percent(outcomes) for layer, outcomes in by_layer.items()}
+        if distributed.is_main():
+            rows = [{"layer": layer, "accuracy": accuracy} for layer, accuracy in accuracies.items()]
+            files.write_csv(folder.by_layer, ["layer", "accuracy"], rows)
+        return {"acc1": accuracies[OUTPUT]}

@@ -39,7 +39,8 @@ def test_methods_with_options_run_side_by_side_are_counted_and_not_repeated(tmp_
 @pytest.mark.slow
 def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     """Pre-trained and untrained, for two seeds; a column each, and their difference paired by seed."""
-    evaluations = ("--eval", "linprobe", "--linprobe_flags", "--epochs 1 --batch_size 16")
+    evaluations = ("--eval", "linprobe,knn_mean", "--linprobe_flags", "--epochs 1 --batch_size 16")
+    evaluations += ("--knn_flags", "--layers all")
     flags = (*QUICK, "--methods", "dyt", "--seeds", "0 1 2", *evaluations, "--output_dir", tmp_path)
     result = run(DRIVER, *flags, check=0, draw=True)
     with open(tmp_path / "comparison_table.csv", newline="") as f:
@@ -60,9 +61,15 @@ def test_a_comparison_goes_on_to_evaluations_and_repeats_none(tmp_path):
     assert f"{mean:+.1f} (95 %: {mean - half:+.1f} to {mean + half:+.1f}), n = 3" in line
     for suffix in ("png", "pdf"):
         assert (tmp_path / f"evaluation_comparison.{suffix}").stat().st_size > 5000
+        assert (tmp_path / f"accuracy_over_depth.{suffix}").stat().st_size > 5000
     assert "not a fair comparison" not in result.stdout
 
-    assert ended(run(DRIVER, *flags, check=0).stdout) == (0, 3 + 6)
+    for name in ("knn_mean", "untrained_knn_mean"):
+        layers = files.read_csv(tmp_path / "DynamicTanh/seed1" / name / "accuracy_by_layer.csv")
+        assert [row["layer"] for row in layers] == [1, 2, "output"]
+        assert layers[-1]["accuracy"] == float(table["DynamicTanh", "1"][f"{name}_accuracy"])
+
+    assert ended(run(DRIVER, *flags, check=0).stdout) == (0, 3 + 12)
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_similarities_at_a_time_are_bounded_however_many_images_are_known(known,
 
 def test_its_features_are_read_from_the_tokens_of_whole_images(mae, source):
     images = source.val.subset(np.arange(0, 200, 20))
-    features, labels = knn.features_of(mae, val_batches(images, 4), CPU, PIXELS, ("cls", "mean"))
+    features, labels = knn.features_of(mae, val_batches(images, 4), CPU, PIXELS, knn.by_output(("cls", "mean")))
     dataset = val_batches(images).dataset
     for i in range(len(images)):
         image = PIXELS.normalize(dataset[i]["images"][None])
@@ -86,3 +86,25 @@ def test_a_validation_image_that_is_also_a_training_image_is_found(mae, source):
     found, truth = knn.knn_outcomes(mae, known, known, CLASSES, CPU, PIXELS, ("cls", "mean"))
     assert list(found) == ["cls", "mean"] and min(percent(outcomes) for outcomes in found.values()) > 60
     assert (truth.numpy() == source.train.labels).all()
+
+
+def test_every_block_is_read_where_it_ends_and_the_output_behind_the_norm(mae, source, monkeypatch):
+    """Blocks written out; where there is no room for all layers at a time, more passes give the same."""
+    images = source.val.subset(np.arange(0, 200, 20))
+    batches, depth = val_batches(images, 4), len(mae.blocks)
+    wanted = {layer: (layer, "mean") for layer in (*range(1, depth + 1), "output")}
+    features, _ = knn.features_of(mae, batches, CPU, PIXELS, wanted)
+    image = PIXELS.normalize(batches.dataset[3]["images"][None])
+    with torch.no_grad():
+        x = torch.cat((mae.cls_token + mae.pos_embed[:, :1], mae.patch_embed(image) + mae.pos_embed[:, 1:]), dim=1)
+        for i, block in enumerate(mae.blocks, start=1):
+            x = block(x)
+            assert torch.allclose(features[i][3], x[0, 1:].mean(0), atol=1e-4)
+        assert torch.allclose(features["output"][3], mae.norm(x)[0, 1:].mean(0), atol=1e-4)
+    assert not any(block._forward_hooks for block in mae.blocks)
+    data = (mae, val_batches(source.val), batches, CLASSES, CPU, PIXELS, "mean")
+    known = knn.outcomes_by_layer(*data)
+    assert list(known) == [*range(1, depth + 1), "output"]
+    assert torch.equal(known["output"], knn.knn_outcomes(*data[:-1], ("mean",))[0]["mean"])
+    monkeypatch.setattr(knn, "ROOM", 1)
+    assert all(torch.equal(outcomes, known[layer]) for layer, outcomes in knn.outcomes_by_layer(*data).items())
