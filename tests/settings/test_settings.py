@@ -112,6 +112,8 @@ ANOTHER = {  # flag: a value that makes another run of a pre-training, and what 
     "alpha": (0.5, []),
     "probes": ("frozen", []),
     "eval_every": (2, ["--probes", "knn"]),
+    "label_map": ("half", ["--alpha", "0.5"]),
+    "layers": ("all", ["--task", "knn", "--init", "untrained"]),
     "layer_decay": (0.5, ["--task", "finetune", "--init", "untrained"]),
     "drop_path": (0.2, ["--task", "finetune", "--init", "untrained"]),
     "mixup": (0.0, ["--task", "finetune", "--init", "untrained"]),
