@@ -28,7 +28,7 @@ CAPTIONS = {
     ),
     "matched_mse": (
         "Accuracy at equal reconstruction over α: what each run read when its validation MSE first fell to the median of "
-        "the range that all of them pass. Means over seeds with their 95 % intervals; small dots are seeds. A flat line "
+        "the range that all of them pass. Means over seeds with their 95 % intervals. A flat line "
         "says that α moved what the encoders know no more than it moved how well they reconstruct."
     ),
     "labelled_classes": (

@@ -13,7 +13,7 @@ from maekit.probes.joint import JointMAE
 from maekit.probes.linear import GlobalBatchNorm1d
 from maekit.training.device import Device
 from tests.support import train_here
-from tests.support.probing import CLASSES, QUICK, gradients
+from tests.support.probing import CLASSES, CPU, QUICK, gradients
 from tests.support.runs import same, state
 
 
@@ -244,3 +244,22 @@ def test_on_an_encoder_that_does_not_move_it_is_the_untrained_baseline(tmp_path)
     for row in files.read_csv(tmp_path / "log.csv"):
         assert row["frozen_accuracy"] == row["untrained_frozen_accuracy"] > 10
     assert row["knn_accuracy"] == row["untrained_knn_accuracy"] > 30
+
+
+def test_what_it_learns_is_scikit_learns_logistic_regression():
+    """On standardised features of classes that overlap, all images a step: the same optimum, found in another way."""
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 1500)
+    features = (rng.normal(size=(5, 8))[labels] + rng.normal(size=(1500, 8))) * rng.uniform(0.01, 100, 8)
+    probe, steps = OnlineProbe(8, 5, CPU.torch, 0), 2000
+    tensors = torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
+    for i in range(steps):
+        probe.step(*tensors, i / steps)
+    standard = (features - features.mean(0)) / features.std(0)
+    theirs = LogisticRegression(C=1e9, max_iter=1000).fit(standard, labels)
+    ours = probe.predict(tensors[0]).numpy()
+    assert (ours == theirs.predict(standard)).mean() > 0.98
+    assert abs((ours == labels).mean() - theirs.score(standard, labels)) < 0.005
+    assert 0.6 < (ours == labels).mean() < 0.95
