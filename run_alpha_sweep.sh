@@ -19,8 +19,10 @@
 #   --model NAME         (default: vit_tiny; demo: the demo's), --decoder_type NAME (default: base-8b; demo: the model's)
 #   --probes NAMES       accuracies to score (default: all)
 #   --eval "A B ..."     then evaluate every encoder: decoder, a new decoder trained on the frozen encoder, or what
-#                        run_comparison.sh has, such as knn or linprobe_mean; and once for each norm and seed the same
-#                        network with random weights. Results are in the run's folder, and in untrained/<run>
+#                        run_comparison.sh has, such as knn or linprobe_mean; and once for each norm and seed, of decoders
+#                        and rate, the same network with random weights. Results are in the run's folder, and in untrained
+#   --finetune_flags "..." --linprobe_flags "..." --knn_flags "..."
+#                        options of train.py for these evaluations, as of run_comparison.sh
 #   --imagenet_dir DIR   a folder with train/ and val/, such as ImageNet's, in place of the hub's frgfm/imagenette;
 #   --hf_dataset NAME    likewise, another data set of the hub
 #   --output_dir DIR     everything goes below it (default: outputs), runs into <data>-mae-reconstruction-gap/<name>: <data>
@@ -50,6 +52,7 @@ set -euo pipefail
 KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$KIT/maekit/drivers/env.sh"
 . "$KIT/maekit/drivers/grid.sh"
+. "$KIT/maekit/drivers/evaluations.sh"
 
 alphas="-10.0 -5.0 -2.0 -1.0 -0.5 -0.1 -0.05 -0.01 -0.005 -0.001 -0.0001 -0.00001"
 alphas="$alphas 0.0 0.00001 0.0001 0.001 0.005 0.01 0.05 0.1 0.5 1.0 2.0 5.0 10.0"
@@ -62,7 +65,6 @@ num_workers=${NUM_WORKERS:-}
 model=
 decoder_type=
 probes=all
-evals=
 output_dir=outputs
 checkpoint_dir=
 name=full
@@ -95,7 +97,6 @@ while [ $# -gt 0 ]; do
     --model) read_value "$@" && model=$VALUE ;;
     --decoder_type) read_value "$@" && decoder_type=$VALUE ;;
     --probes) read_value "$@" && probes=$VALUE ;;
-    --eval) read_value "$@" && evals=${VALUE//,/ } ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --name) read_value "$@" && name=$VALUE ;;
@@ -105,7 +106,7 @@ while [ $# -gt 0 ]; do
     status) status=1 ;;
     --help | -h) help=1 ;;
     --imagenet_dir | --hf_dataset) data_flags=() && pass_on "$@" ;;
-    *) read_running_flag "$@" || pass_on "$@" ;;
+    *) read_running_flag "$@" || read_evaluation_flag "$@" || pass_on "$@" ;;
     esac
     shift "$WORDS"
 done
@@ -183,30 +184,33 @@ print_commands() {
 
 # Every evaluation of their encoders, and of untrained ones.
 print_evaluations() {
-    local lr alpha norm seed run task
+    local lr alpha norm seed task
     for task in $evals; do
-        for lr in $lrs; do
-            for norm in $norms; do
-                for seed in $seeds; do
-                    run=${norm}_lr${lr}_seed${seed}
-                    print_evaluation "$root/untrained/$run" untrained
-                    for alpha in $alphas; do print_evaluation "$root/$alpha/$run" "$root/$alpha/$run"; done
+        for norm in $norms; do
+            for seed in $seeds; do
+                [ "$task" = decoder ] || print_evaluation "untrained/${norm}_seed${seed}" untrained
+                for lr in $lrs; do
+                    [ "$task" != decoder ] || print_evaluation "untrained/${norm}_lr${lr}_seed${seed}" untrained
+                    for alpha in $alphas; do print_evaluation "$alpha/${norm}_lr${lr}_seed${seed}"; done
                 done
             done
         done
     done
 }
 
-# print_evaluation FOLDER INIT: of the loops' task, norm, learning rate and seed
+# print_evaluation RUN [untrained]: of the loops' task, norm, learning rate and seed
 print_evaluation() {
-    if [ "$task" = decoder ]; then
-        train_command --norm "$norm" --seed "$seed" --lr "$lr" --freeze encoder --init "$2" --output_dir "$1/decoder" \
-            "${decoder_flags[@]}"
-    else
+    local init=${2:-$root/$1} place=${1/\//_}/$task
+    case $place in untrained*) ;; *) place=alpha-$place ;; esac
+    set -- --norm "$norm" --seed "$seed" --init "$init" --output_dir "$root/$1/$task" \
+        --checkpoint_dir "$checkpoint_dir/${architecture}_$place"
+    case $task in
+    decoder) train_command --lr "$lr" "${decoder_flags[@]}" --freeze encoder "$@" ;;
+    *)
         # shellcheck disable=SC2046 # a list of words
-        (set -f && train_command --norm "$norm" --seed "$seed" $(task_of "$task") --init "$2" --output_dir "$1/$task" \
-            "${shared_flags[@]}")
-    fi
+        (set -f && train_command $(task_of "$task") "$@" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
+        ;;
+    esac
 }
 
 commands=$(print_commands && print_evaluations)
@@ -219,5 +223,11 @@ fi
 # What is wrong with the data is wrong for every run: said once, before the first.
 for alpha in $alphas; do [ "$alpha" = 0.0 ] || break; done
 "$PYTHON" "$KIT/train.py" --dry_run --alpha "$alpha" "${train_flags[@]}"
+for task in $evals; do
+    case $task in
+    decoder) "$PYTHON" "$KIT/train.py" --dry_run "${decoder_flags[@]}" --freeze encoder --init untrained ;;
+    *) check_evaluation "$task" ;;
+    esac
+done
 
 run_and_analyse "commands${evals:+ evaluations}" "$root" "$PYTHON" "$KIT/analysis.py" gap --log_dir "$root" --output_dir "$output_dir/analysis_$sweep"

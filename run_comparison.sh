@@ -48,15 +48,12 @@ set -euo pipefail
 KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$KIT/maekit/drivers/env.sh"
 . "$KIT/maekit/drivers/grid.sh"
+. "$KIT/maekit/drivers/evaluations.sh"
 
 methods="LayerNorm DynamicTanh AdaptiveDynamicTanh"
 seeds=0
 output_dir=
 checkpoint_dir=
-evals=
-finetune_flags=
-linprobe_flags=
-knn_flags=
 clone_mae=
 control=
 reference=
@@ -85,10 +82,6 @@ while [ $# -gt 0 ]; do
     --seeds | --seed) read_value "$@" && seeds=$VALUE ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
-    --eval) read_value "$@" && evals=${VALUE//,/ } ;;
-    --finetune_flags) read_text "$@" && finetune_flags=$VALUE ;;
-    --linprobe_flags) read_text "$@" && linprobe_flags=$VALUE ;;
-    --knn_flags) read_text "$@" && knn_flags=$VALUE ;;
     --control) control=yes ;;
     --reference) read_value "$@" && reference=$VALUE && analysis_flags+=(--reference "$VALUE") ;;
     --demo) : "${output_dir:=./output_demo}" && pass_on "$@" ;;
@@ -100,7 +93,7 @@ while [ $# -gt 0 ]; do
         use_any_python
         exec "$PYTHON" "$KIT/train.py" --help
         ;;
-    *) read_running_flag "$@" || pass_on "$@" ;;
+    *) read_running_flag "$@" || read_evaluation_flag "$@" || pass_on "$@" ;;
     esac
     shift "$WORDS"
 done
@@ -134,14 +127,6 @@ print_evaluation() {
     (set -f && print_run "$1" $(task_of "$task") "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
 }
 
-flags_of() {
-    case ${1%%_*} in
-    finetune) printf '%s\n' "$finetune_flags" ;;
-    linprobe) printf '%s\n' "$linprobe_flags" ;;
-    knn) printf '%s\n' "$knn_flags" ;;
-    esac
-}
-
 # print_run SUBFOLDER FLAG...: of the loops' method and seed; the method's own options come last, so they win
 print_run() {
     local run=$method/seed$seed$1
@@ -170,11 +155,7 @@ fi
 
 # What is wrong with the data is wrong for every run: said once, before the first.
 "$PYTHON" "$KIT/train.py" --dry_run ${train_flags[@]+"${train_flags[@]}"}
-for task in $evals; do
-    # shellcheck disable=SC2046 # a list of words
-    (set -f && exec "$PYTHON" "$KIT/train.py" --dry_run $(task_of "$task") --init untrained \
-        ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
-done
+for task in $evals; do check_evaluation "$task"; done
 
 run_and_analyse "commands${evals:+ evaluations}" "$output_dir" \
     "$PYTHON" "$KIT/analysis.py" comparison --output_dir "$output_dir"

@@ -42,7 +42,7 @@ def main():
         (trainer.Trainer, "train_epoch", "training epochs"),
         (pretraining.Pretraining, "capture", "CUDA graph of a step"),
         (pretraining.Pretraining, "validate", "validation with k-NN"),
-        (knn.NearestNeighbours, "accuracy", "k-NN"),
+        (knn.NearestNeighbours, "outcomes", "k-NN"),
         (pretraining.Pretraining, "pictures", "pictures"),
         (pretraining.Pretraining, "ending", "reconstructions at the end"),
         (saving.Saver, "save", "checkpoints: what training waits for"),

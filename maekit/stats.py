@@ -5,7 +5,6 @@ A point is one epoch of one run: its validation MSE and its accuracy in percent.
 ready for JSON.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -302,29 +301,14 @@ def matched(runs, reference, n_targets=21):
     return {"mse_range": list(reach), **paired(*means)}
 
 
-def simultaneous(values, level=0.95):
-    """Differences between the means of several groups that were measured on the same seeds: {"means", "half", "n"}.
+def at_once(values, level=0.95):
+    """Student's t intervals that all hold together in `level` of all experiments: {name: t_interval}.
 
-    values: (n, k), a row a seed. The difference of any two of the k means lies within +- half of its expectation, for all
-    pairs at once in `level` of all experiments: Tukey's studentized range, the seeds as blocks, variances equal. half is
-    None below 3 seeds or 2 groups.
+    values: {name: one number per seed}. By Bonferroni's correction, so that neither equal variances nor independence is
+    assumed. A name of fewer than 3 seeds has no interval and does not count.
     """
-    values = np.asarray(values, dtype=float)
-    n, k = values.shape
-    means = values.mean(axis=0)
-    if n < MIN_SEEDS or k < 2:
-        return {"means": means.tolist(), "half": None, "n": n}
-    rest = values - values.mean(axis=1, keepdims=True) - means + values.mean()
-    freedom = (n - 1) * (k - 1)
-    half = _studentized_range(level, k, freedom) * math.sqrt((rest**2).sum() / freedom / n)
-    return {"means": means.tolist(), "half": float(half), "n": n}
-
-
-@functools.lru_cache
-def _studentized_range(level, k, freedom):
-    from scipy.stats import studentized_range
-
-    return float(studentized_range.ppf(level, k, freedom))
+    several = sum(len(of) >= MIN_SEEDS for of in values.values())
+    return {name: t_interval(of, 1 - (1 - level) / max(1, several)) for name, of in values.items()}
 
 
 def cka(x, y):

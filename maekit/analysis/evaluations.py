@@ -10,7 +10,8 @@ def join(points, runs):
     """Points with the results of evaluations as columns, of measures.EVALUATION_RESULTS those that there are.
 
     points: DataFrame of trajectories.tabulate_points; runs: of reading.load_runs, an evaluation below the folder of the run
-    whose encoder it is of, or, of an untrained encoder, anywhere: it belongs to all runs of its norm and seed.
+    whose encoder it is of, or, of an untrained encoder, anywhere: it belongs to all runs of its norm and seed, a decoder to
+    those of its learning rate alone.
     """
     of_run, of_seed = {}, {}
     for run in runs:
@@ -21,12 +22,16 @@ def join(points, runs):
         if identity["init"]:
             of_run.setdefault(column, {})[str(run["path"].parent)] = result
         else:
-            of_seed.setdefault(column, {})[identity["norm"], identity["seed"]] = result
+            of_seed.setdefault(column, {})[_key(column, identity)] = result
     points = points.copy()
     for column in measures.EVALUATION_RESULTS:
         if column in of_run:
             points[column] = points["run"].map(of_run[column])
         elif column in of_seed:
-            keys = zip(points["norm"], points["seed"])
-            points[column] = [of_seed[column].get(key, float("nan")) for key in keys]
+            rows = points[["norm", "seed", "lr"]].to_dict("records")
+            points[column] = [of_seed[column].get(_key(column, row), float("nan")) for row in rows]
     return points
+
+
+def _key(column, of):
+    return of["norm"], of["seed"], float(of["lr"]) if column == "untrained_decoder_mse" else None

@@ -10,11 +10,19 @@ from ..runs.reading import load_runs
 from ..runs.status import DIVERGED, FINISHED
 from ..runs.trajectories import read_trajectories, tabulate_points
 from ..settings import methods
-from ..settings.probes import EVALUATIONS, READOUTS
+from ..settings.probes import ACCURACIES, CLS, EVALUATIONS, READOUTS
 from ..settings.spelling import spell
 from . import evaluations, labelled, matched, similarity
 
 WIDE_SPREAD = 5  # percentage points: bins with more are counted
+OF_AN_ACCURACY = (  # figures that there is one of for each
+    "tube_scatter_signed_alpha",
+    "alpha_vs_final_metrics",
+    "negative_vs_positive_comparison",
+    "accuracy_over_epochs",
+    "matched_mse",
+    "labelled_classes",
+)
 _NO_GAP = {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": []}
 
 
@@ -89,9 +97,16 @@ def _chosen(points, accuracy, log_dir):
     if accuracy != "all" and not chosen and len(points):
         raise InputError(
             f"--accuracy {accuracy}: no trajectory in {log_dir} has it, they have {', '.join(measured) or 'none'}. "
-            f"Train with --probes {accuracy}, or choose another."
+            f"Train with {way_to(accuracy)}, or choose another."
         )
     return chosen
+
+
+def way_to(accuracy):
+    """Flags of train.py that measure it."""
+    known = ACCURACIES[accuracy]
+    readout = "" if known.readout == CLS else f" --{'joint_' * (known.probe == 'joint')}readout {known.readout}"
+    return f"--probes {known.probe}{readout}"
 
 
 def _check_gap(described, log_dir, output_dir, found):
@@ -146,7 +161,7 @@ def describe(points, column, n_bins=15, binning="equal"):
     untrained = _untrained(points, column)
     points = points[points["status"] != DIVERGED]
     if not len(points):
-        return {**_NO_GAP, "note": "every run diverged.", "untrained": untrained}
+        return {**_NO_GAP, "note": "every run diverged.", "untrained": untrained, "matched": {}}
     summary = {
         "n_experiments": int(points["alpha"].nunique()),
         "total_points": len(points),
@@ -303,8 +318,10 @@ def render(statistics):
 
 def sentences(s):
     """What is known of one accuracy at equal MSE, and by labels."""
-    equal = [matched.sentence(*item) for item in s.get("matched", {}).items()]
-    return equal + [labelled.sentence(*item) for item in s.get("labelled", {}).items()]
+    name = measures.MEASURES[measures.ACCURACIES[s["probe"]]].label
+    found = [matched.sentence(*item) for item in s.get("matched", {}).items()]
+    found += [labelled.sentence(*item) for item in s.get("labelled", {}).items()]
+    return [f"{name}, {text}" for text in found]
 
 
 def bins_used(s):

@@ -151,7 +151,7 @@ def captions(drawn):
     found = {}
     for name, key in report.in_order(drawn, CAPTIONS).items():
         column = measures.ACCURACIES.get(name.removeprefix(key or "").removeprefix("_") or "joint")
-        shown = f" ({measures.MEASURES[column].label})" if column and key and key != "mse_over_epochs" else ""
+        shown = f" ({measures.MEASURES[column].label})" if column and key in gap.OF_AN_ACCURACY else ""
         found[name] = CAPTIONS.get(key, "") + shown
     return found
 

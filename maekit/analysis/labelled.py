@@ -31,7 +31,7 @@ def _read(runs, column):
     """{(alpha, seed): {kind: (accuracy, untrained accuracy or None)}} and {kind: classes}; of runs that differ in nothing else."""
     found, first, classes = {}, None, None
     for run in runs:
-        rows = files.read_csv(RunFolder(run["run"]).by_class)
+        rows = [row for row in files.read_csv(RunFolder(run["run"]).by_class) if row["images"]]
         kinds = {"labelled": [], "others": []}
         for row in rows:
             kinds["others" if row["label"] is None else "labelled"].append(row)

@@ -7,8 +7,7 @@ from ..settings import methods
 from ..settings.spelling import spell
 from .findings import number
 
-SHARED = 0.2  # of the reference's own range of MSE; an alpha whose runs leave less is left out of what is for all
-N_TARGETS = 21
+SHARED = 0.2  # of the reference's own range of MSE; an alpha that shares less with it is not compared
 
 
 def describe(points, column):
@@ -17,10 +16,9 @@ def describe(points, column):
     points: DataFrame of trajectories.tabulate_points, `column` not nan, without diverged runs. Each dict has
 
     reference: alpha 0, or the one nearest it. differences: {alpha: stats.matched to the reference, over the range that both
-    reach}, paired by seed. mse_range: that all alphas reach, but for those in left_out, over the seeds that all of them have;
-    None if there is none. means: {alpha: {"mean", "low", "high", "n"}} of the accuracy over it. at: the median MSE of all
-    points in it; at_median: {alpha: the same of the accuracy there}. half: that any two means may differ by without a
-    difference, see stats.simultaneous.
+    reach}, paired by seed, with "at_once" the interval of stats.at_once. left_out: alphas that share less than SHARED of the
+    reference's range. at: the median MSE in the range that all runs of the alphas in at_median pass, None if there is none;
+    at_median: {alpha: stats.t_interval of the accuracy there}.
     """
     found = {}
     for group, rows in _groups(points):
@@ -49,97 +47,77 @@ def _groups(points):
 
 def _described(runs):
     reference = min(runs, key=lambda alpha: (abs(alpha), alpha))
-    known = {
-        "reference": reference,
-        "differences": {spell(a): stats.matched(runs[a], runs[reference]) for a in sorted(runs) if a != reference},
-        "left_out": [],
-        **dict.fromkeys(("mse_range", "at", "half")),
-        "means": {},
-        "at_median": {},
-    }
-    kept, left_out, reach, seeds = _together(runs, reference)
-    known["left_out"] = [spell(alpha) for alpha in left_out]
-    if reach is None:
+    enough = SHARED * _width(runs, [reference])
+    differences = {spell(a): stats.matched(runs[a], runs[reference]) for a in sorted(runs) if a != reference}
+    left_out = [alpha for alpha, d in differences.items() if d["mse_range"] is None or np.ptp(d["mse_range"]) < enough]
+    told = {alpha: list(d["differences"].values()) for alpha, d in differences.items() if alpha not in left_out}
+    for alpha, known in stats.at_once(told).items():
+        differences[alpha]["at_once"] = None if known["low"] is None else [known["low"], known["high"]]
+    known = {"reference": reference, "differences": differences, "left_out": left_out, "at": None, "at_median": {}}
+    kept = _together(runs, reference, enough)
+    if len(kept) < 2:
         return known
-    targets = np.linspace(*reach, N_TARGETS)
-    inside = [m for alpha in kept for seed in seeds for m in runs[alpha][seed][0] if reach[0] <= m <= reach[1]]
-    at = float(np.median(inside or targets))
-    over, there = (
-        np.array([[np.mean([stats.accuracy_at(*runs[a][s], t) for t in of]) for a in kept] for s in seeds])
-        for of in (targets, [at])
-    )
-    return {
-        **known,
-        "mse_range": list(reach),
-        "at": at,
-        "half": stats.simultaneous(over)["half"],
-        "means": {spell(alpha): stats.t_interval(over[:, i]) for i, alpha in enumerate(kept)},
-        "at_median": {spell(alpha): stats.t_interval(there[:, i]) for i, alpha in enumerate(kept)},
-    }
+    low, high = stats.common_range(_losses(runs, kept))
+    at = float(np.median([m for mse in _losses(runs, kept) for m in mse if low <= m <= high]))
+    there = {alpha: [stats.accuracy_at(*run, at) for run in runs[alpha].values()] for alpha in kept}
+    return {**known, "at": at, "at_median": {spell(alpha): stats.t_interval(of) for alpha, of in there.items()}}
 
 
-def _together(runs, reference):
-    """(alphas, those left out, the range of MSE that the runs of the former all pass or None, the seeds that all have).
+def _together(runs, reference, enough):
+    """The alphas whose runs, with the reference's, all pass a range of MSE of this width.
 
-    The alpha without which the others share most is left out, one after the other, until they share enough.
+    The alpha without which the others share most is left out, one after the other, until they do.
     """
-    kept, left_out = sorted(runs), []
-    own = _width([mse for mse, _ in runs[reference].values()])
-    while len(kept) > 1:
-        seeds = sorted(set.intersection(*(set(runs[alpha]) for alpha in kept)))
-        reach = stats.common_range(_losses(runs, kept, seeds)) if seeds else None
-        if reach is not None and reach[1] - reach[0] >= SHARED * own:
-            return kept, left_out, reach, seeds
+    kept = sorted(runs)
+    while len(kept) > 1 and not _width(runs, kept) >= max(enough, np.finfo(float).tiny):
         without = {alpha: [other for other in kept if other != alpha] for alpha in kept if alpha != reference}
-        shared = {alpha: _shared(runs, others) for alpha, others in without.items()}
-        worst = max(shared, key=lambda alpha: (*shared[alpha], abs(alpha)))
-        kept = without[worst]
-        left_out.append(worst)
-    return kept, left_out, None, []
+        kept = without[max(without, key=lambda alpha: (_width(runs, without[alpha]), abs(alpha)))]
+    return kept
 
 
-def _shared(runs, alphas):
-    """How much alphas share: the number of seeds that all of them have, and the width of the range of MSE that these pass."""
-    seeds = set.intersection(*(set(runs[alpha]) for alpha in alphas))
-    return len(seeds), _width(_losses(runs, alphas, seeds)) if seeds else 0.0
+def _losses(runs, alphas):
+    return [mse for alpha in alphas for mse, _ in runs[alpha].values()]
 
 
-def _losses(runs, alphas, seeds):
-    return [runs[alpha][seed][0] for alpha in alphas for seed in seeds]
-
-
-def _width(losses):
-    """Of the range of MSE that runs pass, negative if there is none."""
-    return min(mse[0] for mse in losses) - max(min(mse) for mse in losses)
+def _width(runs, alphas):
+    """Of the range of MSE that all runs of some alphas pass, negative if there is none."""
+    losses = _losses(runs, alphas)
+    return float(min(mse[0] for mse in losses) - max(min(mse) for mse in losses))
 
 
 def sentence(group, known):
     """Whether encoders of equal reconstruction differ, by how much and from how many seeds, or that this cannot be told."""
-    if known["mse_range"] is None:
-        return f"{group}: no two alphas have seeds and a range of MSE in common, so nothing is compared at equal MSE."
-    low, high = known["mse_range"]
-    means = {alpha: of["mean"] for alpha, of in known["means"].items()}
-    n = next(iter(known["means"].values()))["n"]
-    most, least = max(means, key=means.get), min(means, key=means.get)
-    largest, half, alphas = means[most] - means[least], known["half"], f"{len(means)} alphas"
-    where = f"{group}: at equal MSE ({low:.3f} to {high:.3f})"
-    without = f" Alpha {', '.join(known['left_out'])} reached too little of it." if known["left_out"] else ""
-    if half is None:
-        seeds = f"{n} seed{'s' * (n != 1)}"
+    reference = f"alpha {spell(known['reference'])}"
+    compared = {alpha: d for alpha, d in known["differences"].items() if alpha not in known["left_out"]}
+    without = f" Alpha {', '.join(known['left_out'])} shares too little of its MSE." if known["left_out"] else ""
+    if not compared:
+        return f"{group}: no alpha has seeds and enough of its range of MSE in common with {reference}, so nothing is compared."
+    told = {alpha: d for alpha, d in compared.items() if d["at_once"]}
+    if not told:
+        alpha, d = max(compared.items(), key=lambda item: abs(item[1]["mean"]))
+        seeds = f"{d['n']} seed{'s' * (d['n'] != 1)}"
         return (
-            f"{where} the accuracies of {alphas} are up to {number(largest, 1)} points apart, but {seeds} cannot tell whether "
-            f'the encoders differ; --seeds "0 1 2" can.{without}'
+            f"{group}: at equal MSE accuracies are up to {number(abs(d['mean']), 1)} points from that of {reference}, but {seeds} "
+            f"cannot tell whether the encoders differ; three or more can.{without}"
         )
-    if largest > half:
-        said = [
-            number(x, min(half, largest - half))
-            for x in (means[most], means[least], largest, largest - half, largest + half)
-        ]
+    at_once = "95 % intervals" + f" of {len(told)} comparisons at once" * (len(told) > 1)
+    found = [alpha for alpha, d in told.items() if d["at_once"][0] > 0 or d["at_once"][1] < 0]
+    if not found:
+        alpha = max(told, key=lambda alpha: abs(told[alpha]["mean"]))
         return (
-            f"{where} encoders differ: alpha {most} reads {said[0]} %, alpha {least} {said[1]} %, {said[2]} points less (95 % "
-            f"interval {said[3]} to {said[4]}, over all pairs of {alphas}, {n} seeds).{without}"
+            f"{group}: at equal MSE no difference to {reference} is established; the largest is alpha {alpha}'s, "
+            f"{_spoken(told[alpha])}; {at_once}.{without}"
         )
-    return (
-        f"{where} no difference between {alphas} is established ({n} seeds): the largest is {number(largest, half)} points, "
-        f"and one of up to {number(largest + half, half)} remains possible.{without}"
-    )
+    outermost = dict.fromkeys((max(found, key=lambda a: told[a]["mean"]), min(found, key=lambda a: told[a]["mean"])))
+    said = "; ".join(f"alpha {alpha} {_spoken(told[alpha])}" for alpha in outermost)
+    rest = [alpha for alpha in told if alpha not in found]
+    open_ = f" None is established of alpha {', '.join(rest)}." if rest else ""
+    return f"{group}: at equal MSE encoders differ, in points from {reference}: {said}; {at_once}.{open_}{without}"
+
+
+def _spoken(difference):
+    low, high = difference["at_once"]
+    half = (high - low) / 2
+    mean, low, high = (number(value, max(half, 0.5)) for value in (difference["mean"], low, high))
+    over = " to ".join(f"{mse:.3f}" for mse in difference["mse_range"])
+    return f"{'+' * (difference['mean'] > 0)}{mean} ({low} to {high}, MSE {over}, n = {difference['n']})"

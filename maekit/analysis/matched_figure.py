@@ -28,7 +28,8 @@ def matched_mse(statistics, column, narrow=False):
         means = [one["mean"] for one in of]
         half = [np.nan if one["low"] is None else one["high"] - one["mean"] for one in of]
         ax.errorbar(alphas, means, half, capsize=2, **look)
-        label = f"{name}, at MSE {known['at']:.3f} (n = {of[0]['n']})"
+        n = sorted({one["n"] for one in of})
+        label = f"{name}, at MSE {known['at']:.3f} (n = {' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))})"
         handles.append(Line2D([], [], label=label, **look))
         if norm in untrained:
             handles.append(

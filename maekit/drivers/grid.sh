@@ -52,12 +52,6 @@ read_train_flag() {
 }
 known_flags=
 
-# task_of NAME: flags of train.py; knn_mean is k-NN with the read-out mean, knn with the task's own.
-task_of() {
-    printf '%s\n' --task "${1%%_*}"
-    case $1 in *_*) printf '%s\n' --readout "${1#*_}" ;; esac
-}
-
 # check_commands: exit code 2 if train.py would refuse one of the commands, whatever the data.
 check_commands() {
     printf '%s\n' "$1" | ask check_commands

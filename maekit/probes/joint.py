@@ -29,12 +29,13 @@ class JointMAE(nn.Module):
     loss = reconstruction + alpha x cross entropy: SupMAE (arXiv 2205.14540) with an alpha of any sign. At alpha 0 the
     classifier is not trained and the loss is the reconstruction itself, to the last bit. classes None: no classifier.
     The classifier's initial weights are drawn from `seed` alone. label_of: the label of each class, indices from 0 on, -1 for
-    none, where the classes themselves are not to be told apart; an image without one has the reconstruction alone.
+    none, where the classes themselves are not to be told apart; labelled: then the share of the training images that have one.
+    An image without one has the reconstruction alone.
     """
 
-    def __init__(self, mae, alpha=0.0, classes=None, seed=0, readout=CLS, label_of=None):
+    def __init__(self, mae, alpha=0.0, classes=None, seed=0, readout=CLS, label_of=None, labelled=1.0):
         super().__init__()
-        self.mae, self.alpha, self.readout = mae, alpha, readout
+        self.mae, self.alpha, self.readout, self.labelled = mae, alpha, readout, labelled
         self.head = None
         if label_of is not None:
             label_of = torch.tensor(label_of, device=mae.cls_token.device)
@@ -62,11 +63,12 @@ class JointMAE(nn.Module):
         return JointOutput(loss, reconstruction, classification, tokens, logits)
 
     def classification(self, logits, labels):
-        """Mean cross entropy of the images that have a label; 0 if none has."""
+        """Cross entropy, the mean of images; of those that have a label, as many as there are of a batch on average, so that
+        parts of a batch add up to the whole."""
         if self.label_of is None:
             return F.cross_entropy(logits, labels)
-        known = self.label_of[labels]
-        return F.cross_entropy(logits, known, ignore_index=-1, reduction="sum") / (known >= 0).sum().clamp(min=1)
+        found = F.cross_entropy(logits, self.label_of[labels], ignore_index=-1, reduction="sum")
+        return found / (self.labelled * len(labels))
 
 
 class JointProbe(Probe):

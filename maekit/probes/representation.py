@@ -1,5 +1,7 @@
 """What an encoder's features and the errors of its reconstructions look like, whatever a classifier can read from them."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -83,7 +85,7 @@ class Bands:
     """
 
     def __init__(self, covariance):
-        values, vectors = torch.linalg.eigh(covariance.double().cpu())
+        values, vectors = torch.linalg.eigh(covariance.cpu().double())
         share = values.flip(0).clamp(min=0).cumsum(0)
         share = share / share[-1].clamp(min=torch.finfo(share.dtype).tiny)
         # a component belongs to the band in which the variance before it lies
@@ -127,8 +129,10 @@ def targets(mae, images):
 def effective_rank(features, eps=1e-7):
     """RankMe (arXiv 2210.02885) of features (N, D): exp of the entropy of the singular values' shares, 1 to min(N, D).
 
-    Comparable within one architecture and data set alone.
+    Comparable within one architecture and data set alone; nan of features that are no numbers.
     """
-    singular = torch.linalg.svdvals(features.double().cpu())
+    if not features.isfinite().all():
+        return math.nan
+    singular = torch.linalg.svdvals(features.cpu().double())
     share = singular / singular.sum() + eps
     return float((-(share * share.log()).sum()).exp())

@@ -1,5 +1,7 @@
 """What decides the numbers of a run, flat and by the names of the flags: whether two runs are the same one. No torch."""
 
+from dataclasses import replace
+
 from ..errors import InputError
 from .flags import DEFAULTS, FLAGS
 from .probes import CLS
@@ -7,6 +9,7 @@ from .tasks import PRETRAIN
 
 # what settings were before there was a flag for them
 SINCE = {"crop": "resized", "pos_embed": "sincos"}  # of those that an evaluation takes over from the run it evaluates
+EARLIER_ALL = ("joint frozen knn",)  # what --probes all was
 BEFORE = {**DEFAULTS, "processes": 1, "pixels": "whole", **SINCE}
 
 
@@ -15,6 +18,18 @@ def before(name, identity, unknown=None):
     if name == "readout":
         return FLAGS[name].tasks.get(identity.get("task", PRETRAIN), CLS)
     return BEFORE.get(name, unknown)
+
+
+def as_begun(run, stored):
+    """Settings with what was left to the kit as it was when the run of identity `stored`, which is to go on, began."""
+    data, probes = run.data, run.probes
+    if "crop" in run.left and "crop" not in stored:
+        data = replace(data, crop=SINCE["crop"])
+    if "readout" in run.left and "readout" not in stored:
+        probes = replace(probes, readouts=tuple(before("readout", stored).split()))
+    if "probes" in run.left and stored.get("probes") in EARLIER_ALL:
+        probes = replace(probes, names=tuple(stored["probes"].split()))
+    return replace(run, data=data, probes=probes)
 
 
 def difference(stored, identity):

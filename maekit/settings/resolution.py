@@ -55,7 +55,8 @@ def resolve(typed):
         warmup = recipes.warmup_epochs(task, v["model"], v["epochs"])
     name, probes = norm_name(v["norm"]), _probes(v)
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
-    own = {"imagenet_dir": images, "crop": _crop(v), "crop_is_auto": v["crop"] == "auto"}
+    own = {"imagenet_dir": images, "crop": _crop(v)}
+    left = {"crop": v["crop"] == "auto", "probes": v["probes"] == "all", "readout": "readout" not in given}
     regularisation = {field: v[field] for field in FinetuneSettings.__dataclass_fields__}
     folder = ("output_train", name, f"seed{v['seed']}", *_part(task, v["freeze"], probes.readouts))
     return Settings(
@@ -91,6 +92,7 @@ def resolve(typed):
         resume=start.resumed(v["resume"]),
         overwrite=v["overwrite"],
         dry_run=v["dry_run"],
+        left=tuple(name for name, so in left.items() if so),
     )
 
 

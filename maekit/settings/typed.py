@@ -45,7 +45,7 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DataSettings:
     """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see data.cache.cached;
-    resident: auto or off, see data.resident; crop: how they are cut, a name of data.crops.CROPS, and whether that was left to us.
+    resident: auto or off, see data.resident; crop: how they are cut, a name of data.crops.CROPS.
 
     num_workers: None for as many as pay, see data.loader.workers.
     """
@@ -58,7 +58,6 @@ class DataSettings:
     cache: str = "off"
     resident: str = "auto"
     crop: str = "resized"
-    crop_is_auto: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Settings:
     """One run, every value resolved and checked.
 
     task: one of TASKS. wandb_project: of Weights & Biases; None: not asked for. init: path of the checkpoint whose weights it starts from; None: weights of its seed. mae_dir:
-    as typed. freeze: "encoder" to train a new decoder on the encoder of init, which stays as it is. finetune: None for other tasks.
+    as typed. left: the flags whose value was left to the kit, of those that earlier kits would have chosen otherwise. freeze: "encoder" to train a new decoder on the encoder of init, which stays as it is. finetune: None for other tasks.
     """
 
     task: str
@@ -146,6 +145,7 @@ class Settings:
     resume: str
     overwrite: bool
     dry_run: bool
+    left: tuple = ()
 
     def identity(self):
         """What decides the numbers of the run, flat and by the names of the flags.

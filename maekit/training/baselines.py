@@ -39,7 +39,7 @@ def _place(task):
         "images": [each.store.path.name for each in images],  # named after what the files are
         "labels": [_digest(b"" if each.labels is None else each.labels.tobytes()) for each in images],
         "probes": [name for name, probe in task.probes.items() if type(probe).baseline is not Probe.baseline],
-        "readouts": run.probes.readouts,
+        "readouts": list(run.probes.readouts),
         "seed": run.seed,
         "model": asdict(run.model),
         "crop": run.data.crop,

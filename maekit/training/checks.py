@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import distributed, files
 from ..errors import InputError
 from ..settings import identities
+from ..settings.probes import PROBES
 from ..settings.tasks import KNN, PRETRAIN
 
 
@@ -35,6 +36,12 @@ def _check_batches(run, source):
 
 def _check_labels(run, source):
     """Alpha, the probes and the evaluations need labels of two classes or more."""
+    if run.probes.label_map:
+        known = run.probes.label_map.of(source.classes)
+        if source.train.labels is not None and not any(
+            known[label] >= 0 for label in set(source.train.labels.tolist())
+        ):
+            raise InputError(f"--label_map {run.probes.label_map.typed}: no training image has a label by it.")
     wanted = _needs_labels(run)
     if wanted is None:
         return
@@ -49,8 +56,6 @@ def _check_labels(run, source):
             f"{wanted}: the data set has {len(source.classes)} class, classification needs 2 or more. "
             f"Use other data.{without}"
         )
-    if run.probes.label_map:
-        run.probes.label_map.of(source.classes)
 
 
 def _needs_labels(run):
@@ -59,7 +64,8 @@ def _needs_labels(run):
         return f"--task {run.task}"
     if run.probes.alpha:
         return f"--alpha {run.probes.alpha:g}"
-    return f"--probes {' '.join(run.probes.names)}" if run.probes.names else None
+    names = [name for name in run.probes.names if PROBES[name].column]
+    return f"--probes {' '.join(names)}" if names else None
 
 
 def agree_with_folder(run, folder):
@@ -72,11 +78,8 @@ def agree_with_folder(run, folder):
         raise InputError(f"--init {run.init}: is the run in --output_dir itself. Choose another --output_dir.")
     if run.resume == "never" and not run.overwrite and folder.checkpoint.exists():
         raise InputError(f"--resume never: {folder.path} holds a run. Choose another --output_dir, or --overwrite.")
-    if run.data.crop_is_auto and not run.overwrite:
-        stored = folder.identity()
-        if stored is not None and "crop" not in stored:  # begun before there was a choice, and goes on as it began
-            run = replace(run, data=replace(run.data, crop=identities.SINCE["crop"]))
-    return run
+    stored = None if run.overwrite else folder.identity()
+    return run if stored is None else identities.as_begun(run, stored)
 
 
 def identity(run, source, clone):

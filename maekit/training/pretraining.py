@@ -1,5 +1,6 @@
 """Masked autoencoding, with a weighted classification beside it and probes that watch."""
 
+import math
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..probes.accuracy import ByClass
 from ..probes.joint import JointMAE
 from ..probes.probe import open_probes
 from ..runs import measures
+from ..settings.probes import PROBES
 from . import baselines, checkpoint, failures, validation
 from .task import Task
 
@@ -30,13 +32,14 @@ class Pretraining(Task):
     compiles = True
 
     def __init__(self, run, source, build, norms):
-        super().__init__(run, source, norms, with_labels=bool(run.probes.names))
+        super().__init__(run, source, norms, with_labels=any(PROBES[name].column for name in run.probes.names))
         self.build = build
         self.batches = self.loaders.training()
         self.network = self.mae = build().to(self.device.torch)
         joint = self.classes if "joint" in run.probes.names else None
-        self.label_of = run.probes.label_map.of(source.classes) if joint and run.probes.label_map else None
-        self.model = JointMAE(self.mae, run.probes.alpha, joint, run.seed, run.probes.joint_readout, self.label_of)
+        self.label_of = run.probes.label_map.of(source.classes) if run.probes.label_map and self.classes else None
+        labels = {} if joint is None or self.label_of is None else self._labels()
+        self.model = JointMAE(self.mae, run.probes.alpha, joint, run.seed, run.probes.joint_readout, **labels)
         self.by_class = None  # accuracy.ByClass of the last validation
         self.probes = open_probes(run.probes.names, self)
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
@@ -52,6 +55,11 @@ class Pretraining(Task):
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)
         fused = self.device.torch.type != "mps"
         self.optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=(0.9, 0.95), fused=fused)
+
+    def _labels(self):
+        """What JointMAE takes of --label_map."""
+        known = np.array(self.label_of)[self.source.train.labels] >= 0
+        return {"label_of": self.label_of, "labelled": float(known.mean())}
 
     def prepare(self):
         super().prepare()
@@ -102,8 +110,9 @@ class Pretraining(Task):
         self.model.eval()
         self.whole, self.by_class = None, ByClass(self.classes)
         row = validation.validate(self.loaders.validation, self.measure, self.device, self.by_class)
-        for probe in self.probes.values():
-            row |= probe.score(epoch)
+        if math.isfinite(row["val_mse"]):  # else the run has diverged, and features are no numbers
+            for probe in self.probes.values():
+                row |= probe.score(epoch)
         return row
 
     def measure(self, images, noise, labels):

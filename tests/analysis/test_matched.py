@@ -42,29 +42,26 @@ def test_alphas_are_compared_at_equal_mse_not_at_equal_epochs(tmp_path):
     d = known["differences"]
     assert abs(d["0.5"]["mean"]) < 0.3 and d["0.5"]["n"] == 3 and d["0.5"]["low"] < 0 < d["0.5"]["high"]
     assert d["-0.5"]["mean"] == pytest.approx(-6, abs=0.3) and d["-0.5"]["high"] < -5
-    assert known["mse_range"][1] == 1.0 and 0.4 < known["mse_range"][0] < 0.43 and 0.4 < known["at"] < 0.7
-    assert known["means"]["0.0"]["mean"] - known["means"]["-0.5"]["mean"] == pytest.approx(6, abs=0.3)
+    assert d["-0.5"]["mse_range"][1] == 1.0 and 0.4 < d["-0.5"]["mse_range"][0] < 0.43 and 0.4 < known["at"] < 0.7
+    assert d["-0.5"]["at_once"][0] < d["-0.5"]["low"] and d["-0.5"]["at_once"][1] > d["-0.5"]["high"]
     expected = 20 + 60 * (1 - known["at"]) + 5  # the seeds' levels are 0, 5 and 10
     assert known["at_median"]["0.0"]["mean"] == pytest.approx(expected, abs=0.3)
     said = matched.sentence("LayerNorm", known)
-    assert (
-        "encoders differ: alpha" in said
-        and "alpha -0.5 reads" not in said
-        and "over all pairs of 3 alphas, 3 seeds" in said
-    )
+    assert "at equal MSE encoders differ, in points from alpha 0.0: alpha -0.5 -6" in said and "n = 3" in said
+    assert "95 % intervals of 2 comparisons at once. None is established of alpha 0.5." in said
 
 
 def test_what_cannot_be_told_is_said_so(tmp_path):
     for seed in range(3):
-        for alpha in (0.0, 0.1, 0.5):
+        for alpha in (0.0, 0.2, 0.6):
             write(tmp_path / "none", alpha, seed, noise=2.0)
     (known,) = described(tmp_path / "none").values()
     said = matched.sentence("LayerNorm", known)
-    assert "no difference between 3 alphas is established (3 seeds)" in said and "remains possible" in said
+    assert "no difference to alpha 0.0 is established; the largest is alpha 0." in said and "n = 3" in said
     for alpha in (0.0, 0.5):
         write(tmp_path / "one", alpha, 0, gain=10 * alpha)
     (known,) = described(tmp_path / "one").values()
-    assert known["half"] is None and known["differences"]["0.5"]["low"] is None
+    assert known["differences"]["0.5"]["at_once"] is None and known["differences"]["0.5"]["low"] is None
     assert "1 seed cannot tell" in matched.sentence("LayerNorm", known)
     write(tmp_path / "alone", 0.5, 0)
     assert described(tmp_path / "alone") == {}
@@ -75,8 +72,8 @@ def test_an_alpha_that_hardly_trains_is_left_out_and_named(tmp_path):
         for alpha, end in ((0.0, 0.3), (0.5, 0.3), (-1.0, 0.95)):
             write(tmp_path, alpha, seed, end=end)
     (known,) = described(tmp_path).values()
-    assert known["left_out"] == ["-1.0"] and list(known["means"]) == ["0.0", "0.5"]
-    assert "Alpha -1.0 reached too little of it." in matched.sentence("LayerNorm", known)
+    assert known["left_out"] == ["-1.0"] and list(known["at_median"]) == ["0.0", "0.5"]
+    assert "Alpha -1.0 shares too little of its MSE." in matched.sentence("LayerNorm", known)
     assert known["differences"]["-1.0"]["n"] == 3  # by itself, over what both reach
 
 
@@ -85,7 +82,7 @@ def test_runs_that_pass_no_mse_in_common_are_not_compared(tmp_path):
         write(tmp_path, 0.0, seed, start=0.6, end=0.5)
         write(tmp_path, 0.5, seed, start=1.0, end=0.8)
     (known,) = described(tmp_path).values()
-    assert known["mse_range"] is None and known["differences"]["0.5"]["mean"] is None
+    assert known["at"] is None and known["differences"]["0.5"]["mean"] is None
     assert "nothing is compared" in matched.sentence("LayerNorm", known)
 
 
@@ -102,7 +99,18 @@ def test_only_seeds_that_both_have_are_paired(tmp_path):
             write(tmp_path, alpha, seed, gain=8 * alpha)
     (known,) = described(tmp_path).values()
     assert list(known["differences"]["0.5"]["differences"]) == [1, 2]
-    assert known["means"]["0.0"]["n"] == 2 and known["half"] is None
+    assert known["differences"]["0.5"]["at_once"] is None and "2 seeds cannot tell" in matched.sentence("", known)
+
+
+def test_an_alpha_that_lacks_seeds_takes_them_from_no_other(tmp_path):
+    for alpha, seeds in ((0.0, 3), (0.5, 3), (1.0, 1)):
+        for seed in range(seeds):
+            write(tmp_path, alpha, seed, gain=20 * alpha)
+    (known,) = described(tmp_path).values()
+    assert known["differences"]["0.5"]["n"] == 3 and known["differences"]["1.0"]["n"] == 1
+    assert [of["n"] for of in known["at_median"].values()] == [3, 3, 1]
+    said = matched.sentence("LayerNorm", known)
+    assert "alpha 0.5 +10.0 (9.9 to 10.0, MSE" in said and "alpha 1.0" not in said and "95 % intervals." in said
 
 
 @pytest.mark.slow
