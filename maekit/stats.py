@@ -316,9 +316,15 @@ def cka(x, y):
 
     1 where one is the other turned, mirrored and scaled. Raises ValueError for unequal numbers of images.
     """
-    x, y = (np.asarray(of, dtype=float) for of in (x, y))
+    x, y = aligned(x), aligned(y)
     if len(x) != len(y):
         raise ValueError(f"y: features of {len(y)} images for {len(x)} of x.")
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    scale = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(np.linalg.norm(x.T @ y) ** 2 / scale) if scale else 0.0
+    return float(np.linalg.norm(x.T @ y) ** 2)
+
+
+def aligned(x):
+    """Features (N, D), centred and scaled so that the CKA of two such is the squared norm of their product x.T @ y."""
+    x = np.asarray(x, dtype=float)
+    x = x - x.mean(axis=0)
+    scale = np.linalg.norm(x.T @ x)
+    return x / np.sqrt(scale) if scale else x

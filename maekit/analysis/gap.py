@@ -33,6 +33,9 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     nothing to analyse, and, with everything else written, if the points have fewer than 2 distinct MSE values.
     """
     log_dir, output_dir = Path(log_dir), Path(output_dir)
+    output_dir = (
+        output_dir / binning if binning.startswith("original") else output_dir
+    )  # beside ours, never in its place
     found, runs, problems = _read(log_dir)
     unread = [*problems["trajectories"], *problems["runs"]]
 

@@ -27,7 +27,8 @@ UPRIGHT = {
 }  # of a vertical axis, a read-out in a line of its own
 # One sentence for those who see only the figure: what this accuracy says and what not.
 CAVEATS = {
-    "accuracy": "joint probe: untrained at α = 0, adversarial below, where the frozen probe tells more",
+    name: "joint probe: untrained at α = 0, adversarial below, where the frozen probe tells more"
+    for name in ("accuracy", "joint_mean_accuracy")
 }
 ORIGINAL = {
     "original-figure": "Γ by the rule of the original scripts' figure: bins of more than 3 points, without the largest MSE",

@@ -31,7 +31,7 @@ def describe(found):
 
 
 def _read(runs):
-    """{(alpha, seed): {read-out: features}} of runs that left some, of the same images."""
+    """{(alpha, seed): {read-out: stats.aligned features}} of runs that left some, of the same images."""
     found, first = {}, None
     for run in runs:
         file = RunFolder(run["run"]).features
@@ -44,7 +44,7 @@ def _read(runs):
         if not alike or not np.array_equal(kept["labels"], first[1]):
             continue
         chosen = np.unique(np.linspace(0, len(first[1]) - 1, N_IMAGES).round().astype(int))
-        found[run["alpha"], run["seed"]] = {readout: kept[readout][chosen].astype(np.float32) for readout in READOUTS}
+        found[run["alpha"], run["seed"]] = {readout: stats.aligned(kept[readout][chosen]) for readout in READOUTS}
     return found
 
 
@@ -55,7 +55,7 @@ def _matrix(runs, readout):
     for (a, of_a), (b, of_b) in itertools.combinations(sorted(runs.items()), 2):
         if same_seed or a[1] != b[1]:
             pair = tuple(sorted((alphas.index(a[0]), alphas.index(b[0]))))
-            found.setdefault(pair, []).append(stats.cka(of_a[readout], of_b[readout]))
+            found.setdefault(pair, []).append(float(np.linalg.norm(of_a[readout].T @ of_b[readout]) ** 2))
     each = [[found.get(tuple(sorted((i, j))), []) for j in range(len(alphas))] for i in range(len(alphas))]
     return {
         "alphas": [spell(alpha) for alpha in alphas],

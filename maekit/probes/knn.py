@@ -13,7 +13,7 @@ from .readouts import read
 
 KNN_NEIGHBOURS = 20
 KNN_TEMPERATURE = 0.07
-ROOM = 4 * 2**30  # bytes of features of training images at a time, where those of every block are wanted
+ROOM = 8 * 2**30  # bytes of features of training images at a time: both read-outs of a ViT-B's of ImageNet
 
 
 class NearestNeighbours(Probe):
@@ -57,7 +57,7 @@ def knn_outcomes(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
     """{read-out: accuracy.outcome of this process's images of `asked` by k-NN among those of `known`} and their classes.
 
     known, asked: iterables of batches, the former with the data set as `dataset`. Features are of unmasked images, all
-    read-outs of one forward pass. See knn_predict.
+    read-outs of one forward pass if there is ROOM for them. See knn_predict.
     """
     mae.eval()
     return _outcomes(mae, known, asked, classes, device, pixels, by_output(readouts))
@@ -65,29 +65,26 @@ def knn_outcomes(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
 
 @torch.inference_mode()
 def outcomes_by_layer(mae, known, asked, classes, device, pixels, readout=CLS):
-    """{layer: outcomes}, as of knn_outcomes, of every block's output, 1 and on, and of OUTPUT, which is the encoder's, normed.
-
-    A pass over the images for as many layers as there is room for.
-    """
+    """{layer: outcomes}, as of knn_outcomes, of every block's output, 1 and on, and of OUTPUT, which is the encoder's, normed."""
     mae.eval()
-    layers, found = [*range(1, len(mae.blocks) + 1), OUTPUT], {}
-    at_once = max(1, ROOM // (4 * encoder_width(mae) * len(known.dataset)))
-    for start in range(0, len(layers), at_once):
-        wanted = {layer: (layer, readout) for layer in layers[start : start + at_once]}
-        found |= _outcomes(mae, known, asked, classes, device, pixels, wanted)[0]
-    return found
+    layers = [*range(1, len(mae.blocks) + 1), OUTPUT]
+    return _outcomes(mae, known, asked, classes, device, pixels, {layer: (layer, readout) for layer in layers})[0]
 
 
 def _outcomes(mae, known, asked, classes, device, pixels, wanted):
-    features, labels = features_of(mae, known, device, pixels, wanted)
-    labels = distributed.gather_interleaved(labels, len(known.dataset))
-    queries, truth = features_of(mae, asked, device, pixels, wanted)
-    found = {}
-    for name in list(features):
-        whole = distributed.gather_interleaved(features.pop(name), len(known.dataset))
-        rows = max(1, 2**26 // len(whole))  # similarities at a time, so that memory stays bounded
-        predicted = [knn_predict(whole, labels, part, classes) for part in queries[name].split(rows)]
-        found[name] = outcome(torch.cat(predicted), truth)
+    """({name: outcomes}, classes) for what features_of takes as `wanted`, in as many passes as ROOM asks for."""
+    names, found = list(wanted), {}
+    at_once = max(1, ROOM // (4 * encoder_width(mae) * len(known.dataset)))
+    for start in range(0, len(names), at_once):
+        some = {name: wanted[name] for name in names[start : start + at_once]}
+        features, labels = features_of(mae, known, device, pixels, some)
+        labels = distributed.gather_interleaved(labels, len(known.dataset))
+        queries, truth = features_of(mae, asked, device, pixels, some)
+        for name in some:
+            whole = distributed.gather_interleaved(features.pop(name), len(known.dataset))
+            rows = max(1, 2**26 // len(whole))  # similarities at a time, so that memory stays bounded
+            predicted = [knn_predict(whole, labels, part, classes) for part in queries[name].split(rows)]
+            found[name] = outcome(torch.cat(predicted), truth)
     return found, truth
 
 
@@ -127,7 +124,7 @@ def features_of(mae, batches, device, pixels, wanted):
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(labels)
+    return {name: torch.cat(features.pop(name)) for name in wanted}, torch.cat(labels)  # parts of one at a time twice
 
 
 def by_output(readouts):

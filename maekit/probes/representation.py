@@ -14,7 +14,7 @@ from .probe import Probe
 
 # Columns, and the share of the pixels' variance that ends each band of principal components (arXiv 2402.11337).
 BANDS = {"mse_90": 0.90, "mse_9": 0.99, "mse_1": 1.0}
-N_IMAGES = 4096  # training images whose patches the components are of
+N_PATCHES = 100_000  # of training images, that the components are of
 
 
 class Representation(Probe):
@@ -64,7 +64,7 @@ class Representation(Probe):
     def _errors(self, mae):
         task, mask_ratio = self.task, self.task.run.model.mask_ratio
         if self.bands is None:
-            self.bands = Bands.of(task.loaders.some(N_IMAGES), task.pixels, mae)
+            self.bands = Bands.of(task.loaders.some(-(-N_PATCHES // task.run.model.patches)), task.pixels, mae)
         mae.eval()
         total, n = 0.0, 0
         for batch in task.loaders.validation:
@@ -133,6 +133,8 @@ def effective_rank(features, eps=1e-7):
     """
     if not features.isfinite().all():
         return math.nan
-    singular = torch.linalg.svdvals(features.cpu().double())
+    features = features.cpu().double()
+    small = features.T @ features if len(features) > features.shape[1] else features @ features.T
+    singular = torch.linalg.eigvalsh(small).clamp(min=0).sqrt()
     share = singular / singular.sum() + eps
     return float((-(share * share.log()).sum()).exp())

@@ -52,9 +52,9 @@ def check(stored, identity, where):
         if name == "resume" and theirs:
             way = f"To go on with it, type --resume {theirs}, there or not; or choose"
         elif name not in stored:  # begun before there was a choice, which is made otherwise now
-            way = f"To go on with it, add {_spell(name, theirs)}; or choose"
+            way = f"To go on with it, add {spell(name, theirs)}; or choose"
         raise InputError(
-            f"{where} a run with {_spell(name, theirs)}, this one has {_spell(name, value)}. {way} another --output_dir "
+            f"{where} a run with {spell(name, theirs)}, this one has {spell(name, value)}. {way} another --output_dir "
             "(or --checkpoint_dir), or --overwrite to delete that run."
         )
 
@@ -81,7 +81,8 @@ def unsettled(stored, found):
     return None
 
 
-def _spell(name, value):
+def spell(name, value):
+    """A setting as it is typed, or said not to be."""
     if name == "data":
         return f"data {value}"
     if name == "mae_dir" and value is None:

@@ -39,7 +39,11 @@ def opened(typed, task, names):
         raise _missing(typed, run, places)
     if path == run and not (run / "summary.json").is_file():
         inside = checkpoint.parent.samefile(run)
-        away = "" if inside else "".join(f" --{name} {value}" for name, value in network.items())
+        away = (
+            ""
+            if inside
+            else "".join(f" {identities.spell(*item)}" for item in network.items() if item[1] not in (None, False))
+        )
         raise InputError(
             f"--init {typed}: the run has not ended. Finish it, or take it as it is: --init {checkpoint}{away}."
         )

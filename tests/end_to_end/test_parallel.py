@@ -69,26 +69,31 @@ def test_two_processes_equal_one_with_the_same_global_batch(norm, tmp_path):
 
 
 def test_with_gradient_accumulation_too(tmp_path):
-    flags = (*DATA, "--norm", "adyt", "--lr", "4e-3", "--probes", "frozen")
+    """Also where half of the classes have no label, and parts of a batch more of them than others."""
+    flags = (*DATA, "--norm", "adyt", "--lr", "4e-3", "--probes", "frozen", "--alpha", "0.5", "--label_map", "half")
     train(*flags, "--batch_size", "32", "--output_dir", tmp_path / "one", check=0)
     torchrun(*flags, "--batch_size", "8", "--accum_iter", "2", "--output_dir", tmp_path / "two", check=0)
     assert_equal_curves(tmp_path / "one", tmp_path / "two")
 
 
-def test_linear_probing_is_the_same_in_two_processes(tmp_path):
-    """Its batch normalisation sees the batches of both."""
-    flags = (*DATA, "--task", "linprobe", "--init", "untrained")
+@pytest.mark.parametrize("readout", ["cls", "attentive"])
+def test_linear_probing_is_the_same_in_two_processes(readout, tmp_path):
+    """Its batch normalisation sees the batches of both, and so do the gradients that go through it."""
+    flags = (*DATA, "--task", "linprobe", "--init", "untrained", "--readout", readout)
     train(*flags, "--batch_size", "32", "--output_dir", tmp_path / "one", check=0)
     torchrun(*flags, "--batch_size", "16", "--output_dir", tmp_path / "two", check=0)
     assert_equal_curves(tmp_path / "one", tmp_path / "two")
 
 
 def test_k_nn_is_the_same_in_three_processes(whole_demo, tmp_path):
-    flags = shlex.split("--demo --max_images 100 --num_workers 0 --task knn --init untrained --output_dir")
+    flags = shlex.split("--demo --max_images 100 --num_workers 0 --task knn --init untrained --layers all --output_dir")
     train(*flags, tmp_path / "one", check=0)
     torchrun(*flags, tmp_path / "three", nproc=3, check=0)
     one, three = (json.loads((tmp_path / name / "summary.json").read_text())["acc1"] for name in ("one", "three"))
     assert one == pytest.approx(three, abs=0.51)  # one image of 200 whose neighbours are a tie
+    one, three = (files.read_csv(tmp_path / name / "accuracy_by_layer.csv") for name in ("one", "three"))
+    assert [row["layer"] for row in one] == [row["layer"] for row in three] == [1, 2, "output"]
+    assert all(a["accuracy"] == pytest.approx(b["accuracy"], abs=0.51) for a, b in zip(one, three))
 
 
 def test_fine_tuning_learns_in_two_processes(tmp_path):

@@ -58,7 +58,9 @@ def test_similarities_at_a_time_are_bounded_however_many_images_are_known(known,
     monkeypatch.setattr(knn, "features_of", features)
     monkeypatch.setattr(knn, "knn_predict", predict)
     images = SimpleNamespace(dataset=range(known))
-    found, _ = knn.knn_outcomes(torch.nn.Identity(), images, None, CLASSES, CPU, PIXELS, ("mean",))
+    mae = torch.nn.Identity()
+    mae.cls_token = torch.zeros(1, 1, 1)
+    found, _ = knn.knn_outcomes(mae, images, None, CLASSES, CPU, PIXELS, ("mean",))
     assert percent(found["mean"]) == 100
     assert sum(sizes) == 50 and (max(sizes) * known <= 2**26 or max(sizes) == 1)
 

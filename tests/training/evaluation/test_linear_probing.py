@@ -174,8 +174,10 @@ def normalise_part(rank, folder):
         layer = GlobalBatchNorm1d(7)
         parts = [batch.split(PARTS)[rank] for batch in features_of_batches()]
         trained = [layer(part) for part in parts]
+        part = parts[0].clone().requires_grad_()
+        (GlobalBatchNorm1d(7)(part) ** 3).sum().backward()
         evaluated = layer.eval()(parts[0])
-        torch.save((trained, evaluated, layer.state_dict()), folder / f"{rank}.pt")
+        torch.save((trained, evaluated, layer.state_dict(), part.grad), folder / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -193,9 +195,12 @@ def test_two_processes_normalise_over_the_batches_of_both(processes, tmp_path):
     evaluated = whole.eval()(features_of_batches()[0])
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for i, batch in enumerate(expected):
-        assert torch.allclose(torch.cat([trained[i] for trained, _, _ in parts]), batch, atol=1e-5)
+        assert torch.allclose(torch.cat([part[0][i] for part in parts]), batch, atol=1e-5)
     assert torch.allclose(torch.cat([part[1] for part in parts]), evaluated, atol=1e-5)
-    for _, _, layer in parts:
+    batch = features_of_batches()[0].requires_grad_()
+    (nn.BatchNorm1d(7, eps=1e-6, affine=False)(batch) ** 3).sum().backward()
+    assert torch.allclose(torch.cat([part[3] for part in parts]), batch.grad, atol=1e-4)
+    for _, _, layer, _ in parts:
         assert layer.keys() == whole.state_dict().keys() and layer["num_batches_tracked"] == 3
         assert all(torch.allclose(layer[name], value, rtol=1e-5) for name, value in whole.state_dict().items())
 
