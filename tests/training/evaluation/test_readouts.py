@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from maekit.model.formats import to_timm
 from maekit.probes.linear import AttentionPool
 from maekit.runs import reading
 from maekit.settings.probes import EVALUATIONS
@@ -121,3 +122,26 @@ def test_both_read_outs_of_k_nn_are_those_of_the_run(tmp_path):
             out = tmp_path / f"{of}{readout}"
             train_here(*QUICK, *KNN, "--init", init, "--readout", readout, "--output_dir", out, check=0)
             assert summary(out)["acc1"] == scored[of + column], (readout, of)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("readout", ["cls", "mean"])
+def test_the_accuracy_of_k_nn_is_scikit_learns_on_timms_features(readout, plain, tmp_path):
+    """Nothing of ours but the images and the weights: timm's forward pass, scikit-learn's neighbours."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    flags = (*QUICK, *KNN, "--init", plain, "--readout", readout)
+    train_here(*flags, "--output_dir", tmp_path, check=0)
+    job = open_job(*flags)
+    network, sets = to_timm(job.network).eval(), []
+    for batches in (job.loaders.whole(), job.loaders.validation):
+        features, labels = [], []
+        for batch in batches:
+            with torch.no_grad():
+                tokens = network.forward_features(job.pixels.normalize(batch["images"])).double().numpy()
+            features.append(tokens[:, 0] if readout == "cls" else tokens[:, 1:].sum(1) / (tokens.shape[1] - 1))
+            labels.append(batch["labels"].numpy())
+        sets.append((np.concatenate(features), np.concatenate(labels)))
+    theirs = KNeighborsClassifier(20, weights=lambda d: np.exp((1 - d) / 0.07), metric="cosine", algorithm="brute")
+    accuracy = 100 * theirs.fit(*sets[0]).score(*sets[1])
+    assert summary(tmp_path)["acc1"] == pytest.approx(accuracy, abs=0.01)
