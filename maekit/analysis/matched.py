@@ -40,7 +40,9 @@ def _groups(points):
         several = {name: rows[name].nunique() > 1 for name in ("lr", "model", "decoder")}
         for key, part in parts:
             named = [
-                f"{name} {spell(v) if name == 'lr' else v}" for (name, more), v in zip(several.items(), key) if more
+                f"{name} {spell(v) if name == 'lr' else v or 'unknown'}"
+                for (name, more), v in zip(several.items(), key)
+                if more
             ]
             yield ", ".join([norm, *named]), part
 
