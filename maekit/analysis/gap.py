@@ -278,7 +278,7 @@ def pictures_of(points, alike):
     chosen["evaluations_over_alpha"] = [f"{name}_accuracy" for name in EVALUATIONS if f"{name}_accuracy" in points]
     for name, columns in chosen.items():
         there = len(columns) and set(columns) <= set(points)
-        if there and ended[list(columns)].notna().all(axis=1).any():
+        if there and ended[list(columns)].notna().all(axis=1).any():  # one run has all
             drawn[name] = partial(drawing.over_alpha, points, columns)
     for readout in READOUTS if alike else ():
         drawn[f"similarity_{readout}"] = partial(drawing.similarity, alike, readout)

@@ -8,6 +8,7 @@ from ..runs.measures import EVALUATION_LABELS, MEASURES, POINT_COLUMNS
 from ..runs.status import FINISHED
 from ..settings.methods import in_order
 from ..settings.probes import LABELS, OUTPUT
+from ..settings.spelling import spell
 from .figures import COLUMN, GREY, PAGE, broken_name, legend_below, look_of, looks, new_figure, panels, styled
 from .gap_figures import Hues
 
@@ -17,28 +18,34 @@ DECODERS = ("mse", "decoder_mse")
 
 @styled
 def over_alpha(points, columns, narrow=False):
-    """Measures of finished runs' last epoch over alpha, a panel each: means over seeds, bars their standard deviation.
+    """Measures of finished runs' last epoch over alpha, a panel each, a line a norm and learning rate: means over seeds, bars
+    their standard deviation.
 
     points: DataFrame of trajectories.tabulate_points with `columns`; of a rank the untrained encoder's is drawn as well.
     """
-    ended = points[(points["status"] == FINISHED) & points[list(columns)].notna().all(axis=1)]
+    ended = points[(points["status"] == FINISHED) & points[list(columns)].notna().any(axis=1)]
     last = ended.sort_values("epoch", kind="stable").groupby("run").tail(1)
     hues = Hues(last["alpha"])
     figure, axes = panels(len(columns), PAGE, 2.6, narrow)
     handles = []
-    for norm in in_order(last["norm"].unique()):
-        rows = last[last["norm"] == norm]
+    groups = [(norm, lr) for norm in in_order(last["norm"].unique()) for lr in sorted(last["lr"].unique())]
+    for norm, lr in groups:
+        rows = last[(last["norm"] == norm) & (last["lr"] == lr)]
+        if not len(rows):
+            continue
         colour, style = look_of(norm)
-        look = {"color": colour, "linestyle": style, "marker": "o", "markersize": 4}
+        marker = "osD^v"[sorted(last["lr"].unique()).index(lr) % 5]
+        look = {"color": colour, "linestyle": style, "marker": marker, "markersize": 4}
         for ax, column in zip(axes, columns):
-            grouped = rows.groupby("alpha")[column]
+            grouped = rows[rows[column].notna()].groupby("alpha")[column]
             ax.errorbar(grouped.mean().index, grouped.mean(), grouped.std(), capsize=2, **look)
             untrained = f"untrained_{column}"
             if untrained in rows and rows[untrained].notna().any():
                 ax.axhline(rows[untrained].mean(), color=colour, linestyle=(0, (1, 1.5)), linewidth=1)
         n = rows.groupby("alpha").size()
         seeds = f"n = {n.min()}" if n.min() == n.max() else f"n = {n.min()} to {n.max()}"
-        handles.append(Line2D([], [], label=f"{norm} ({seeds} a point)", **look))
+        rate = f", lr {spell(lr)}" if last["lr"].nunique() > 1 else ""
+        handles.append(Line2D([], [], label=f"{norm}{rate} ({seeds} a point)", **look))
     if any(f"untrained_{column}" in last and last[f"untrained_{column}"].notna().any() for column in columns):
         handles.append(Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), linewidth=1, label="untrained encoder"))
     for ax, column in zip(axes, columns):

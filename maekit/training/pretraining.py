@@ -15,7 +15,6 @@ from ..probes.accuracy import ByClass
 from ..probes.joint import JointMAE
 from ..probes.probe import open_probes
 from ..runs import measures
-from ..settings.probes import PROBES
 from . import baselines, checkpoint, failures, validation
 from .task import Task
 
@@ -32,7 +31,7 @@ class Pretraining(Task):
     compiles = True
 
     def __init__(self, run, source, build, norms):
-        super().__init__(run, source, norms, with_labels=any(PROBES[name].column for name in run.probes.names))
+        super().__init__(run, source, norms, with_labels=bool(run.probes.names))
         self.build = build
         self.batches = self.loaders.training()
         self.network = self.mae = build().to(self.device.torch)

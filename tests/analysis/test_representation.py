@@ -89,6 +89,17 @@ def test_evaluations_belong_to_the_run_above_or_to_all_of_their_seed(tmp_path):
     assert "untrained_decoder_mse" not in points
 
 
+def test_a_decoder_of_an_untrained_encoder_belongs_to_its_learning_rate(tmp_path):
+    for lr in (1e-3, 1e-4):
+        write_trajectory(tmp_path, 0.5, lr=lr)
+    known = {"freeze": "encoder", "init": None}
+    runs = [evaluation(tmp_path / f"untrained/{lr}/decoder", 1000 * lr, lr=lr, **known) for lr in (1e-3, 1e-4)]
+    runs += [evaluation(tmp_path / "untrained/x/knn", 30.0, task="knn", init=None)]
+    points = evaluations.join(load_trajectories(tmp_path), runs)
+    assert points.groupby("lr")["untrained_decoder_mse"].last().to_dict() == {1e-3: 1.0, 1e-4: 0.1}
+    assert (points["untrained_knn_accuracy"] == 30.0).all()
+
+
 @pytest.mark.slow
 def test_the_analysis_draws_what_there_is(sweep, tmp_path):
     for path in sweep.rglob("trajectory.json"):
@@ -108,7 +119,11 @@ def test_the_analysis_draws_what_there_is(sweep, tmp_path):
     assert all((tmp_path / f"out/{name}.{kind}").exists() for name in names for kind in ("png", "pdf"))
     assert set(files.read_json(tmp_path / "out/similarity.json")) == {"LayerNorm", "DynamicTanh"}
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "Linear CKA of the features" in page and "Effective rank of the features" in page
+    assert (
+        "Linear CKA of the features" in page
+        and "uses. Compare it within one norm alone.<" in page.replace("\n", "")
+        and "Effective rank of the features" in page
+    )
     columns = (tmp_path / "out/gap_table.csv").read_text().splitlines()[0].split(",")
     assert {"rank_cls_mean", "rank_cls_std", "mse_1_mean"} <= set(columns)
 

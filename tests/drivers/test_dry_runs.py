@@ -194,6 +194,37 @@ def test_a_dry_run_refuses_options_of_evaluations_and_of_methods():
 
 
 @pytest.mark.slow
+def test_a_sweep_evaluates_each_encoder_and_each_untrained_one_once(tmp_path):
+    """What was typed for --init starts the runs, and no decoder but on its own encoder."""
+    start = tmp_path / "weights.pth"
+    start.touch()
+    typed = ("--demo", "--alphas", "0 1", "--lrs", "1e-3 2e-3", "--init", start, "--output_dir", "o")
+    typed += ("--checkpoint_dir", "scratch", "--eval", "decoder knn_mean linprobe", "--knn_flags", "--layers all")
+    typed += ("--linprobe_flags=--epochs 3",)
+    lines = run(KIT / "run_alpha_sweep.sh", "--dry_run", *typed, check=0).stdout.splitlines()
+    commands = [shlex.split(line) for line in lines]
+    root = "o/demo-mae-reconstruction-gap/full"
+    last = lambda words, flag: words[len(words) - words[::-1].index(flag)]
+    runs, evaluations = commands[:4], commands[4:]
+    assert all(last(words, "--init") == str(start) for words in runs)
+    of = {}
+    for words in evaluations:
+        task = last(words, "--task") if "--task" in words else "decoder"
+        of.setdefault(task, []).append((last(words, "--init"), last(words, "--output_dir")))
+        assert last(words, "--checkpoint_dir").startswith("scratch/")
+        assert words[-2:] == {"knn": ["--layers", "all"], "linprobe": ["--epochs", "3"]}.get(task, words[-2:])
+    folders = [last(words, "--output_dir") for words in runs]
+    for task, name in (("decoder", "decoder"), ("knn", "knn_mean"), ("linprobe", "linprobe")):
+        trained = {(init, folder) for init, folder in of[task] if init != "untrained"}
+        assert trained == {(folder, f"{folder}/{name}") for folder in folders}
+        untrained = [folder for init, folder in of[task] if init == "untrained"]
+        named = ["LayerNorm_lr0.001_seed0", "LayerNorm_lr0.002_seed0"] if task == "decoder" else ["LayerNorm_seed0"]
+        assert untrained == [f"{root}/untrained/{one}/{name}" for one in named]
+    checkpoints = [last(words, "--checkpoint_dir") for words in commands]
+    assert len(set(checkpoints)) == len(commands) == 4 + 6 + 5 + 5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_the_word_status_after_a_flag_is_its_value(driver):
     start = [*DRIVERS[driver], "--dry_run"]

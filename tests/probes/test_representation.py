@@ -38,6 +38,10 @@ def test_the_effective_rank_is_that_of_the_singular_values(singular, rank):
         assert effective_rank(features * scale) == pytest.approx(rank, rel=1e-5)
 
 
+def test_features_that_are_no_numbers_have_no_rank():
+    assert math.isnan(effective_rank(torch.full((5, 3), math.nan)))
+
+
 def test_bands_hold_the_variance_that_they_are_called_after():
     variances = torch.tensor([60.0, 25.0, 10.0, 3.0, 1.5, 0.4, 0.1])
     directions = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(0)))[0]

@@ -41,6 +41,11 @@ def test_a_run_is_another_with_other_labels_and_the_same_wherever_the_file_lies(
     assert "label_map" not in resolved("--demo", "--label_map", "half").identity()  # no classifier, so nothing to it
 
 
+def test_a_class_that_is_not_there_is_noticed_where_no_label_is_needed_too(tmp_path):
+    flags = ("--demo", "--dry_run", "--label_map", written(tmp_path, "coffee,a", "astronut,b"))
+    assert "has no class astronut. Do you mean astronaut?" in complaint(*flags)
+
+
 def test_what_is_no_map_of_labels_is_said(tmp_path):
     (tmp_path / "other.csv").write_text("name;group\nn01;a\n")
     (tmp_path / "binary.csv").write_bytes(b"class,label\nn\xff\xfe,a\n")
