@@ -16,7 +16,8 @@ from tests.support import train_here
 from tests.support.commands import resolved
 
 RUN = ("--demo", "--epochs", "1", "--max_images", "32", "--batch_size", "16", "--num_workers", "0", "--probes", "all")
-NAMES = ("flat_colour", "smooth_colour", "untrained_knn_accuracy")
+NAMES = ("flat_colour", "smooth_colour", "untrained_knn_accuracy", "untrained_knn_mean_accuracy")
+NAMES += ("untrained_rank_cls", "untrained_rank_mean")
 
 
 @pytest.fixture
