@@ -99,11 +99,11 @@ def test_an_image_without_a_label_has_the_reconstruction_alone(mae, batch):
     """The entropy is the mean over the others, by hand; what an image without one is called changes nothing."""
     images, noise, _ = batch
     labels = torch.tensor([0, 1, 2, 3] * len(images))[: len(images)]
-    model = JointMAE(mae, -0.7, CLASSES, label_of=LABEL_OF)
+    model = JointMAE(mae, -0.7, CLASSES, label_of=LABEL_OF, labelled=0.5)
     out = model(images, 0.75, noise, labels)
     assert out.logits.shape == (len(images), 3)
     chosen = [i for i, label in enumerate(labels) if LABEL_OF[label] >= 0]
-    assert 0 < len(chosen) < len(images)
+    assert len(chosen) == 0.5 * len(images)
     rows = out.logits.double()
     entropy = -np.mean([rows[i].log_softmax(0)[LABEL_OF[labels[i]]].item() for i in chosen])
     assert out.classification.item() == pytest.approx(entropy, rel=1e-5)
