@@ -24,12 +24,18 @@ def join(points, runs):
         else:
             of_seed.setdefault(column, {})[_key(column, identity)] = result
     points = points.copy()
+    last = points["epoch"] == points.groupby("run")["epoch"].transform("max")
     for column in measures.EVALUATION_RESULTS:
         if column in of_run:
-            points[column] = points["run"].map(of_run[column])
+            found = points["run"].map(of_run[column]).where(last)  # of the encoder as it was in the end
         elif column in of_seed:
             rows = points[["norm", "seed", "lr"]].to_dict("records")
-            points[column] = [of_seed[column].get(_key(column, row), float("nan")) for row in rows]
+            found = points["run"].map(
+                dict(zip(points["run"], (of_seed[column].get(_key(column, row)) for row in rows)))
+            )
+        else:
+            continue
+        points[column] = points[column].fillna(found) if column in points else found  # k-NN is a probe, too
     return points
 
 

@@ -89,15 +89,28 @@ def test_evaluations_belong_to_the_run_above_or_to_all_of_their_seed(tmp_path):
     assert "untrained_decoder_mse" not in points
 
 
+def test_k_nn_as_an_evaluation_leaves_what_the_probe_has_scored_on_the_way(tmp_path):
+    file = write_trajectory(tmp_path, 0.5)
+    run = json.loads(file.read_text())
+    for i, point in enumerate(run["trajectory"]):
+        point["knn_accuracy"], point["knn_mean_accuracy"] = 10.0 + i, None
+    file.write_text(json.dumps(run))
+    known = [evaluation(file.parent / "knn", 99.0, task="knn")]
+    known += [evaluation(file.parent / "knn_mean", 42.0, task="knn", readout="mean")]
+    points = evaluations.join(load_trajectories(tmp_path), known)
+    assert points["knn_accuracy"].tolist() == [10.0 + i for i in range(len(points))] and len(points) > 2
+    assert points["knn_mean_accuracy"].dropna().tolist() == [42.0]
+
+
 def test_a_decoder_of_an_untrained_encoder_belongs_to_its_learning_rate(tmp_path):
     for lr in (1e-3, 1e-4):
         write_trajectory(tmp_path, 0.5, lr=lr)
     known = {"freeze": "encoder", "init": None}
     runs = [evaluation(tmp_path / f"untrained/{lr}/decoder", 1000 * lr, lr=lr, **known) for lr in (1e-3, 1e-4)]
-    runs += [evaluation(tmp_path / "untrained/x/knn", 30.0, task="knn", init=None)]
+    runs += [evaluation(tmp_path / "untrained/x/linprobe", 30.0, task="linprobe", init=None)]
     points = evaluations.join(load_trajectories(tmp_path), runs)
     assert points.groupby("lr")["untrained_decoder_mse"].last().to_dict() == {1e-3: 1.0, 1e-4: 0.1}
-    assert (points["untrained_knn_accuracy"] == 30.0).all()
+    assert (points["untrained_linprobe_accuracy"] == 30.0).all()
 
 
 @pytest.mark.slow
