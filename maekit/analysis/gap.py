@@ -1,6 +1,5 @@
 """The reconstruction gap of a sweep: its statistics, its table and its figures, from the trajectories of its runs."""
 
-from functools import partial
 from pathlib import Path
 
 from .. import files, stats
@@ -10,19 +9,11 @@ from ..runs.reading import load_runs
 from ..runs.status import DIVERGED, FINISHED
 from ..runs.trajectories import read_trajectories, tabulate_points
 from ..settings import methods
-from ..settings.probes import ACCURACIES, CLS, EVALUATIONS, READOUTS
+from ..settings.probes import ACCURACIES, CLS
 from ..settings.spelling import spell
 from . import evaluations, labelled, matched, similarity
 
 WIDE_SPREAD = 5  # percentage points: bins with more are counted
-OF_AN_ACCURACY = (  # figures that there is one of for each
-    "tube_scatter_signed_alpha",
-    "alpha_vs_final_metrics",
-    "negative_vs_positive_comparison",
-    "accuracy_over_epochs",
-    "matched_mse",
-    "labelled_classes",
-)
 _NO_GAP = {"reconstruction_gap": None, "n_bins": 0, "bin_statistics": []}
 
 
@@ -39,7 +30,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     found, runs, problems = _read(log_dir)
     unread = [*problems["trajectories"], *problems["runs"]]
 
-    from . import figures, gap_figures, gap_report, report
+    from . import figures, gap_drawings, gap_figures, gap_report, report
 
     points = evaluations.join(tabulate_points(found), runs)
     chosen = _chosen(points, accuracy, log_dir)
@@ -49,9 +40,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         f.write(table.to_csv(index=False, lineterminator="\n").encode())
 
     notes = [*_unlike(found), *_unended(found)]
-    described, drawn = {}, {}
-    if len(points):
-        drawn["mse_over_epochs"] = partial(gap_figures.over_epochs, points, found, "mse")
+    described = {}
     for name in chosen:
         column, suffix = measures.ACCURACIES[name], suffix_of(name)
         these = points[points[column].notna()]
@@ -59,13 +48,15 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
         of_runs = {"diverged": _named(found, DIVERGED), "skipped": problems["trajectories"], "notes": notes}
         statistics |= {"probe": name, "labelled": labelled.describe(found, column), **of_runs}
         files.write_json(output_dir / f"gap_statistics{suffix}.json", statistics)
-        drawn |= drawings(these, statistics, found, column, suffix)
         print(render(statistics))
         described[column] = statistics
     alike = similarity.describe(found)
     if alike:
         files.write_json(output_dir / "similarity.json", alike)
-    drawn |= pictures_of(points, alike)
+    compared = matched.tabulate({column: s["matched"] for column, s in described.items()})
+    if compared:
+        files.write_csv(output_dir / "matched_table.csv", matched.TABLE, compared)
+    drawn = gap_drawings.drawings(points, found, described, alike)
     figures.save_all({output_dir / f"{name}.png": draw for name, draw in drawn.items()}, len(points))
     for note in notes:
         print(f"note: {note}")
@@ -244,45 +235,6 @@ def _untrained(points, column):
     n = sum(len(v) for v in values.values())
     mean = sum(float(v.sum()) for v in values.values()) / n
     return {"accuracy": name, "mean": mean, "n": n, "per_norm": per_norm}
-
-
-def drawings(points, statistics, found, column, suffix):
-    """The figures of one accuracy, {name: function that draws it}."""
-    from . import gap_figures, labelled_figure, matched_figure
-
-    drawn = {
-        f"tube_scatter_signed_alpha{suffix}": partial(gap_figures.tube_scatter, points, statistics, column),
-        f"alpha_vs_final_metrics{suffix}": partial(gap_figures.alpha_vs_final, points, statistics, found, column),
-        f"negative_vs_positive_comparison{suffix}": partial(
-            gap_figures.negative_vs_positive, points, statistics, column
-        ),
-        f"accuracy_over_epochs{suffix}": partial(gap_figures.over_epochs, points, found, column),
-        f"matched_mse{suffix}": partial(matched_figure.matched_mse, statistics, column),
-    }
-    if statistics["labelled"]:
-        drawn[f"labelled_classes{suffix}"] = partial(labelled_figure.labelled_classes, statistics["labelled"], column)
-    return drawn
-
-
-def pictures_of(points, alike):
-    """The figures of what encoders are like beside their accuracies, where it was measured. alike: of similarity.describe."""
-    from . import representation_figures as drawing
-
-    drawn = {}
-    ended = points[points["status"] == FINISHED]
-    chosen = {
-        "rank_over_alpha": drawing.RANKS,
-        "bands_over_alpha": drawing.BANDS,
-        "decoder_over_alpha": drawing.DECODERS,
-    }
-    chosen["evaluations_over_alpha"] = [f"{name}_accuracy" for name in EVALUATIONS if f"{name}_accuracy" in points]
-    for name, columns in chosen.items():
-        there = len(columns) and set(columns) <= set(points)
-        if there and ended[list(columns)].notna().all(axis=1).any():  # one run has all
-            drawn[name] = partial(drawing.over_alpha, points, columns)
-    for readout in READOUTS if alike else ():
-        drawn[f"similarity_{readout}"] = partial(drawing.similarity, alike, readout)
-    return drawn
 
 
 def render(statistics):

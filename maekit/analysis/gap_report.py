@@ -9,7 +9,7 @@ from ..runs.folder import RunFolder
 from ..runs.reading import is_evaluation
 from ..runs.status import FINISHED
 from ..settings.spelling import spell
-from . import gap, provenance, report
+from . import gap, gap_drawings, provenance, report
 from .comparison_report import entry, name_of
 
 CAPTIONS = {
@@ -30,6 +30,11 @@ CAPTIONS = {
         "Accuracy at equal reconstruction over α: what each run read when its validation MSE first fell to the median of "
         "the range that all of them pass. Means over seeds with their 95 % intervals. A flat line "
         "says that α moved what the encoders know no more than it moved how well they reconstruct."
+    ),
+    "matched_differences": (
+        "What α moves at equal reconstruction, by each read-out: accuracy minus that of the α nearest 0, over the range of MSE "
+        "that both reach. Means over seeds with their 95 % intervals, paired by seed. Filled: established, the intervals "
+        "of all α of this line at once do not hold 0."
     ),
     "labelled_classes": (
         "Accuracy of the last epoch over α: of the validation images whose classes training had labels of (--label_map), and of "
@@ -151,7 +156,7 @@ def captions(drawn):
     found = {}
     for name, key in report.in_order(drawn, CAPTIONS).items():
         column = measures.ACCURACIES.get(name.removeprefix(key or "").removeprefix("_") or "joint")
-        shown = f" ({measures.MEASURES[column].label})" if column and key in gap.OF_AN_ACCURACY else ""
+        shown = f" ({measures.MEASURES[column].label})" if column and key in gap_drawings.OF_AN_ACCURACY else ""
         found[name] = CAPTIONS.get(key, "") + shown
     return found
 

@@ -7,6 +7,10 @@ from ..settings import methods
 from ..settings.spelling import spell
 from .findings import number
 
+TABLE = (  # columns of matched_table.csv
+    *("accuracy", "group", "alpha", "reference", "mean", "low", "high", "low_at_once", "high_at_once", "n"),
+    *("mse_low", "mse_high", "left_out"),
+)
 SHARED = 0.2  # of the reference's own range of MSE; an alpha that shares less with it is not compared
 
 
@@ -85,6 +89,22 @@ def _width(runs, alphas):
     """Of the range of MSE that all runs of some alphas pass, negative if there is none."""
     losses = _losses(runs, alphas)
     return float(min(mse[0] for mse in losses) - max(min(mse) for mse in losses))
+
+
+def tabulate(described):
+    """Rows of matched_table.csv, a row an accuracy, group and alpha. described: {column: what describe says of it}."""
+    return [
+        {
+            **dict(zip(TABLE, (column, group, alpha, spell(known["reference"])))),
+            **{name: d[name] for name in ("mean", "low", "high", "n")},
+            **dict(zip(("low_at_once", "high_at_once"), d.get("at_once") or (None, None))),
+            **dict(zip(("mse_low", "mse_high"), d["mse_range"] or (None, None))),
+            "left_out": int(alpha in known["left_out"]),
+        }
+        for column, groups in described.items()
+        for group, known in groups.items()
+        for alpha, d in known["differences"].items()
+    ]
 
 
 def sentence(group, known):

@@ -1,10 +1,14 @@
-"""The figure of accuracy at equal reconstruction."""
+"""The figures of accuracy at equal reconstruction."""
 
 import numpy as np
 from matplotlib.lines import Line2D
 
-from .figures import COLUMN, GREY, legend_below, look_of, new_figure, styled
+from ..settings.probes import ACCURACIES, MEAN, PROBES, READOUTS
+from ..settings.spelling import spell
+from .figures import COLUMN, GREY, PAGE, legend_below, look_of, new_figure, panels, styled
 from .gap_figures import UPRIGHT, Hues
+
+COLOURS = {"joint": "#CC79A7", "frozen": "#0072B2", "knn": "#D55E00"}  # of probes; the read-out is the line's style
 
 
 @styled
@@ -28,8 +32,7 @@ def matched_mse(statistics, column, narrow=False):
         means = [one["mean"] for one in of]
         half = [np.nan if one["low"] is None else one["high"] - one["mean"] for one in of]
         ax.errorbar(alphas, means, half, capsize=2, **look)
-        n = sorted({one["n"] for one in of})
-        label = f"{name}, at MSE {known['at']:.3f} (n = {' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))})"
+        label = f"{name}, at MSE {known['at']:.3f} ({_n(of)})"
         handles.append(Line2D([], [], label=label, **look))
         if norm in untrained:
             handles.append(
@@ -48,3 +51,62 @@ def matched_mse(statistics, column, narrow=False):
     ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))
     legend_below(figure, handles)
     return figure
+
+
+@styled
+def matched_differences(matched, narrow=False):
+    """Accuracy minus that of the reference at equal MSE over alpha, a panel a group, a line a probe and read-out: means over seeds
+    with their 95 % intervals, filled where those of all alphas at once exclude 0.
+
+    matched: {column: {group: of matched.describe}}.
+    """
+    groups = list(dict.fromkeys(group for of in matched.values() for group in of))
+    hues = Hues([float(alpha) for of in matched.values() for known in of.values() for alpha in _compared(known)])
+    figure, axes = panels(len(groups), PAGE if len(groups) > 1 else COLUMN, 2.8, narrow, sharey=True)
+    references = dict.fromkeys(f"{known['reference']:g}" for of in matched.values() for known in of.values())
+    lines = {a.column: a for a in ACCURACIES.values() if a.column in matched}
+    handles = []
+    for i, (column, of) in enumerate(lines.items()):
+        look = {"color": COLOURS[of.probe], "linestyle": "--" if of.readout == MEAN else "-", "markersize": 4}
+        look["marker"] = "s" if of.readout == MEAN else "o"
+        for ax, group in zip(axes, groups):
+            known = matched[column].get(group)
+            if known:
+                _line(ax, hues, _compared(known), 0.012 * (i - (len(lines) - 1) / 2), look)
+        handles.append(Line2D([], [], label=f"{PROBES[of.probe].label}, {READOUTS[of.readout]}", **look))
+    for ax, group in zip(axes, groups):
+        ax.axhline(0, color=GREY, linewidth=0.8, zorder=1)
+        told = [d for of in matched.values() if group in of for d in _compared(of[group]).values() if d]
+        ax.set_title(f"{group} ({_n(told)})", loc="left")
+        hues.axis(ax, "α" if ax is axes[-1] or not narrow else "")
+        label = f"accuracy at equal MSE\nminus that of α = {' or '.join(references)} (points)"
+        ax.set_ylabel(label if ax is axes[0] or narrow else "")
+    legend_below(figure, handles)
+    return figure
+
+
+def _n(known):
+    """How many seeds stand behind some numbers: n = 3, n = 2 to 3."""
+    if not known:
+        return "nothing in common"
+    n = sorted({one["n"] for one in known})
+    return f"n = {' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))}"
+
+
+def _compared(known):
+    """{alpha: difference} of those that are not left out, and of the reference, which has none to itself."""
+    kept = {alpha: d for alpha, d in known["differences"].items() if alpha not in known["left_out"] and d["n"]}
+    return dict(sorted({**kept, spell(known["reference"]): None}.items(), key=lambda item: float(item[0])))
+
+
+def _line(ax, hues, compared, shift, look):
+    alphas = [float(alpha) for alpha in compared]
+    places = np.ma.getdata(hues.norm.inverse(hues.norm(alphas) + shift))
+    means = np.array([0.0 if d is None else d["mean"] for d in compared.values()])
+    half = [0.0 if d is None else np.nan if d["low"] is None else d["high"] - d["mean"] for d in compared.values()]
+    ax.errorbar(places, means, half, capsize=2, **{**look, "markerfacecolor": "white"})
+    sure = [
+        d is not None and bool(d.get("at_once")) and min(d["at_once"]) * max(d["at_once"]) > 0
+        for d in compared.values()
+    ]
+    ax.plot(places[sure], means[sure], **{**look, "linestyle": "none"}, zorder=5)

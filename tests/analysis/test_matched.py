@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from maekit import files
 from maekit.analysis import matched, matched_figure
 from maekit.runs.trajectories import load_trajectories
 from tests.support.gap import analyse, statistics
@@ -13,14 +14,14 @@ EPOCHS = 12
 
 
 def write(root, alpha, seed, *, gain=0.0, end=0.3, norm="LayerNorm", noise=0.2, lr=1e-3, start=1.0):
-    """A trajectory whose frozen accuracy is 60 points between MSE 1.0 and 0, its seed's own level, and a gain."""
+    """A trajectory whose frozen accuracy is 60 points between MSE 1.0 and 0, its seed's own level, and a gain; by the mean of
+    patches alpha moves nothing."""
     rng = np.random.default_rng([seed, int(100 * (alpha + 50)), int(1e6 * lr)])
     mse = end + (start - end) * np.exp(-np.arange(EPOCHS) / 3)
     accuracy = 20 + 60 * (1 - mse) + gain + 5 * seed + rng.normal(0, noise, EPOCHS)
-    points = [
-        {"epoch": i, "mse": float(m), "accuracy": None, "frozen_accuracy": float(a), "untrained_frozen_accuracy": 40.0}
-        for i, (m, a) in enumerate(zip(mse, accuracy))
-    ]
+    columns = ("epoch", "mse", "accuracy", "frozen_accuracy", "frozen_mean_accuracy", "untrained_frozen_accuracy")
+    values = zip(mse.tolist(), accuracy.tolist())
+    points = [dict(zip(columns, (i, m, None, a, a - gain, 40.0))) for i, (m, a) in enumerate(values)]
     head = {"alpha": alpha, "lr": lr, "model": "vit_tiny", "decoder": None, "norm": norm, "seed": seed}
     folder = root / f"{norm}_{alpha}_{lr}_{seed}"
     folder.mkdir(parents=True)
@@ -129,3 +130,29 @@ def test_statistics_report_and_figure_have_it(tmp_path):
         and "untrained" in figure.legends[0].get_texts()[1].get_text()
     )
     assert (tmp_path / "out/matched_mse_frozen.pdf").exists()
+    assert (tmp_path / "out/matched_differences.png").exists() and "matched_differences" in page
+    rows = {row["accuracy"]: row for row in files.read_csv(tmp_path / "out/matched_table.csv")}
+    assert list(rows) == ["frozen_accuracy", "frozen_mean_accuracy"] and tuple(rows["frozen_accuracy"]) == matched.TABLE
+    row, told = rows["frozen_accuracy"], known["differences"]["-0.5"]
+    assert (row["group"], row["alpha"], row["reference"], row["left_out"]) == ("LayerNorm", -0.5, 0, 0)
+    assert [row[name] for name in ("mean", "low", "high", "n")] == [told[name] for name in ("mean", "low", "high", "n")]
+    assert [row["mse_low"], row["mse_high"]] == told["mse_range"]
+    assert [row["low_at_once"], row["high_at_once"]] == told["at_once"]
+
+
+def test_what_alpha_moves_is_filled_by_the_readout_that_it_moves(tmp_path):
+    for norm, ends in (("LayerNorm", (0.3, 0.3)), ("DynamicTanh", (0.3, 0.9))):  # that of the second shares too little
+        for seed in range(3):
+            for alpha, gain, end in ((0.0, 0, ends[0]), (-0.5, -6, ends[1])):
+                write(tmp_path, alpha, seed, gain=gain, norm=norm, end=end)
+    points = load_trajectories(tmp_path)
+    known = {column: matched.describe(points, column) for column in ("frozen_accuracy", "frozen_mean_accuracy")}
+    figure = matched_figure.matched_differences(known)
+    left, right = figure.axes
+    assert left.get_title("left") == "LayerNorm (n = 3)"
+    assert right.get_title("left") == "DynamicTanh (nothing in common)"
+    assert left.get_ylabel().endswith("minus that of α = 0 (points)")
+    filled = [line.get_ydata() for line in left.lines if line.get_linestyle() == "None" and line.get_marker() in "os"]
+    assert [len(of) for of in filled] == [1, 0] and filled[0] == pytest.approx([-6], abs=0.3)
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["frozen probe, CLS", "frozen probe, mean of patches"]
