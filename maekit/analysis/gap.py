@@ -171,6 +171,7 @@ def describe(points, column, n_bins=15, binning="equal"):
     }
     known = {"binning": binning, "bins_asked": n_bins, **correlations, "summary": summary, "untrained": untrained}
     known["matched"] = matched.describe(points, column)
+    known["matched_between_norms"] = matched.between(known["matched"])
     if points["mse"].nunique() < 2:
         note = f"1 distinct MSE value in {len(points)} points, the gap needs 2 or more."
         return {**_NO_GAP, "note": note, **known}
@@ -275,6 +276,7 @@ def sentences(s):
     """What is known of one accuracy at equal MSE, and by labels."""
     name = measures.MEASURES[measures.ACCURACIES[s["probe"]]].label
     found = [matched.sentence(*item) for item in s.get("matched", {}).items()]
+    found += [matched.sentence_between(*item) for item in s.get("matched_between_norms", {}).items()]
     found += [labelled.sentence(*item) for item in s.get("labelled", {}).items()]
     return [f"{name}, {text}" for text in found]
 

@@ -156,3 +156,33 @@ def test_what_alpha_moves_is_filled_by_the_readout_that_it_moves(tmp_path):
     assert [len(of) for of in filled] == [1, 0] and filled[0] == pytest.approx([-6], abs=0.3)
     said = [text.get_text() for text in figure.legends[0].get_texts()]
     assert said == ["frozen probe, CLS", "frozen probe, mean of patches"]
+
+
+def test_whether_it_depends_on_the_norm_is_told_from_the_same_seeds(tmp_path):
+    """Alpha -0.5 costs LayerNorm 6 points and DynamicTanh 10, RMSNorm 6."""
+    for norm, gain in (("LayerNorm", -6), ("RMSNorm", -6), ("DynamicTanh", -10)):
+        for seed in range(4):
+            for alpha in (0.0, -0.5):
+                write(tmp_path, alpha, seed, gain=gain if alpha else 0, norm=norm)
+    found = matched.between(described(tmp_path))
+    assert list(found) == ["RMSNorm minus LayerNorm", "DynamicTanh minus LayerNorm"]
+    differ = found["DynamicTanh minus LayerNorm"]["-0.5"]
+    assert differ["mean"] == pytest.approx(-4, abs=0.4) and differ["high"] < -3 and differ["n"] == 4
+    said = matched.sentence_between("DynamicTanh minus LayerNorm", found["DynamicTanh minus LayerNorm"])
+    assert "depends on the norm, in points: at alpha -0.5 -4" in said and said.endswith("n = 4); 95 % intervals.")
+    said = matched.sentence_between("RMSNorm minus LayerNorm", found["RMSNorm minus LayerNorm"])
+    assert "is not established; the largest difference is at alpha -0.5, " in said
+
+
+def test_norms_of_other_rates_are_not_compared_and_two_seeds_tell_nothing(tmp_path):
+    for norm, lr in (("LayerNorm", 1e-3), ("LayerNorm", 1e-4), ("DynamicTanh", 1e-4)):
+        for seed in range(2):
+            for alpha in (0.0, 0.5):
+                write(tmp_path, alpha, seed, norm=norm, lr=lr)
+    ((name, pairs),) = matched.between(described(tmp_path)).items()
+    assert name == "DynamicTanh minus LayerNorm, lr 0.0001"
+    assert "2 seeds cannot tell whether what alpha moves depends on the norm" in matched.sentence_between(name, pairs)
+    for alpha in (0.0, 0.5):
+        write(tmp_path / "other", alpha, 0, lr=1e-3)
+        write(tmp_path / "other", alpha, 0, lr=1e-4, norm="DynamicTanh")
+    assert matched.between(described(tmp_path / "other")) == {}
