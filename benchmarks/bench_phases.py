@@ -30,7 +30,7 @@ def main():
     import train
     from maekit.analysis import figures
     from maekit.data import cache
-    from maekit.probes import knn
+    from maekit.probes import knn, representation
     from maekit.training import checkpoint, finetuning, pretraining, saving, trainer, validation  # noqa: F401
 
     spent, calls = defaultdict(float), defaultdict(int)
@@ -43,6 +43,7 @@ def main():
         (pretraining.Pretraining, "capture", "CUDA graph of a step"),
         (pretraining.Pretraining, "validate", "validation with k-NN"),
         (knn.NearestNeighbours, "outcomes", "k-NN"),
+        (representation.Representation, "score", "ranks and bands"),
         (pretraining.Pretraining, "pictures", "pictures"),
         (pretraining.Pretraining, "ending", "reconstructions at the end"),
         (saving.Saver, "save", "checkpoints: what training waits for"),

@@ -51,6 +51,30 @@ def test_the_whole_sweep_follows_from_a_short_and_a_long_run(measured):
     assert sweep["start_s"] + 6 * sweep["epoch_s"] == pytest.approx(long["seconds"], abs=0.01)
 
 
+def test_what_probes_cost_is_a_multiple_of_an_epoch_without_them(tmp_path):
+    file = tmp_path / "probes.json"
+    flags = (
+        "--rounds",
+        "1",
+        "--demo",
+        "--max_images",
+        "64",
+        "--batch_size",
+        "32",
+        "--num_workers",
+        "0",
+        "--eval_every",
+        "2",
+    )
+    run(sys.executable, KIT / "benchmarks/bench_probes.py", "--device", "cpu", "--json", file, *flags, check=0)
+    found = json.loads(file.read_text())
+    plain, *others = found["rows"]
+    assert (plain["probes"], plain["of_none"], found["eval_every"]) == ("none", 1, 2)
+    for row in others:
+        assert row["of_none"] == pytest.approx(row["epoch_s"] / plain["epoch_s"], rel=0.01)
+    assert others[-1]["probes"] == "all" and others[-1]["of_none"] > 1
+
+
 def test_images_that_live_on_the_device_do_not_hinder_batches_that_are_ready(monkeypatch):
     """As on a GPU, where the demo's images have room."""
     from types import SimpleNamespace

@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""What each probe costs: seconds of an epoch, validation and all that is scored included, with more and more of them.
+
+    python benchmarks/bench_probes.py --demo
+    python benchmarks/bench_probes.py --imagenet_dir DIR --input_size 64 --model enc64d4h4p8 --decoder_type dec64d1h4 --batch_size 64
+
+All flags but --json, --device and --rounds are train.py's. In turn, so that a machine's moods meet all of them alike, each trains
+--eval_every epochs, of which the last one scores what is not scored in each. `of_none` is an epoch's time as a multiple of that
+without probes; medians over --rounds.
+"""
+
+import statistics
+import time
+
+from common import parser, report, set_up
+
+SETS = {
+    "none": ("--probes", "none"),
+    "frozen, CLS": ("--probes", "frozen", "--readout", "cls"),
+    "frozen, both": ("--probes", "frozen"),
+    "and joint": ("--probes", "joint frozen"),
+    "and k-NN": ("--probes", "joint frozen knn"),
+    "all": ("--probes", "all"),
+}
+
+
+def main():
+    p = parser(__doc__)
+    p.add_argument("--rounds", type=int, default=3)
+    args, flags = p.parse_known_args()
+    device = set_up(args)
+    trainers = {name: open_trainer([*flags, *chosen, "--device", str(device)]) for name, chosen in SETS.items()}
+    every = trainers["all"].task.run.probes.eval_every
+    seconds = {name: [] for name in SETS}
+    for number in range(args.rounds + 1):  # the first does not count: caches, kernels, components of patches
+        for name, trainer in trainers.items():
+            started = time.perf_counter()
+            for epoch in range(number * every, (number + 1) * every):
+                trainer.measure_epoch(epoch)
+            seconds[name].append((time.perf_counter() - started) / every)
+    plain = seconds["none"][1:]
+    rows = [
+        {
+            "probes": name,
+            "epoch_s": round(statistics.median(taken[1:]), 3),
+            "of_none": round(statistics.median(one / none for one, none in zip(taken[1:], plain)), 3),
+        }
+        for name, taken in seconds.items()
+    ]
+    report("probes", rows, args, device, eval_every=every, flags=" ".join(flags))
+
+
+def open_trainer(words):
+    """A Trainer of a run as train.py opens it, that writes nothing down; long enough for all that is measured."""
+    import train
+    from maekit.data import cache, sources
+    from maekit.settings.parser import build_parser
+    from maekit.settings.resolution import resolve
+    from maekit.training.trainer import Trainer
+
+    run = resolve(build_parser("train.py", "").parse_args([*words, "--epochs", "1000"]))
+    source = sources.open_source(run.data, run.seed)
+    task = train.open_task(run, cache.cached(source, run.data.cache, run.model.input_size, print))
+    task.prepare()
+    return Trainer(task)
+
+
+if __name__ == "__main__":
+    main()
