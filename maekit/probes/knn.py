@@ -1,5 +1,7 @@
 """The k-NN probe: k nearest neighbours among the training images, features of whole images."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -47,8 +49,8 @@ class NearestNeighbours(Probe):
         if self.known is None:
             self.known = task.loaders.whole()
         with compiling.eagerly(task.compiled):
-            data = self.known, task.loaders.validation, task.classes, task.device, task.pixels
-            found, labels = knn_outcomes(mae, *data, task.run.probes.readouts)
+            data = self.known, lambda wanted: task.features(mae), task.classes, task.device, task.pixels
+            found, labels = outcomes_among(mae, *data, by_output(task.run.probes.readouts))
         return [(accuracy_of("knn", readout), outcomes, labels) for readout, outcomes in found.items()]
 
 
@@ -60,7 +62,8 @@ def knn_outcomes(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
     read-outs of one forward pass if there is ROOM for them. See knn_predict.
     """
     mae.eval()
-    return _outcomes(mae, known, asked, classes, device, pixels, by_output(readouts))
+    queries = partial(features_of, mae, asked, device, pixels)
+    return outcomes_among(mae, known, queries, classes, device, pixels, by_output(readouts))
 
 
 @torch.inference_mode()
@@ -68,22 +71,28 @@ def outcomes_by_layer(mae, known, asked, classes, device, pixels, readout=CLS):
     """{layer: outcomes}, as of knn_outcomes, of every block's output, 1 and on, and of OUTPUT, which is the encoder's, normed."""
     mae.eval()
     layers = [*range(1, len(mae.blocks) + 1), OUTPUT]
-    return _outcomes(mae, known, asked, classes, device, pixels, {layer: (layer, readout) for layer in layers})[0]
+    queries = partial(features_of, mae, asked, device, pixels)
+    wanted = {layer: (layer, readout) for layer in layers}
+    return outcomes_among(mae, known, queries, classes, device, pixels, wanted)[0]
 
 
-def _outcomes(mae, known, asked, classes, device, pixels, wanted):
-    """({name: outcomes}, classes) for what features_of takes as `wanted`, in as many passes as ROOM asks for."""
+@torch.inference_mode()
+def outcomes_among(mae, known, queries, classes, device, pixels, wanted):
+    """({name: outcomes}, classes) for what features_of takes as `wanted`, in as many passes as ROOM asks for.
+
+    queries: function of some of `wanted`, which returns what features_of does of the images that are asked about.
+    """
     names, found = list(wanted), {}
     at_once = max(1, ROOM // (4 * encoder_width(mae) * len(known.dataset)))
     for start in range(0, len(names), at_once):
         some = {name: wanted[name] for name in names[start : start + at_once]}
         features, labels = features_of(mae, known, device, pixels, some)
         labels = distributed.gather_interleaved(labels, len(known.dataset))
-        queries, truth = features_of(mae, asked, device, pixels, some)
+        of, truth = queries(some)
         for name in some:
             whole = distributed.gather_interleaved(features.pop(name), len(known.dataset))
             rows = max(1, 2**26 // len(whole))  # similarities at a time, so that memory stays bounded
-            predicted = [knn_predict(whole, labels, part, classes) for part in queries[name].split(rows)]
+            predicted = [knn_predict(whole, labels, part, classes) for part in of[name].split(rows)]
             found[name] = outcome(torch.cat(predicted), truth)
     return found, truth
 

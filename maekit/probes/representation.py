@@ -8,8 +8,6 @@ import torch
 from .. import distributed, files
 from ..model import compiling
 from ..model.patches import patch_statistics, patchify
-from ..settings.probes import READOUTS
-from .knn import by_output, features_of
 from .probe import Probe
 
 # Columns, and the share of the pixels' variance that ends each band of principal components (arXiv 2402.11337).
@@ -50,10 +48,7 @@ class Representation(Probe):
 
     def _features(self, mae):
         """{read-out: (N, D)} and labels (N,) of all validation images, in their order, in every process."""
-        task, n = self.task, len(self.task.loaders.validation.dataset)
-        mae.eval()
-        with compiling.eagerly(task.compiled):
-            features, labels = features_of(mae, task.loaders.validation, task.device, task.pixels, by_output(READOUTS))
+        n, (features, labels) = len(self.task.loaders.validation.dataset), self.task.features(mae)
         whole = {name: distributed.gather_interleaved(values, n) for name, values in features.items()}
         return whole, distributed.gather_interleaved(labels, n)
 

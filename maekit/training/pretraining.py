@@ -13,8 +13,10 @@ from ..model import compiling
 from ..model.formats import encoder_weights
 from ..probes.accuracy import ByClass
 from ..probes.joint import JointMAE
+from ..probes.knn import by_output, features_of
 from ..probes.probe import open_probes
 from ..runs import measures
+from ..settings.probes import READOUTS
 from . import baselines, checkpoint, failures, validation
 from .task import Task
 
@@ -50,6 +52,7 @@ class Pretraining(Task):
                 parameter.requires_grad_(False)
             self.keeps_trajectory = False  # it is no point of the gap
         self.captured, self.to_capture = None, False  # the CUDA graph of a step; whether there is to be one
+        self.seen = None  # what `features` found at this validation
         self.captured_validation, self.whole = None, None  # that of a batch of validation images; how large these are
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)
         fused = self.device.torch.type != "mps"
@@ -107,12 +110,27 @@ class Pretraining(Task):
 
     def validate(self, epoch):
         self.model.eval()
-        self.whole, self.by_class = None, ByClass(self.classes)
+        self.whole, self.seen, self.by_class = None, None, ByClass(self.classes)
         row = validation.validate(self.loaders.validation, self.measure, self.device, self.by_class)
         if math.isfinite(row["val_mse"]):  # else the run has diverged, and features are no numbers
             for probe in self.probes.values():
                 row |= probe.score(epoch)
+        if epoch + 1 != self.epochs:
+            self.seen = None  # of the last epoch, what is left behind needs it
         return row
+
+    def features(self, mae):
+        """{read-out: features (N, D)} of this process's validation images, whole, and their classes (N,).
+
+        Of the run's own encoder they are computed once a validation, whoever asks.
+        """
+        if mae is self.mae and self.seen is not None:
+            return self.seen
+        mae.eval()
+        with compiling.eagerly(self.compiled):
+            known = features_of(mae, self.loaders.validation, self.device, self.pixels, by_output(READOUTS))
+        self.seen = known if mae is self.mae else self.seen
+        return known
 
     def measure(self, images, noise, labels):
         """validation.measured of a batch: by the CUDA graph if there is one; not compiled if it is not as large as the first."""

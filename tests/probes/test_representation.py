@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from maekit import files
-from maekit.probes.knn import knn_predict
+from maekit.probes.accuracy import percent
+from maekit.probes.knn import by_output, knn_outcomes, knn_predict
 from maekit.probes.representation import BANDS, Bands, effective_rank, targets
 from maekit.settings.probes import READOUTS
-from tests.support import train_here
-from tests.support.probing import CLASSES, PIXELS, QUICK
+from maekit.training import pretraining
+from tests.support import train_here, train_module
+from tests.support.probing import CLASSES, CPU, PIXELS, QUICK
 
 FLAGS = (*QUICK, "--probes", "representation", "--eval_every", "1")
 
@@ -91,6 +93,28 @@ def test_a_run_leaves_the_features_that_its_ranks_are_of(tmp_path):
         assert values.dtype == np.float16 and len(values) == len(kept["labels"])
         assert effective_rank(torch.from_numpy(values)) == pytest.approx(summary[f"rank_{readout}"], rel=1e-3)
         assert 1 < summary[f"rank_{readout}"] < summary[f"untrained_rank_{readout}"] < values.shape[1]
+
+
+@pytest.mark.slow
+def test_probes_share_the_features_of_a_validation_and_of_no_other(tmp_path, monkeypatch):
+    """k-NN and ranks read the same, once; those left behind are of the encoder at its end."""
+    passes, opened, whole = [], [], pretraining.features_of
+    monkeypatch.setattr(pretraining, "features_of", lambda mae, *args: passes.append(mae) or whole(mae, *args))
+    keep = train_module.open_task
+    monkeypatch.setattr(train_module, "open_task", lambda *args: opened.append(keep(*args)) or opened[-1])
+    flags = ("--probes", "knn representation", "--cache", "off")
+    train_here(*FLAGS, *flags, "--epochs", "3", "--eval_every", "2", "--output_dir", tmp_path, check=0)
+    (task,) = opened
+    assert sum(mae is task.mae for mae in passes) == 2  # after the second epoch and the third
+    features, labels = whole(task.mae, task.loaders.validation, CPU, PIXELS, by_output(READOUTS))
+    with np.load(tmp_path / "features.npz") as kept:
+        assert (kept["labels"] == labels.numpy()).all()
+        for readout in READOUTS:
+            assert (kept[readout] == features[readout].numpy().astype(np.float16)).all()
+    row = files.read_csv(tmp_path / "log.csv")[-1]
+    assert row["rank_mean"] == pytest.approx(effective_rank(features["mean"]), rel=1e-9)
+    known = knn_outcomes(task.mae, task.loaders.whole(), task.loaders.validation, CLASSES, CPU, PIXELS, ("mean",))[0]
+    assert row["knn_mean_accuracy"] == percent(known["mean"])
 
 
 @pytest.mark.slow

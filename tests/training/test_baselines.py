@@ -35,8 +35,8 @@ def source(demo_dir, own_cache):
 @pytest.fixture
 def measured(monkeypatch):
     """How often an encoder was scored by k-NN."""
-    scored, score = [], knn.knn_outcomes
-    monkeypatch.setattr(knn, "knn_outcomes", lambda *args: scored.append(1) or score(*args))
+    scored, score = [], knn.outcomes_among
+    monkeypatch.setattr(knn, "outcomes_among", lambda *args: scored.append(1) or score(*args))
     return scored
 
 
