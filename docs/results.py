@@ -3,7 +3,8 @@
 python docs/results.py          writes them anew, each in the place of the table that follows <!-- <name> -->
 python docs/results.py --check  writes nothing; exits with 1 if a page says something else
 
-docs/results/<name>.csv is the comparison_table.csv of the command that stands on the page.
+docs/results/<name>.csv is the comparison_table.csv of the command that stands on the page; of a sweep <name>_gap.csv is its
+gap_table.csv and <name>_matched.csv its matched_table.csv.
 """
 
 import csv
@@ -16,7 +17,7 @@ from pathlib import Path
 KIT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(KIT))
 
-from maekit import stats
+from maekit import files, stats
 from maekit.data.pixels import IMAGENET_STD
 from maekit.runs import measures
 from maekit.settings import methods
@@ -98,6 +99,13 @@ TABLES = {  # columns, and baselines that stand below them
 }
 
 
+LAST_EPOCHS = {  # columns of gap_table.csv: title, decimals
+    "mse": ("`val_mse`", 3),
+    **{name: (measures.MEASURES[name].label, 1) for name in ("rank_cls", "rank_mean")},
+    **{name: (f"`{name}`", 3) for name in ("mse_90", "mse_9", "mse_1")},
+}
+
+
 def read(name):
     """The finished runs of a file, {method: {measure: {seed: value}}}, methods in the order of the table of methods."""
     runs = {}
@@ -121,7 +129,41 @@ def table(name):
         }  # that of the data, not of a run
         cells = [f"{value:.3f}" if column is VALIDATION else "" for column in columns]
         lines.append([f"*{measures.MEASURES[baseline].label}*", *cells])
+    return _markdown(lines)
+
+
+def matched_table(name):
+    """A row a norm and alpha, a column an accuracy: its difference to alpha 0 at equal MSE, bold where it is established."""
+    cells, columns = {}, {}
+    for row in files.read_csv(KIT / "docs/results" / f"{name}.csv"):
+        columns[row["accuracy"]] = f"{measures.MEASURES[row['accuracy']].label} (points)"
+        ends = f" ({row['low']:+.1f} to {row['high']:+.1f})" if row["low"] is not None else ""
+        sure = row["low_at_once"] is not None and row["low_at_once"] * row["high_at_once"] > 0
+        text = "" if row["left_out"] or row["mean"] is None else f"{'**' * sure}{row['mean']:+.1f}{'**' * sure}{ends}"
+        cells.setdefault((row["group"], row["alpha"]), {})[row["accuracy"]] = text
+    lines = [["norm", "α", *columns.values()], ["---"] * (len(columns) + 2)]
+    lines += [[norm, f"{alpha:g}", *(of.get(column, "") for column in columns)] for (norm, alpha), of in cells.items()]
+    return _markdown(lines)
+
+
+def gap_table(name):
+    """A row a norm and alpha of a sweep: mean ± standard deviation over seeds of the last epoch's measures."""
+    rows = files.read_csv(KIT / "docs/results" / f"{name}.csv")
+    lines = [["norm", "α", *(title for title, _ in LAST_EPOCHS.values())], ["---"] * (len(LAST_EPOCHS) + 2)]
+    for row in rows:
+        spread = [
+            f"{row[f'{column}_mean']:.{decimals}f} ± {row[f'{column}_std']:.{decimals}f}"
+            for column, (_, decimals) in LAST_EPOCHS.items()
+        ]
+        lines.append([row["norm"], f"{row['alpha']:g}", *spread])
+    return _markdown(lines)
+
+
+def _markdown(lines):
     return "".join(re.sub(" +", " ", f"| {' | '.join(cells)} |\n") for cells in lines)
+
+
+OF_A_SWEEP = {"_matched": matched_table, "_gap": gap_table}
 
 
 def spoken(method):
@@ -135,7 +177,8 @@ def page(text):
     for name in re.findall(r"^<!-- (.+) -->$", text, flags=re.MULTILINE):
         before, mark, after = text.partition(f"<!-- {name} -->\n\n")
         rest = re.sub(r"\A(\|.*\n)*", "", after).lstrip("\n")
-        text = f"{before}{mark}{table(name)}\n{rest}"  # without the empty line what follows would be a row
+        of = next((of for ending, of in OF_A_SWEEP.items() if name.endswith(ending)), table)
+        text = f"{before}{mark}{of(name)}\n{rest}"  # without the empty line what follows would be a row
     return text
 
 
