@@ -3,7 +3,7 @@
 from functools import partial
 
 from ..runs.status import FINISHED
-from ..settings.probes import EVALUATIONS, READOUTS
+from ..settings.probes import ACCURACIES, EVALUATIONS, READOUTS
 from . import gap_figures, labelled_figure, matched_figure
 from . import representation_figures as representation
 from .gap import suffix_of
@@ -29,7 +29,10 @@ def drawings(points, found, described, alike):
         drawn["mse_over_epochs"] = partial(gap_figures.over_epochs, points, found, "mse")
     for column, statistics in described.items():
         drawn |= of_an_accuracy(points[points[column].notna()], statistics, found, column)
-    matched = {column: s["matched"] for column, s in described.items() if s["matched"]}
+    # without the joint classifier, which alpha 0 does not train
+    matched = {
+        c: s["matched"] for c, s in described.items() if s["matched"] and ACCURACIES[s["probe"]].probe != "joint"
+    }
     if len(matched) > 1:
         drawn["matched_differences"] = partial(matched_figure.matched_differences, matched)
     return drawn | of_representations(points, alike)

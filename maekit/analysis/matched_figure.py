@@ -8,7 +8,7 @@ from ..settings.spelling import spell
 from .figures import COLUMN, GREY, PAGE, legend_below, look_of, new_figure, panels, styled
 from .gap_figures import UPRIGHT, Hues
 
-COLOURS = {"joint": "#CC79A7", "frozen": "#0072B2", "knn": "#D55E00"}  # of probes; the read-out is the line's style
+COLOURS = {"frozen": "#0072B2", "knn": "#D55E00"}  # of probes; the read-out is the line's style
 
 
 @styled
