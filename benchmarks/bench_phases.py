@@ -42,6 +42,7 @@ def main():
         (trainer.Trainer, "train_epoch", "training epochs"),
         (pretraining.Pretraining, "capture", "CUDA graph of a step"),
         (pretraining.Pretraining, "validate", "validation with k-NN"),
+        (pretraining.Pretraining, "validation_features", "features of validation images"),
         (knn.NearestNeighbours, "outcomes", "k-NN"),
         (representation.Representation, "score", "ranks and bands"),
         (pretraining.Pretraining, "pictures", "pictures"),

@@ -4,12 +4,13 @@
     python benchmarks/bench_probes.py --demo
     python benchmarks/bench_probes.py --imagenet_dir DIR --input_size 64 --model enc64d4h4p8 --decoder_type dec64d1h4 --batch_size 64
 
-All flags but --json, --device and --rounds are train.py's. In turn, so that a machine's moods meet all of them alike, each trains
+All flags but --json, --device, --threads and --rounds are train.py's; --alpha, --probes and --readout are this one's to say. In turn, so that a machine's moods meet all of them alike, each trains
 --eval_every epochs, of which the last one scores what is not scored in each. `of_none` is an epoch's time as a multiple of that
 without probes; medians over --rounds.
 """
 
 import statistics
+import sys
 import time
 
 from common import parser, report, set_up
@@ -17,17 +18,21 @@ from common import parser, report, set_up
 SETS = {
     "none": ("--probes", "none"),
     "frozen, CLS": ("--probes", "frozen", "--readout", "cls"),
-    "frozen, both": ("--probes", "frozen"),
-    "and joint": ("--probes", "joint frozen"),
-    "and k-NN": ("--probes", "joint frozen knn"),
-    "all": ("--probes", "all"),
+    "frozen, both": ("--probes", "frozen", "--readout", "cls mean"),
+    "and joint": ("--probes", "joint frozen", "--readout", "cls mean"),
+    "and k-NN": ("--probes", "joint frozen knn", "--readout", "cls mean"),
+    "all": ("--probes", "all", "--readout", "cls mean"),
 }
+OWN = ("--alpha", "--probes", "--readout")
 
 
 def main():
     p = parser(__doc__)
     p.add_argument("--rounds", type=int, default=3)
     args, flags = p.parse_known_args()
+    refused = [word for word in flags if word.partition("=")[0] in OWN]
+    if refused:
+        p.error(f"{refused[0]}: is what is measured here. Leave it out.")
     device = set_up(args)
     trainers = {name: open_trainer([*flags, *chosen, "--device", str(device)]) for name, chosen in SETS.items()}
     every = trainers["all"].task.run.probes.eval_every
@@ -36,7 +41,8 @@ def main():
         for name, trainer in trainers.items():
             started = time.perf_counter()
             for epoch in range(number * every, (number + 1) * every):
-                trainer.measure_epoch(epoch)
+                if trainer.measure_epoch(epoch) is None:
+                    sys.exit(f"error: the run with {name} diverged at epoch {epoch}. Use a smaller --lr.")
             seconds[name].append((time.perf_counter() - started) / every)
     plain = seconds["none"][1:]
     rows = [

@@ -137,26 +137,32 @@ def matched_table(name):
     cells, columns = {}, {}
     for row in files.read_csv(KIT / "docs/results" / f"{name}.csv"):
         columns[row["accuracy"]] = f"{measures.MEASURES[row['accuracy']].label} (points)"
-        ends = f" ({row['low']:+.1f} to {row['high']:+.1f})" if row["low"] is not None else ""
-        sure = row["low_at_once"] is not None and row["low_at_once"] * row["high_at_once"] > 0
-        text = "" if row["left_out"] or row["mean"] is None else f"{'**' * sure}{row['mean']:+.1f}{'**' * sure}{ends}"
+        bold = "**" * row["established"]
+        ends = "" if row["low"] is None else f" ({row['low']:+.1f} to {row['high']:+.1f})"
+        text = "–" if row["left_out"] or row["mean"] is None else f"{bold}{row['mean']:+.1f}{bold}{ends}"
         cells.setdefault((row["group"], row["alpha"]), {})[row["accuracy"]] = text
     lines = [["norm", "α", *columns.values()], ["---"] * (len(columns) + 2)]
-    lines += [[norm, f"{alpha:g}", *(of.get(column, "") for column in columns)] for (norm, alpha), of in cells.items()]
+    lines += [[norm, f"{alpha:g}", *(of.get(column, "–") for column in columns)] for (norm, alpha), of in cells.items()]
     return _markdown(lines)
 
 
 def gap_table(name):
-    """A row a norm and alpha of a sweep: mean ± standard deviation over seeds of the last epoch's measures."""
+    """A row a norm and alpha of a sweep at one rate: mean ± standard deviation over seeds of the last epoch's measures."""
     rows = files.read_csv(KIT / "docs/results" / f"{name}.csv")
-    lines = [["norm", "α", *(title for title, _ in LAST_EPOCHS.values())], ["---"] * (len(LAST_EPOCHS) + 2)]
+    shown = {column: of for column, of in LAST_EPOCHS.items() if f"{column}_mean" in rows[0]}
+    lines = [["norm", "α", "n", *(title for title, _ in shown.values())], ["---"] * (len(shown) + 3)]
     for row in rows:
-        spread = [
-            f"{row[f'{column}_mean']:.{decimals}f} ± {row[f'{column}_std']:.{decimals}f}"
-            for column, (_, decimals) in LAST_EPOCHS.items()
+        cells = [
+            _mean(row[f"{column}_mean"], row.get(f"{column}_std"), digits) for column, (_, digits) in shown.items()
         ]
-        lines.append([row["norm"], f"{row['alpha']:g}", *spread])
+        lines.append([row["norm"], f"{row['alpha']:g}", str(row["n_seeds"]), *cells])
     return _markdown(lines)
+
+
+def _mean(mean, deviation, decimals):
+    if mean is None:
+        return "diverged"
+    return f"{mean:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
 
 
 def _markdown(lines):

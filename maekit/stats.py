@@ -280,16 +280,16 @@ def common_range(losses):
     return (low, high) if low < high else None
 
 
-def matched(runs, reference, n_targets=21):
+def matched(runs, reference, within=None, n_targets=21):
     """Accuracy at equal MSE, less that of a reference, paired by seed: {"mse_range", **paired}.
 
     runs, reference: {seed: (mse, accuracy)}, arrays (E,) after each epoch. Of each seed in both the difference is the mean
-    over targets evenly spread over the range of MSE that all these runs pass on their way down; see `accuracy_at`. Without
-    a seed in common, or such a range, mean is None and note says why.
+    over targets evenly spread over the range of MSE that all these runs pass on their way down, or over `within`, a part of
+    it; see `accuracy_at`. Without a seed in common, or such a range, mean is None and note says why.
     """
     seeds = sorted(runs.keys() & reference.keys())
-    reach = common_range([part[seed][0] for seed in seeds for part in (runs, reference)]) if seeds else None
-    if reach is None:
+    reach = within or (common_range([part[seed][0] for seed in seeds for part in (runs, reference)]) if seeds else None)
+    if reach is None or not seeds:
         note = "no range of MSE that all these runs pass" if seeds else "no seed in common"
         nothing = {"mean": None, "low": None, "high": None, "n": 0, "note": f"no difference: {note}"}
         return {"mse_range": None, "differences": {}, **nothing}

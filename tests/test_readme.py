@@ -1,5 +1,6 @@
 """The README and the pages of docs/ say what the code does."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -10,7 +11,9 @@ import sys
 import pytest
 
 import analysis
+from maekit.analysis import matched
 from maekit.drivers.windows import banner
+from maekit.files import write_csv
 from maekit.runs.folder import RunFolder
 from maekit.settings import recipes
 from maekit.settings.flags import DEFAULTS
@@ -138,6 +141,55 @@ def test_a_number_that_is_not_the_runs_is_noticed(tmp_path):
     assert "docs/results.md: a table is not what" in run(*check, check=1).stderr
     run(*check[:-1], check=0)
     assert page.read_text(encoding="utf-8") == right
+
+
+def test_tables_of_a_sweep_say_what_its_files_do(tmp_path, monkeypatch):
+    """Bold: established; a dash: not compared; of diverged seeds there is no number."""
+    spec = importlib.util.spec_from_file_location("results_of_the_pages", RESULTS)
+    results = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec.loader.exec_module(results)
+    monkeypatch.setattr(results, "KIT", tmp_path)
+    (tmp_path / "docs/results").mkdir(parents=True)
+    told = dict.fromkeys(matched.TABLE)
+    rows = [
+        {
+            "accuracy": "frozen_accuracy",
+            "alpha": -0.5,
+            "mean": -6.04,
+            "low": -8.0,
+            "high": -4.0,
+            "established": 1,
+            "left_out": 0,
+        },
+        {"accuracy": "frozen_accuracy", "alpha": 0.5, "mean": 1.0, "low": None, "established": 0, "left_out": 0},
+        {
+            "accuracy": "knn_accuracy",
+            "alpha": -0.5,
+            "mean": -1.0,
+            "low": -3.0,
+            "high": 1.0,
+            "established": 0,
+            "left_out": 1,
+        },
+    ]
+    file = tmp_path / "docs/results/a_matched.csv"
+    write_csv(file, matched.TABLE, [{**told, "group": "LayerNorm", **row} for row in rows])
+    assert results.matched_table("a_matched").splitlines() == [
+        "| norm | α | frozen probe (points) | k-NN (points) |",
+        "| --- | --- | --- | --- |",
+        "| LayerNorm | -0.5 | **-6.0** (-8.0 to -4.0) | – |",
+        "| LayerNorm | 0.5 | +1.0 | – |",
+    ]
+    columns = ("norm", "alpha", "n_seeds", "mse_mean", "mse_std", "rank_cls_mean", "rank_cls_std")
+    rows = [("LayerNorm", -0.5, 3, 0.5, 0.01, 8.0, 0.25), ("LayerNorm", -10.0, 0, None, None, None, None)]
+    write_csv(tmp_path / "docs/results/a_gap.csv", columns, [dict(zip(columns, row)) for row in rows])
+    assert results.gap_table("a_gap").splitlines() == [
+        "| norm | α | n | `val_mse` | effective rank, CLS |",
+        "| --- | --- | --- | --- | --- |",
+        "| LayerNorm | -0.5 | 3 | 0.500 ± 0.010 | 8.0 ± 0.2 |",
+        "| LayerNorm | -10 | 0 | diverged | diverged |",
+    ]
 
 
 def test_every_flag_that_a_page_names_is_one():

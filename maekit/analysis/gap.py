@@ -53,10 +53,12 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     alike = similarity.describe(found)
     if alike:
         files.write_json(output_dir / "similarity.json", alike)
-    compared = matched.tabulate({column: s["matched"] for column, s in described.items()})
+    # without the joint classifier, which alpha 0 does not train
+    of_encoders = [column for column, s in described.items() if ACCURACIES[s["probe"]].probe != "joint"]
+    compared = matched.of_all(points, of_encoders)
     if compared:
-        files.write_csv(output_dir / "matched_table.csv", matched.TABLE, compared)
-    drawn = gap_drawings.drawings(points, found, described, alike)
+        files.write_csv(output_dir / "matched_table.csv", matched.TABLE, matched.tabulate(compared))
+    drawn = gap_drawings.drawings(points, found, described, compared, alike)
     figures.save_all({output_dir / f"{name}.png": draw for name, draw in drawn.items()}, len(points))
     for note in notes:
         print(f"note: {note}")
@@ -155,7 +157,13 @@ def describe(points, column, n_bins=15, binning="equal"):
     untrained = _untrained(points, column)
     points = points[points["status"] != DIVERGED]
     if not len(points):
-        return {**_NO_GAP, "note": "every run diverged.", "untrained": untrained, "matched": {}}
+        return {
+            **_NO_GAP,
+            "note": "every run diverged.",
+            "untrained": untrained,
+            "matched": {},
+            "matched_between_norms": {},
+        }
     summary = {
         "n_experiments": int(points["alpha"].nunique()),
         "total_points": len(points),
@@ -171,7 +179,7 @@ def describe(points, column, n_bins=15, binning="equal"):
     }
     known = {"binning": binning, "bins_asked": n_bins, **correlations, "summary": summary, "untrained": untrained}
     known["matched"] = matched.describe(points, column)
-    known["matched_between_norms"] = matched.between(known["matched"])
+    known["matched_between_norms"] = matched.between(points, column)
     if points["mse"].nunique() < 2:
         note = f"1 distinct MSE value in {len(points)} points, the gap needs 2 or more."
         return {**_NO_GAP, "note": note, **known}

@@ -3,7 +3,7 @@
 from functools import partial
 
 from ..runs.status import FINISHED
-from ..settings.probes import ACCURACIES, EVALUATIONS, READOUTS
+from ..settings.probes import EVALUATIONS, READOUTS
 from . import gap_figures, labelled_figure, matched_figure
 from . import representation_figures as representation
 from .gap import suffix_of
@@ -18,23 +18,19 @@ OF_AN_ACCURACY = (  # figures that there is one of for each
 )
 
 
-def drawings(points, found, described, alike):
+def drawings(points, found, described, compared, alike):
     """{name of a figure: function that draws it}.
 
     points: DataFrame of trajectories.tabulate_points; found: of trajectories.read_trajectories; described: {column:
-    gap.describe with "probe"}; alike: of similarity.describe.
+    gap.describe with "probe"}; compared: of matched.of_all; alike: of similarity.describe.
     """
     drawn = {}
     if len(points):
         drawn["mse_over_epochs"] = partial(gap_figures.over_epochs, points, found, "mse")
     for column, statistics in described.items():
         drawn |= of_an_accuracy(points[points[column].notna()], statistics, found, column)
-    # without the joint classifier, which alpha 0 does not train
-    matched = {
-        c: s["matched"] for c, s in described.items() if s["matched"] and ACCURACIES[s["probe"]].probe != "joint"
-    }
-    if len(matched) > 1:
-        drawn["matched_differences"] = partial(matched_figure.matched_differences, matched)
+    if len(compared) > 1:
+        drawn["matched_differences"] = partial(matched_figure.matched_differences, compared)
     return drawn | of_representations(points, alike)
 
 

@@ -33,8 +33,9 @@ CAPTIONS = {
     ),
     "matched_differences": (
         "What α moves at equal reconstruction, by each read-out: accuracy minus that of the α nearest 0, over the range of MSE "
-        "that both reach. Means over seeds with their 95 % intervals, paired by seed. Filled: established, the intervals "
-        "of all α of this line at once do not hold 0."
+        "that both reach, from the epochs in which all of these were measured. Means over seeds with their 95 % intervals, "
+        "paired by seed. Filled: established, the intervals of all α of this line at once do not hold 0. Without the joint "
+        "classifier, which α = 0 does not train."
     ),
     "labelled_classes": (
         "Accuracy of the last epoch over α: of the validation images whose classes training had labels of (--label_map), and of "

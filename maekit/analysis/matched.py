@@ -3,13 +3,14 @@
 import numpy as np
 
 from .. import stats
+from ..runs.status import DIVERGED
 from ..settings import methods
 from ..settings.spelling import spell
 from .findings import number
 
 TABLE = (  # columns of matched_table.csv
     *("accuracy", "group", "alpha", "reference", "mean", "low", "high", "low_at_once", "high_at_once", "n"),
-    *("mse_low", "mse_high", "left_out"),
+    *("mse_low", "mse_high", "established", "left_out"),
 )
 SHARED = 0.2  # of the reference's own range of MSE; an alpha that shares less with it is not compared
 
@@ -25,6 +26,24 @@ def describe(points, column):
     reference's range. at: the median MSE in the range that all runs of the alphas in at_median pass, None if there is none;
     at_median: {alpha: stats.t_interval of the accuracy there}.
     """
+    collected = _collect(points, column)
+    return {group: {**setting, **_described(runs)} for group, (setting, runs) in collected.items() if len(runs) > 1}
+
+
+def of_all(points, columns):
+    """{column: describe} of several accuracies in epochs in which all of them were measured, and so over the same MSE."""
+    together = points[points[list(columns)].notna().all(axis=1) & (points["status"] != DIVERGED)]
+    return {column: known for column in columns if (known := describe(together, column))}
+
+
+def established(difference):
+    """Whether it is none that this much data shows by chance: the interval of all comparisons at once does not hold 0."""
+    low, high = difference.get("at_once") or (0, 0)
+    return low > 0 or high < 0
+
+
+def _collect(points, column):
+    """{group: (setting, {alpha: {seed: (mse, accuracy)}})}."""
     found = {}
     for group, rows, setting in _groups(points):
         runs = {}
@@ -32,8 +51,7 @@ def describe(points, column):
             run = run.sort_values("epoch", kind="stable")
             run = run[run["run"] == run["run"].iloc[0]]  # a copy of a run is no other one
             runs.setdefault(float(alpha), {})[int(seed)] = run["mse"].to_numpy(), run[column].to_numpy()
-        if len(runs) > 1:
-            found[group] = {**setting, **_described(runs)}
+        found[group] = setting, runs
     return found
 
 
@@ -52,8 +70,12 @@ def _groups(points):
             yield ", ".join([norm, *named]), part, dict(zip(("norm", "lr", "model", "decoder"), (norm, *key)))
 
 
+def _reference(runs):
+    return min(runs, key=lambda alpha: (abs(alpha), alpha))
+
+
 def _described(runs):
-    reference = min(runs, key=lambda alpha: (abs(alpha), alpha))
+    reference = _reference(runs)
     enough = SHARED * _width(runs, [reference])
     differences = {spell(a): stats.matched(runs[a], runs[reference]) for a in sorted(runs) if a != reference}
     left_out = [alpha for alpha, d in differences.items() if d["mse_range"] is None or np.ptp(d["mse_range"]) < enough]
@@ -110,6 +132,7 @@ def tabulate(described):
             **{name: d[name] for name in ("mean", "low", "high", "n")},
             **dict(zip(("low_at_once", "high_at_once"), d.get("at_once") or (None, None))),
             **dict(zip(("mse_low", "mse_high"), d["mse_range"] or (None, None))),
+            "established": int(established(d)),
             "left_out": int(alpha in known["left_out"]),
         }
         for column, groups in described.items()
@@ -134,6 +157,7 @@ def sentence(group, known):
             f"cannot tell whether the encoders differ; three or more can.{without}"
         )
     found, rest, how = _established(told)
+    without = _few(compared, told) + without
     if not found:
         alpha = max(told, key=lambda alpha: abs(told[alpha]["mean"]))
         return (
@@ -144,63 +168,81 @@ def sentence(group, known):
     return f"{group}: at equal MSE encoders differ, in points from {reference}: {said}; {how}.{rest}{without}"
 
 
-def between(described):
-    """How far what alpha moves differs between norms, {"DynamicTanh minus LayerNorm": {alpha: stats.paired}}.
+def between(points, column):
+    """How far what alpha changes depends on the norm, {"DynamicTanh minus LayerNorm": dict}, of norms whose learning rate, model
+    and decoder are the same; the first norm is what others are compared with.
 
-    described: of `describe`. Paired by seed are the differences to alpha 0, of groups that differ in the norm alone, to that
-    of the first norm; with "at_once" as there.
+    Each dict has reference, alpha 0 or the one nearest it, and differences: {alpha: stats.paired}, of the differences to the
+    reference, one norm's minus the other's, over the range of MSE that all these runs of both norms reach, with "mse_range" and
+    "at_once" as in `describe`; without alphas that share less than SHARED of either reference's range.
     """
-    found = {}
-    for group, known in described.items():
-        of = [(name, other) for name, other in described.items() if _setting(other) == _setting(known)]
-        (first, reference), *_ = of
-        pairs = {
-            alpha: stats.paired(*(one["differences"][alpha]["differences"] for one in (known, reference)))
-            for alpha in _compared(known)
-            if group != first and alpha in _compared(reference)
-        }
-        pairs = {alpha: d for alpha, d in pairs.items() if d["n"]}
-        if pairs:
-            _add_at_once(pairs)
-            found[f"{known['norm']} minus {first}"] = pairs
+    found, first_of = {}, {}
+    for group, (setting, runs) in _collect(points, column).items():
+        first, others = first_of.setdefault(tuple(setting[name] for name in ("lr", "model", "decoder")), (group, runs))
+        reference = _reference(runs)
+        if group == first or reference != _reference(others):
+            continue
+        changes = {}
+        for alpha in sorted((runs.keys() & others.keys()) - {reference}):
+            change = _change_between(runs, others, alpha, reference)
+            if change:
+                changes[spell(alpha)] = change
+        _add_at_once(changes)
+        if changes:
+            found[f"{setting['norm']} minus {first}"] = {"reference": reference, "differences": changes}
     return found
 
 
-def _setting(known):
-    """What two groups that are compared have in common."""
-    return tuple(known[name] for name in ("lr", "model", "decoder", "reference"))
+def _change_between(runs, others, alpha, reference):
+    """stats.paired of what alpha changes, with one norm minus with the other, and "mse_range"; None where too little is shared."""
+    four = [norm[a] for norm in (runs, others) for a in (alpha, reference)]
+    seeds = sorted(set.intersection(*(set(of) for of in four)))
+    reach = stats.common_range([of[seed][0] for of in four for seed in seeds]) if seeds else None
+    if reach is None or np.ptp(reach) < SHARED * max(_width(norm, [reference]) for norm in (runs, others)):
+        return None
+    four = [{seed: of[seed] for seed in seeds} for of in four]
+    changes = [stats.matched(*pair, within=reach)["differences"] for pair in (four[:2], four[2:])]
+    return {"mse_range": list(reach), **stats.paired(*changes)}
 
 
-def sentence_between(norms, pairs):
-    """Whether alpha moves more with one norm than with another, or that this cannot be told."""
-    told = {alpha: d for alpha, d in pairs.items() if d["at_once"]}
+def sentence_between(norms, known):
+    """Whether alpha changes more with one norm than with another, or that this cannot be told."""
+    compared, reference = known["differences"], f"alpha {spell(known['reference'])}"
+    told = {alpha: d for alpha, d in compared.items() if d["at_once"]}
+    of = f"{norms}, of the difference to {reference} at equal MSE"
     if not told:
-        n = max(d["n"] for d in pairs.values())
-        return f"{norms}: {n} seed{'s' * (n != 1)} cannot tell whether what alpha moves depends on the norm; three or more can."
+        n = max(d["n"] for d in compared.values())
+        return f"{of}: {n} seed{'s' * (n != 1)} cannot tell whether what alpha changes depends on the norm; three or more can."
     found, rest, how = _established(told)
+    few = _few(compared, told)
     if not found:
         alpha = max(told, key=lambda alpha: abs(told[alpha]["mean"]))
         return (
-            f"{norms}: that what alpha moves at equal MSE depends on the norm is not established; the largest difference is at "
-            f"alpha {alpha}, {_spoken(told[alpha])}; {how}."
+            f"{of}: that what alpha changes depends on the norm is not established; the largest is alpha {alpha}'s, "
+            f"{_spoken(told[alpha])}; {how}.{few}"
         )
-    said = "; ".join(f"at alpha {alpha} {_spoken(told[alpha])}" for alpha in found)
-    return f"{norms}: what alpha moves at equal MSE depends on the norm, in points: {said}; {how}.{rest}"
+    said = "; ".join(f"alpha {alpha} {_spoken(told[alpha])}" for alpha in found)
+    return f"{of}: what alpha changes depends on the norm, in points: {said}; {how}.{rest}{few}"
+
+
+def _few(compared, told):
+    few = [alpha for alpha in compared if alpha not in told]
+    return f" Alpha {', '.join(few)} has fewer than 3 seeds in common." * bool(few)
 
 
 def _established(told):
     """The outermost alphas whose interval does not hold 0, a sentence on those of which it does, and what the intervals are."""
     how = "95 % intervals" + f" of {len(told)} comparisons at once" * (len(told) > 1)
-    found = [alpha for alpha, d in told.items() if d["at_once"][0] > 0 or d["at_once"][1] < 0]
+    found = [alpha for alpha, d in told.items() if established(d)]
     outermost = dict.fromkeys(pick(found, key=lambda a: told[a]["mean"]) for pick in (max, min)) if found else {}
     rest = [alpha for alpha in told if alpha not in found]
     return list(outermost), f" None is established of alpha {', '.join(rest)}." * bool(rest), how
 
 
 def _spoken(difference):
-    """+2.1 (1.0 to 3.2, MSE 0.412 to 0.602, n = 3), in points; without the MSE where there is no one range."""
+    """+2.1 (1.0 to 3.2, MSE 0.412 to 0.602, n = 3), in points."""
     low, high = difference["at_once"]
     half = (high - low) / 2
     mean, low, high = (number(value, max(half, 0.5)) for value in (difference["mean"], low, high))
-    over = f"MSE {' to '.join(f'{mse:.3f}' for mse in difference['mse_range'])}, " if "mse_range" in difference else ""
-    return f"{'+' * (difference['mean'] > 0)}{mean} ({low} to {high}, {over}n = {difference['n']})"
+    over = " to ".join(f"{mse:.3f}" for mse in difference["mse_range"])
+    return f"{'+' * (difference['mean'] > 0)}{mean} ({low} to {high}, MSE {over}, n = {difference['n']})"

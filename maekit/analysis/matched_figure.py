@@ -1,5 +1,7 @@
 """The figures of accuracy at equal reconstruction."""
 
+import itertools
+
 import numpy as np
 from matplotlib.lines import Line2D
 
@@ -7,8 +9,9 @@ from ..settings.probes import ACCURACIES, MEAN, PROBES, READOUTS
 from ..settings.spelling import spell
 from .figures import COLUMN, GREY, PAGE, legend_below, look_of, new_figure, panels, styled
 from .gap_figures import UPRIGHT, Hues
+from .matched import established
 
-COLOURS = {"frozen": "#0072B2", "knn": "#D55E00"}  # of probes; the read-out is the line's style
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # a probe each; the read-out is the line's style
 
 
 @styled
@@ -58,26 +61,27 @@ def matched_differences(matched, narrow=False):
     """Accuracy minus that of the reference at equal MSE over alpha, a panel a group, a line a probe and read-out: means over seeds
     with their 95 % intervals, filled where those of all alphas at once exclude 0.
 
-    matched: {column: {group: of matched.describe}}.
+    matched: of matched.of_all.
     """
     groups = list(dict.fromkeys(group for of in matched.values() for group in of))
-    hues = Hues([float(alpha) for of in matched.values() for known in of.values() for alpha in _compared(known)])
+    hues = Hues([float(alpha) for of in matched.values() for known in of.values() for alpha in _drawn(known)])
     figure, axes = panels(len(groups), PAGE if len(groups) > 1 else COLUMN, 2.8, narrow, sharey=True)
     references = dict.fromkeys(f"{known['reference']:g}" for of in matched.values() for known in of.values())
     lines = {a.column: a for a in ACCURACIES.values() if a.column in matched}
+    colours = dict(zip(dict.fromkeys(of.probe for of in lines.values()), itertools.cycle(COLOURS)))
     handles = []
     for i, (column, of) in enumerate(lines.items()):
-        look = {"color": COLOURS[of.probe], "linestyle": "--" if of.readout == MEAN else "-", "markersize": 4}
+        look = {"color": colours[of.probe], "linestyle": "--" if of.readout == MEAN else "-", "markersize": 4}
         look["marker"] = "s" if of.readout == MEAN else "o"
         for ax, group in zip(axes, groups):
             known = matched[column].get(group)
             if known:
-                _line(ax, hues, _compared(known), 0.012 * (i - (len(lines) - 1) / 2), look)
+                _line(ax, hues, _drawn(known), 0.012 * (i - (len(lines) - 1) / 2), look)
         handles.append(Line2D([], [], label=f"{PROBES[of.probe].label}, {READOUTS[of.readout]}", **look))
     for ax, group in zip(axes, groups):
         ax.axhline(0, color=GREY, linewidth=0.8, zorder=1)
-        told = [d for of in matched.values() if group in of for d in _compared(of[group]).values() if d]
-        ax.set_title(f"{group} ({_n(told)})", loc="left")
+        told = [d for of in matched.values() if group in of for d in _drawn(of[group]).values() if d]
+        ax.set_title(f"{group}\n{_n(told)}", loc="left")
         hues.axis(ax, "α" if ax is axes[-1] or not narrow else "")
         label = f"accuracy at equal MSE\nminus that of α = {' or '.join(references)} (points)"
         ax.set_ylabel(label if ax is axes[0] or narrow else "")
@@ -93,20 +97,17 @@ def _n(known):
     return f"n = {' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))}"
 
 
-def _compared(known):
+def _drawn(known):
     """{alpha: difference} of those that are not left out, and of the reference, which has none to itself."""
     kept = {alpha: d for alpha, d in known["differences"].items() if alpha not in known["left_out"] and d["n"]}
     return dict(sorted({**kept, spell(known["reference"]): None}.items(), key=lambda item: float(item[0])))
 
 
-def _line(ax, hues, compared, shift, look):
-    alphas = [float(alpha) for alpha in compared]
+def _line(ax, hues, drawn, shift, look):
+    alphas = [float(alpha) for alpha in drawn]
     places = np.ma.getdata(hues.norm.inverse(hues.norm(alphas) + shift))
-    means = np.array([0.0 if d is None else d["mean"] for d in compared.values()])
-    half = [0.0 if d is None else np.nan if d["low"] is None else d["high"] - d["mean"] for d in compared.values()]
+    means = np.array([0.0 if d is None else d["mean"] for d in drawn.values()])
+    half = [0.0 if d is None else np.nan if d["low"] is None else d["high"] - d["mean"] for d in drawn.values()]
     ax.errorbar(places, means, half, capsize=2, **{**look, "markerfacecolor": "white"})
-    sure = [
-        d is not None and bool(d.get("at_once")) and min(d["at_once"]) * max(d["at_once"]) > 0
-        for d in compared.values()
-    ]
+    sure = [d is not None and established(d) for d in drawn.values()]
     ax.plot(places[sure], means[sure], **{**look, "linestyle": "none"}, zorder=5)

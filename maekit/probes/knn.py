@@ -49,7 +49,7 @@ class NearestNeighbours(Probe):
         if self.known is None:
             self.known = task.loaders.whole()
         with compiling.eagerly(task.compiled):
-            data = self.known, lambda wanted: task.features(mae), task.classes, task.device, task.pixels
+            data = self.known, lambda wanted: task.validation_features(mae), task.classes, task.device, task.pixels
             found, labels = outcomes_among(mae, *data, by_output(task.run.probes.readouts))
         return [(accuracy_of("knn", readout), outcomes, labels) for readout, outcomes in found.items()]
 
@@ -61,7 +61,6 @@ def knn_outcomes(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
     known, asked: iterables of batches, the former with the data set as `dataset`. Features are of unmasked images, all
     read-outs of one forward pass if there is ROOM for them. See knn_predict.
     """
-    mae.eval()
     queries = partial(features_of, mae, asked, device, pixels)
     return outcomes_among(mae, known, queries, classes, device, pixels, by_output(readouts))
 
@@ -69,7 +68,6 @@ def knn_outcomes(mae, known, asked, classes, device, pixels, readouts=(CLS,)):
 @torch.inference_mode()
 def outcomes_by_layer(mae, known, asked, classes, device, pixels, readout=CLS):
     """{layer: outcomes}, as of knn_outcomes, of every block's output, 1 and on, and of OUTPUT, which is the encoder's, normed."""
-    mae.eval()
     layers = [*range(1, len(mae.blocks) + 1), OUTPUT]
     queries = partial(features_of, mae, asked, device, pixels)
     wanted = {layer: (layer, readout) for layer in layers}
@@ -82,6 +80,7 @@ def outcomes_among(mae, known, queries, classes, device, pixels, wanted):
 
     queries: function of some of `wanted`, which returns what features_of does of the images that are asked about.
     """
+    mae.eval()
     names, found = list(wanted), {}
     at_once = max(1, ROOM // (4 * encoder_width(mae) * len(known.dataset)))
     for start in range(0, len(names), at_once):

@@ -48,7 +48,7 @@ class Representation(Probe):
 
     def _features(self, mae):
         """{read-out: (N, D)} and labels (N,) of all validation images, in their order, in every process."""
-        n, (features, labels) = len(self.task.loaders.validation.dataset), self.task.features(mae)
+        n, (features, labels) = len(self.task.loaders.validation.dataset), self.task.validation_features(mae)
         whole = {name: distributed.gather_interleaved(values, n) for name, values in features.items()}
         return whole, distributed.gather_interleaved(labels, n)
 

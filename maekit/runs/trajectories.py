@@ -17,7 +17,7 @@ def tabulate_points(trajectories):
     accuracies in percent and what else probes say, nan where it was not measured."""
     import pandas as pd
 
-    rows = [{**_head(run), **point} for run in trajectories for point in run["trajectory"]]
+    rows = [{**point, **_head(run)} for run in trajectories for point in run["trajectory"]]
     return pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *WATCHED]).astype(
         dict.fromkeys(("alpha", "lr", "mse", *WATCHED), float)
     )

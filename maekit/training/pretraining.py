@@ -52,7 +52,7 @@ class Pretraining(Task):
                 parameter.requires_grad_(False)
             self.keeps_trajectory = False  # it is no point of the gap
         self.captured, self.to_capture = None, False  # the CUDA graph of a step; whether there is to be one
-        self.seen = None  # what `features` found at this validation
+        self.found = None  # what `validation_features` found since the last step
         self.captured_validation, self.whole = None, None  # that of a batch of validation images; how large these are
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)
         fused = self.device.torch.type != "mps"
@@ -71,7 +71,7 @@ class Pretraining(Task):
         self.to_capture = self.epochs > 0 and compiling.captures(self.run, self.device, self.steps)
 
     def gradients(self, batch, epoch, i):
-        inputs = batch["images"], batch["noise"], batch["labels"]
+        inputs, self.found = (batch["images"], batch["noise"], batch["labels"]), None
         if self.to_capture:
             self.to_capture = False
             self.captured = self.capture(self.forward_backward, inputs, self.model.parameters())
@@ -110,26 +110,24 @@ class Pretraining(Task):
 
     def validate(self, epoch):
         self.model.eval()
-        self.whole, self.seen, self.by_class = None, None, ByClass(self.classes)
+        self.whole, self.by_class = None, ByClass(self.classes)
         row = validation.validate(self.loaders.validation, self.measure, self.device, self.by_class)
         if math.isfinite(row["val_mse"]):  # else the run has diverged, and features are no numbers
             for probe in self.probes.values():
                 row |= probe.score(epoch)
-        if epoch + 1 != self.epochs:
-            self.seen = None  # of the last epoch, what is left behind needs it
         return row
 
-    def features(self, mae):
+    def validation_features(self, mae):
         """{read-out: features (N, D)} of this process's validation images, whole, and their classes (N,).
 
-        Of the run's own encoder they are computed once a validation, whoever asks.
+        Of the run's own encoder they are computed once between two steps, whoever asks.
         """
-        if mae is self.mae and self.seen is not None:
-            return self.seen
+        if mae is self.mae and self.found is not None:
+            return self.found
         mae.eval()
         with compiling.eagerly(self.compiled):
             known = features_of(mae, self.loaders.validation, self.device, self.pixels, by_output(READOUTS))
-        self.seen = known if mae is self.mae else self.seen
+        self.found = known if mae is self.mae else self.found
         return known
 
     def measure(self, images, noise, labels):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from maekit import files
 from maekit.analysis import matched, matched_figure
@@ -13,12 +14,12 @@ from tests.support.gap import analyse, statistics
 EPOCHS = 12
 
 
-def write(root, alpha, seed, *, gain=0.0, end=0.3, norm="LayerNorm", noise=0.2, lr=1e-3, start=1.0):
-    """A trajectory whose frozen accuracy is 60 points between MSE 1.0 and 0, its seed's own level, and a gain; by the mean of
-    patches alpha moves nothing."""
-    rng = np.random.default_rng([seed, int(100 * (alpha + 50)), int(1e6 * lr)])
+def write(root, alpha, seed, *, gain=0.0, end=0.3, norm="LayerNorm", noise=0.2, lr=1e-3, start=1.0, growing=0.0):
+    """A trajectory whose frozen accuracy is 60 points between MSE 1.0 and 0, its seed's own level, and a gain; `growing` has
+    it gain more as the MSE falls; by the mean of patches alpha moves nothing."""
+    rng = np.random.default_rng([seed, int(100 * (alpha + 50)), int(1e6 * lr), len(norm)])
     mse = end + (start - end) * np.exp(-np.arange(EPOCHS) / 3)
-    accuracy = 20 + 60 * (1 - mse) + gain + 5 * seed + rng.normal(0, noise, EPOCHS)
+    accuracy = 20 + (60 + growing) * (1 - mse) + gain + 5 * seed + rng.normal(0, noise, EPOCHS)
     columns = ("epoch", "mse", "accuracy", "frozen_accuracy", "frozen_mean_accuracy", "untrained_frozen_accuracy")
     values = zip(mse.tolist(), accuracy.tolist())
     points = [dict(zip(columns, (i, m, None, a, a - gain, 40.0))) for i, (m, a) in enumerate(values)]
@@ -111,7 +112,8 @@ def test_an_alpha_that_lacks_seeds_takes_them_from_no_other(tmp_path):
     assert known["differences"]["0.5"]["n"] == 3 and known["differences"]["1.0"]["n"] == 1
     assert [of["n"] for of in known["at_median"].values()] == [3, 3, 1]
     said = matched.sentence("LayerNorm", known)
-    assert "alpha 0.5 +10.0 (9.9 to 10.0, MSE" in said and "alpha 1.0" not in said and "95 % intervals." in said
+    assert "alpha 0.5 +10.1 (9.9 to 10.2, MSE" in said and "alpha 1.0" not in said and "95 % intervals." in said
+    assert said.endswith("Alpha 1.0 has fewer than 3 seeds in common.")
 
 
 @pytest.mark.slow
@@ -137,7 +139,8 @@ def test_statistics_report_and_figure_have_it(tmp_path):
     assert (row["group"], row["alpha"], row["reference"], row["left_out"]) == ("LayerNorm", -0.5, 0, 0)
     assert [row[name] for name in ("mean", "low", "high", "n")] == [told[name] for name in ("mean", "low", "high", "n")]
     assert [row["mse_low"], row["mse_high"]] == told["mse_range"]
-    assert [row["low_at_once"], row["high_at_once"]] == told["at_once"]
+    assert [row["low_at_once"], row["high_at_once"]] == told["at_once"] and row["established"] == 1
+    assert rows["frozen_mean_accuracy"]["established"] == 0
 
 
 def test_what_alpha_moves_is_filled_by_the_readout_that_it_moves(tmp_path):
@@ -146,11 +149,11 @@ def test_what_alpha_moves_is_filled_by_the_readout_that_it_moves(tmp_path):
             for alpha, gain, end in ((0.0, 0, ends[0]), (-0.5, -6, ends[1])):
                 write(tmp_path, alpha, seed, gain=gain, norm=norm, end=end)
     points = load_trajectories(tmp_path)
-    known = {column: matched.describe(points, column) for column in ("frozen_accuracy", "frozen_mean_accuracy")}
+    known = matched.of_all(points, ["frozen_accuracy", "frozen_mean_accuracy"])
     figure = matched_figure.matched_differences(known)
     left, right = figure.axes
-    assert left.get_title("left") == "LayerNorm (n = 3)"
-    assert right.get_title("left") == "DynamicTanh (nothing in common)"
+    assert left.get_title("left") == "LayerNorm\nn = 3"
+    assert right.get_title("left") == "DynamicTanh\nnothing in common"
     assert left.get_ylabel().endswith("minus that of α = 0 (points)")
     filled = [line.get_ydata() for line in left.lines if line.get_linestyle() == "None" and line.get_marker() in "os"]
     assert [len(of) for of in filled] == [1, 0] and filled[0] == pytest.approx([-6], abs=0.3)
@@ -158,31 +161,79 @@ def test_what_alpha_moves_is_filled_by_the_readout_that_it_moves(tmp_path):
     assert said == ["frozen probe, CLS", "frozen probe, mean of patches"]
 
 
+def between(root):
+    points = load_trajectories(root)
+    return matched.between(points[points["frozen_accuracy"].notna()], "frozen_accuracy")
+
+
 def test_whether_it_depends_on_the_norm_is_told_from_the_same_seeds(tmp_path):
-    """Alpha -0.5 costs LayerNorm 6 points and DynamicTanh 10, RMSNorm 6."""
-    for norm, gain in (("LayerNorm", -6), ("RMSNorm", -6), ("DynamicTanh", -10)):
+    """Alpha -0.5 costs LayerNorm 6 points and DynamicTanh 10, RMSNorm 6; 0.5 brings all 3. Intervals by scipy."""
+    gains = {"LayerNorm": (-6, 3), "RMSNorm": (-6, 3), "DynamicTanh": (-10, 3)}
+    for norm, (less, more) in gains.items():
         for seed in range(4):
-            for alpha in (0.0, -0.5):
-                write(tmp_path, alpha, seed, gain=gain if alpha else 0, norm=norm)
-    found = matched.between(described(tmp_path))
+            for alpha, gain in ((-0.5, less), (0.0, 0), (0.5, more)):
+                write(
+                    tmp_path, alpha, seed, gain=gain + 4 * seed * (alpha != 0), norm=norm
+                )  # of the seed, not of the norm
+    found = between(tmp_path)
     assert list(found) == ["RMSNorm minus LayerNorm", "DynamicTanh minus LayerNorm"]
-    differ = found["DynamicTanh minus LayerNorm"]["-0.5"]
-    assert differ["mean"] == pytest.approx(-4, abs=0.4) and differ["high"] < -3 and differ["n"] == 4
-    said = matched.sentence_between("DynamicTanh minus LayerNorm", found["DynamicTanh minus LayerNorm"])
-    assert "depends on the norm, in points: at alpha -0.5 -4" in said and said.endswith("n = 4); 95 % intervals.")
+    known = found["DynamicTanh minus LayerNorm"]
+    differ = known["differences"]["-0.5"]
+    assert differ["mean"] == pytest.approx(-4, abs=0.4) and differ["n"] == 4 and known["reference"] == 0
+    norms = described(tmp_path)  # all runs pass the same MSE, so the ranges are the same
+    changes = [norms[norm]["differences"]["-0.5"]["differences"] for norm in ("DynamicTanh", "LayerNorm")]
+    each = [ours - theirs for ours, theirs in zip(*(of.values() for of in changes))]
+    test = scipy.stats.ttest_1samp(each, 0)
+    assert [differ["low"], differ["high"]] == pytest.approx(list(test.confidence_interval(0.95)), rel=1e-9)
+    assert differ["at_once"] == pytest.approx(list(test.confidence_interval(0.975)), rel=1e-9)
+    assert 0.1 < differ["high"] - differ["low"] < 2
+    said = matched.sentence_between("DynamicTanh minus LayerNorm", known)
+    assert said.startswith(
+        "DynamicTanh minus LayerNorm, of the difference to alpha 0.0 at equal MSE: what alpha changes depends"
+    )
+    assert (
+        "in points: alpha -0.5 -" in said
+        and "MSE 0.318 to 1.000, n = 4); 95 % intervals of 2 comparisons at once." in said
+    )
+    assert said.endswith("None is established of alpha 0.5.")
     said = matched.sentence_between("RMSNorm minus LayerNorm", found["RMSNorm minus LayerNorm"])
-    assert "is not established; the largest difference is at alpha -0.5, " in said
+    assert "depends on the norm is not established; the largest is alpha " in said
 
 
-def test_norms_of_other_rates_are_not_compared_and_two_seeds_tell_nothing(tmp_path):
+def test_norms_that_reach_other_mse_are_compared_where_both_have_been(tmp_path):
+    """What alpha changes grows as the MSE falls, alike in both; one comes further."""
+    for norm, end in (("LayerNorm", 0.3), ("DynamicTanh", 0.6)):
+        for seed in range(3):
+            for alpha in (0.0, 0.5):
+                write(tmp_path, alpha, seed, end=end, norm=norm, noise=0, growing=10 * alpha)
+    wrong = [known["differences"]["0.5"]["mean"] for known in described(tmp_path).values()]
+    assert wrong[0] - wrong[1] > 0.5  # each over its own range
+    change = between(tmp_path)["DynamicTanh minus LayerNorm"]["differences"]["0.5"]
+    assert change["mean"] == pytest.approx(0, abs=1e-6)
+    assert change["mse_range"][1] == 1 and 0.6 < change["mse_range"][0] < 0.62
+
+
+def test_only_norms_of_the_same_rate_are_compared_and_two_seeds_tell_nothing(tmp_path):
     for norm, lr in (("LayerNorm", 1e-3), ("LayerNorm", 1e-4), ("DynamicTanh", 1e-4)):
         for seed in range(2):
             for alpha in (0.0, 0.5):
                 write(tmp_path, alpha, seed, norm=norm, lr=lr)
-    ((name, pairs),) = matched.between(described(tmp_path)).items()
+    ((name, known),) = between(tmp_path).items()
     assert name == "DynamicTanh minus LayerNorm, lr 0.0001"
-    assert "2 seeds cannot tell whether what alpha moves depends on the norm" in matched.sentence_between(name, pairs)
+    assert "2 seeds cannot tell whether what alpha changes depends on the norm" in matched.sentence_between(name, known)
     for alpha in (0.0, 0.5):
         write(tmp_path / "other", alpha, 0, lr=1e-3)
         write(tmp_path / "other", alpha, 0, lr=1e-4, norm="DynamicTanh")
-    assert matched.between(described(tmp_path / "other")) == {}
+    assert between(tmp_path / "other") == {}
+
+
+def test_readouts_are_compared_over_the_epochs_in_which_all_were_measured(tmp_path):
+    for seed in range(3):
+        for alpha in (0.0, 0.5):
+            write(tmp_path, alpha, seed, gain=8 * alpha)
+    points = load_trajectories(tmp_path)
+    points["knn_accuracy"] = points["frozen_accuracy"].where(points["epoch"] % 3 == 2)
+    found = matched.of_all(points, ["frozen_accuracy", "knn_accuracy"])
+    frozen, knn = (found[column]["LayerNorm"]["differences"]["0.5"] for column in found)
+    assert frozen == knn and frozen["mse_range"][1] < 0.9  # from the third epoch on
+    assert matched.describe(points, "frozen_accuracy")["LayerNorm"]["differences"]["0.5"]["mse_range"][1] == 1

@@ -29,7 +29,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return nodeid.partition("::")[0] if "test_going_on" in nodeid else nodeid
+            return nodeid.partition("::")[0] if "test_going_on" in nodeid or "test_readouts" in nodeid else nodeid
 
     if config.getoption("dist") != "load":
         return None

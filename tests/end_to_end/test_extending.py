@@ -150,6 +150,14 @@ def test_a_probe_is_added_as_it_says(extended, tmp_path):
     run(sys.executable, copy / "analysis.py", "gap", *flags, check=0)
     assert "centroid_accuracy_mean" in (tmp_path / "gap_table.csv").read_text(encoding="utf-8")
     assert (tmp_path / "tube_scatter_signed_alpha_centroids.png").is_file()
+    for alpha in (0.0, 0.5):  # of a sweep it is drawn beside the others
+        point = {**files.read_json(trained.trajectory), "alpha": alpha}
+        folder = tmp_path / f"sweep/{alpha}"
+        folder.mkdir(parents=True)
+        files.write_json(folder / "trajectory.json", point)
+    flags = ("--log_dir", tmp_path / "sweep", "--output_dir", tmp_path / "all")
+    run(sys.executable, copy / "analysis.py", "gap", *flags, check=0)
+    assert (tmp_path / "all/matched_differences.png").is_file()
 
 
 def test_a_column_is_added_as_it_says(extended):
