@@ -4,9 +4,9 @@
     python benchmarks/bench_probes.py --demo
     python benchmarks/bench_probes.py --imagenet_dir DIR --input_size 64 --model enc64d4h4p8 --decoder_type dec64d1h4 --batch_size 64
 
-All flags but --json, --device, --threads and --rounds are train.py's; --alpha, --probes and --readout are this one's to say. In turn, so that a machine's moods meet all of them alike, each trains
---eval_every epochs, of which the last one scores what is not scored in each. `of_none` is an epoch's time as a multiple of that
-without probes; medians over --rounds.
+All flags but --json, --device, --threads and --rounds are train.py's; --alpha, --probes and --readout are this one's to say. An
+epoch of each in turn, so that a machine's moods meet all of them alike; a round is --eval_every epochs, of which the last one
+scores what is not scored in each. `of_none` is an epoch's time as a multiple of that without probes; medians over --rounds.
 """
 
 import statistics
@@ -38,12 +38,15 @@ def main():
     every = trainers["all"].task.run.probes.eval_every
     seconds = {name: [] for name in SETS}
     for number in range(args.rounds + 1):  # the first does not count: caches, kernels, components of patches
-        for name, trainer in trainers.items():
-            started = time.perf_counter()
-            for epoch in range(number * every, (number + 1) * every):
+        taken = dict.fromkeys(SETS, 0.0)
+        for epoch in range(number * every, (number + 1) * every):
+            for name, trainer in trainers.items():
+                started = time.perf_counter()
                 if trainer.measure_epoch(epoch) is None:
                     sys.exit(f"error: the run with {name} diverged at epoch {epoch}. Use a smaller --lr.")
-            seconds[name].append((time.perf_counter() - started) / every)
+                taken[name] += time.perf_counter() - started
+        for name in SETS:
+            seconds[name].append(taken[name] / every)
     plain = seconds["none"][1:]
     rows = [
         {
