@@ -1,6 +1,7 @@
 """Imports go one way: what each room of the kit may use, held against what its files import."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -91,10 +92,22 @@ def test_help_and_errors_do_not_wait_for_torch(room):
     assert subprocess.run([sys.executable, "-c", code], cwd=KIT, check=False).returncode == 0
 
 
+def of_the_kit(ending):
+    """Every file of the kit's that ends so: not those of a .venv or of a clone beside it."""
+    below = (file for room in ("maekit", "benchmarks", "docs", "tests") for file in (KIT / room).rglob(f"*{ending}"))
+    return sorted([*below, *KIT.glob(f"*{ending}")])
+
+
+def test_what_begins_with_its_interpreter_can_be_run_and_nothing_else():
+    files = [file for ending in (".sh", ".py") for file in of_the_kit(ending)]
+    begins = {file: file.read_bytes().startswith(b"#!") for file in files}
+    runs = {file: os.access(file, os.X_OK) for file in files}
+    assert [file for file in files if begins[file] != runs[file]] == []
+    assert sum(runs.values()) > 10
+
+
 def test_a_file_is_read_in_one_sitting_and_a_function_on_one_screen():
-    of_the_kit = ("maekit", "benchmarks", "docs", "tests")
-    code = [file for file in KIT.rglob("*.py") if file.relative_to(KIT).parts[0] in of_the_kit]
-    for file in [*code, *KIT.glob("*.py")]:
+    for file in of_the_kit(".py"):
         text = file.read_text(encoding="utf-8")
         assert text.count("\n") <= 400, file
         if KIT / "tests" in file.parents:  # what happens to a run in a test may take more than a screen

@@ -148,24 +148,15 @@ def sentence(group, known):
     without = f" Alpha {', '.join(known['left_out'])} shares too little of its MSE." if known["left_out"] else ""
     if not compared:
         return f"{group}: no alpha has seeds and enough of its range of MSE in common with {reference}, so nothing is compared."
-    told = {alpha: d for alpha, d in compared.items() if d["at_once"]}
-    if not told:
-        alpha, d = max(compared.items(), key=lambda item: abs(item[1]["mean"]))
-        seeds = f"{d['n']} seed{'s' * (d['n'] != 1)}"
-        return (
-            f"{group}: at equal MSE accuracies are up to {number(abs(d['mean']), 1)} points from that of {reference}, but {seeds} "
-            f"cannot tell whether the encoders differ; three or more can.{without}"
-        )
-    found, rest, how = _established(told)
-    without = _few(compared, told) + without
-    if not found:
-        alpha = max(told, key=lambda alpha: abs(told[alpha]["mean"]))
-        return (
-            f"{group}: at equal MSE no difference to {reference} is established; the largest is alpha {alpha}'s, "
-            f"{_spoken(told[alpha])}; {how}.{without}"
-        )
-    said = "; ".join(f"alpha {alpha} {_spoken(told[alpha])}" for alpha in found)
-    return f"{group}: at equal MSE encoders differ, in points from {reference}: {said}; {how}.{rest}{without}"
+    d = max(compared.values(), key=lambda d: abs(d["mean"]))
+    said = _verdict(
+        compared,
+        untold=f"at equal MSE accuracies are up to {number(abs(d['mean']), 1)} points from that of {reference}, but "
+        f"{_seeds(d['n'])} cannot tell whether the encoders differ",
+        none=f"at equal MSE no difference to {reference} is established",
+        some=f"at equal MSE encoders differ, in points from {reference}",
+    )
+    return f"{group}: {said}{without}"
 
 
 def between(points, column):
@@ -208,35 +199,35 @@ def _change_between(runs, others, alpha, reference):
 def sentence_between(norms, known):
     """Whether alpha changes more with one norm than with another, or that this cannot be told."""
     compared, reference = known["differences"], f"alpha {spell(known['reference'])}"
+    said = _verdict(
+        compared,
+        untold=f"{_seeds(max(d['n'] for d in compared.values()))} cannot tell whether what alpha changes depends on the norm",
+        none="that what alpha changes depends on the norm is not established",
+        some="what alpha changes depends on the norm, in points",
+    )
+    return f"{norms}, of the difference to {reference} at equal MSE: {said}"
+
+
+def _verdict(compared, *, untold, none, some):
+    """What {alpha: stats.paired with "at_once"} allow to say: too few seeds, no difference, or the outermost of them."""
     told = {alpha: d for alpha, d in compared.items() if d["at_once"]}
-    of = f"{norms}, of the difference to {reference} at equal MSE"
     if not told:
-        n = max(d["n"] for d in compared.values())
-        return f"{of}: {n} seed{'s' * (n != 1)} cannot tell whether what alpha changes depends on the norm; three or more can."
-    found, rest, how = _established(told)
-    few = _few(compared, told)
+        return f"{untold}; three or more can."
+    found = [alpha for alpha, d in told.items() if established(d)]
+    how = "95 % intervals" + f" of {len(told)} comparisons at once" * (len(told) > 1)
+    few = [alpha for alpha in compared if alpha not in told]
+    few = f" Alpha {', '.join(few)} has fewer than 3 seeds in common." * bool(few)
     if not found:
         alpha = max(told, key=lambda alpha: abs(told[alpha]["mean"]))
-        return (
-            f"{of}: that what alpha changes depends on the norm is not established; the largest is alpha {alpha}'s, "
-            f"{_spoken(told[alpha])}; {how}.{few}"
-        )
-    said = "; ".join(f"alpha {alpha} {_spoken(told[alpha])}" for alpha in found)
-    return f"{of}: what alpha changes depends on the norm, in points: {said}; {how}.{rest}{few}"
-
-
-def _few(compared, told):
-    few = [alpha for alpha in compared if alpha not in told]
-    return f" Alpha {', '.join(few)} has fewer than 3 seeds in common." * bool(few)
-
-
-def _established(told):
-    """The outermost alphas whose interval does not hold 0, a sentence on those of which it does, and what the intervals are."""
-    how = "95 % intervals" + f" of {len(told)} comparisons at once" * (len(told) > 1)
-    found = [alpha for alpha, d in told.items() if established(d)]
-    outermost = dict.fromkeys(pick(found, key=lambda a: told[a]["mean"]) for pick in (max, min)) if found else {}
+        return f"{none}; the largest is alpha {alpha}'s, {_spoken(told[alpha])}; {how}.{few}"
+    outermost = dict.fromkeys(pick(found, key=lambda a: told[a]["mean"]) for pick in (max, min))
+    said = "; ".join(f"alpha {alpha} {_spoken(told[alpha])}" for alpha in outermost)
     rest = [alpha for alpha in told if alpha not in found]
-    return list(outermost), f" None is established of alpha {', '.join(rest)}." * bool(rest), how
+    return f"{some}: {said}; {how}." + f" None is established of alpha {', '.join(rest)}." * bool(rest) + few
+
+
+def _seeds(n):
+    return f"{n} seed{'s' * (n != 1)}"
 
 
 def _spoken(difference):
