@@ -99,10 +99,10 @@ TABLES = {  # columns, and baselines that stand below them
 }
 
 
+OF_FEATURES = ("frozen_accuracy", "knn_accuracy", "frozen_mean_accuracy", "knn_mean_accuracy", "rank_cls", "rank_mean")
 LAST_EPOCHS = {  # columns of gap_table.csv: title, decimals
     "mse": ("`val_mse`", 3),
-    **{name: (measures.MEASURES[name].label, 1) for name in ("rank_cls", "rank_mean")},
-    **{name: (f"`{name}`", 3) for name in ("mse_90", "mse_9", "mse_1")},
+    **{name: (measures.MEASURES[name].title, 1) for name in OF_FEATURES},
 }
 
 
@@ -138,8 +138,8 @@ def matched_table(name):
     for row in files.read_csv(KIT / "docs/results" / f"{name}.csv"):
         columns[row["accuracy"]] = f"{measures.MEASURES[row['accuracy']].label} (points)"
         bold = "**" * row["established"]
-        ends = "" if row["low"] is None else f" ({row['low']:+.1f} to {row['high']:+.1f})"
-        text = "–" if row["left_out"] or row["mean"] is None else f"{bold}{row['mean']:+.1f}{bold}{ends}"
+        ends = "" if row["low"] is None else f" ({row['low']:+z.1f} to {row['high']:+z.1f})"
+        text = "–" if row["left_out"] or row["mean"] is None else f"{bold}{row['mean']:+z.1f}{bold}{ends}"
         cells.setdefault((row["group"], row["alpha"]), {})[row["accuracy"]] = text
     lines = [["norm", "α", *columns.values()], ["---"] * (len(columns) + 2)]
     lines += [[norm, f"{alpha:g}", *(of.get(column, "–") for column in columns)] for (norm, alpha), of in cells.items()]
@@ -147,16 +147,27 @@ def matched_table(name):
 
 
 def gap_table(name):
-    """A row a norm and alpha of a sweep at one rate: mean ± standard deviation over seeds of the last epoch's measures."""
+    """A row a norm and alpha of a sweep at one rate, and one of each norm's untrained encoders: mean ± standard deviation over
+    seeds of the last epoch's measures."""
     rows = files.read_csv(KIT / "docs/results" / f"{name}.csv")
     shown = {column: of for column, of in LAST_EPOCHS.items() if f"{column}_mean" in rows[0]}
     lines = [["norm", "α", "n", *(title for title, _ in shown.values())], ["---"] * (len(shown) + 3)]
-    for row in rows:
-        cells = [
-            _mean(row[f"{column}_mean"], row.get(f"{column}_std"), digits) for column, (_, digits) in shown.items()
-        ]
-        lines.append([row["norm"], f"{row['alpha']:g}", str(row["n_seeds"]), *cells])
+    for norm in methods.in_order({row["norm"] for row in rows}):
+        mine = [row for row in rows if row["norm"] == norm]
+        lines += [[norm, f"{row['alpha']:g}", str(row["n_seeds"]), *_last(row, shown)] for row in mine]
+        untrained = [(row["n_seeds"], cells) for row in mine if any(cells := _last(row, shown, "untrained_"))]
+        lines += [
+            [norm, "*untrained*", str(n), *cells] for n, cells in untrained[:1]
+        ]  # whatever alpha, they are the same
     return _markdown(lines)
+
+
+def _last(row, shown, of=""):
+    """Cells of a row of gap_table.csv; empty where the untrained encoder has no such measure."""
+    known = {
+        name: (row.get(f"{of}{name}_mean"), row.get(f"{of}{name}_std"), digits) for name, (_, digits) in shown.items()
+    }
+    return ["" if of and values[0] is None else _mean(*values) for values in known.values()]
 
 
 def _mean(mean, deviation, decimals):

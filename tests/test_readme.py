@@ -182,13 +182,21 @@ def test_tables_of_a_sweep_say_what_its_files_do(tmp_path, monkeypatch):
         "| LayerNorm | 0.5 | +1.0 | – |",
     ]
     columns = ("norm", "alpha", "n_seeds", "mse_mean", "mse_std", "rank_cls_mean", "rank_cls_std")
-    rows = [("LayerNorm", -0.5, 3, 0.5, 0.01, 8.0, 0.25), ("LayerNorm", -10.0, 0, None, None, None, None)]
+    columns += ("untrained_rank_cls_mean", "untrained_rank_cls_std")
+    rows = [
+        ("LayerNorm", -10.0, 0, None, None, None, None, None, None),
+        ("LayerNorm", -0.5, 3, 0.5, 0.01, 8.0, 0.25, 20.0, 0.5),
+        ("DynamicTanh", -0.5, 2, 0.6, 0.02, 7.0, 0.15, 10.0, 0.5),
+    ]
     write_csv(tmp_path / "docs/results/a_gap.csv", columns, [dict(zip(columns, row)) for row in rows])
     assert results.gap_table("a_gap").splitlines() == [
         "| norm | α | n | `val_mse` | effective rank, CLS |",
         "| --- | --- | --- | --- | --- |",
-        "| LayerNorm | -0.5 | 3 | 0.500 ± 0.010 | 8.0 ± 0.2 |",
         "| LayerNorm | -10 | 0 | diverged | diverged |",
+        "| LayerNorm | -0.5 | 3 | 0.500 ± 0.010 | 8.0 ± 0.2 |",
+        "| LayerNorm | *untrained* | 3 | | 20.0 ± 0.5 |",
+        "| DynamicTanh | -0.5 | 2 | 0.600 ± 0.020 | 7.0 ± 0.1 |",
+        "| DynamicTanh | *untrained* | 2 | | 10.0 ± 0.5 |",
     ]
 
 
