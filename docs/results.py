@@ -156,9 +156,7 @@ def gap_table(name):
         mine = [row for row in rows if row["norm"] == norm]
         lines += [[norm, f"{row['alpha']:g}", str(row["n_seeds"]), *_last(row, shown)] for row in mine]
         untrained = [(row["n_seeds"], cells) for row in mine if any(cells := _last(row, shown, "untrained_"))]
-        lines += [
-            [norm, "*untrained*", str(n), *cells] for n, cells in untrained[:1]
-        ]  # whatever alpha, they are the same
+        lines += [[norm, "*untrained*", str(n), *cells] for n, cells in untrained[:1]]  # the same at every alpha
     return _markdown(lines)
 
 
