@@ -1,4 +1,4 @@
-"""Images that live in a GPU's memory: training images decoded, of which crops are made there; validation images cropped."""
+"""Images that live in memory: training images decoded in a GPU's, where crops are made of them; validation images cropped."""
 
 import numpy as np
 import torch
@@ -7,6 +7,7 @@ from ..machine import matrix_products
 
 SHARE_OF_MEMORY = 0.25  # of what a GPU has free, that training images may take
 SHARE_OF_CROPS = 0.1  # likewise, a set of validation images
+MOST_CROPS = 2**29  # bytes of such a set that stay in a CPU's memory: 43,000 images at 64 pixels, 3,500 at 224
 _CHUNK = 64  # images cropped at a time, so that what lies between stays small
 
 
@@ -20,16 +21,16 @@ def place(images, device, setting="auto"):
 
 
 def keep(batches, device, images=None, setting="auto"):
-    """Batches of a validation set that stay in a GPU's memory; as they are where there is none, no room for them, or
-    setting is "off".
+    """Batches of a validation set that stay in the memory of the run's device; as they are where there is no room for them,
+    or setting is "off".
 
     images: ResidentImages of the set, if they are there already.
     """
-    if device.type != "cuda" or setting == "off":
+    if setting == "off":
         return batches
-    free, _ = torch.cuda.mem_get_info(device)
     needed = 3 * batches.dataset.input_size**2 * len(batches) * batches.loader.batch_size
-    return KeptBatches(batches, device, images) if needed <= SHARE_OF_CROPS * free else batches
+    room = SHARE_OF_CROPS * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else MOST_CROPS
+    return KeptBatches(batches, device, images) if needed <= room else batches
 
 
 class KeptBatches:

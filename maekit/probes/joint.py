@@ -14,13 +14,16 @@ from .readouts import read
 
 class JointOutput(NamedTuple):
     """Losses are scalars; classification and logits (N, classes) are None where there is no classifier. tokens: those of the
-    masked encoding, (N, 1 + kept, D), the CLS token first, without a gradient."""
+    masked encoding, (N, 1 + kept, D), the CLS token first, without a gradient. pred, mask: as the autoencoder returns them,
+    None where gradients are wanted, whose memory they would add to."""
 
     loss: Tensor
     reconstruction: Tensor
     classification: Tensor | None
     tokens: Tensor
     logits: Tensor | None
+    pred: Tensor | None
+    mask: Tensor | None
 
 
 class JointMAE(nn.Module):
@@ -55,12 +58,13 @@ class JointMAE(nn.Module):
         pred = self.mae.forward_decoder(latent, ids_restore)
         reconstruction = self.mae.forward_loss(images, pred, mask)
         tokens = latent.detach()
+        drawn = (None, None) if torch.is_grad_enabled() else (pred, mask)
         if self.head is None:
-            return JointOutput(reconstruction, reconstruction, None, tokens, None)
+            return JointOutput(reconstruction, reconstruction, None, tokens, None, *drawn)
         logits = self.head(read(latent if self.alpha else tokens, self.readout))
         classification = self.classification(logits.float(), labels)
         loss = reconstruction + self.alpha * classification if self.alpha else reconstruction
-        return JointOutput(loss, reconstruction, classification, tokens, logits)
+        return JointOutput(loss, reconstruction, classification, tokens, logits, *drawn)
 
     def classification(self, logits, labels):
         """Cross entropy, the mean of images; of those that have a label, as many as there are of a batch on average, so that

@@ -9,8 +9,8 @@ class Probe:
     """Base of all probes, which by itself watches nothing. A probe defines what it needs of this.
 
     During training: `features` of every forward pass, `observe` after it, `step` with each optimizer step, so that gradient
-    accumulation equals a larger batch. On the validation images: `predict` for every batch of masked images, and `score`
-    once they are through. Accuracies are in percent, by the name of their column. networks: encoders of its own, which are
+    accumulation equals a larger batch. On the validation images: `predict` for every batch of masked images; and every few
+    epochs and after the last `means` for every batch, and `score` once they are through. Accuracies are in percent, by the name of their column. networks: encoders of its own, which are
     compiled like the run's.
     """
 
@@ -42,8 +42,16 @@ class Probe:
         """What `predict` should have said of images of these classes (N,); -1 where nobody can know."""
         return labels
 
-    def score(self, epoch):
-        """{column: percent} that takes a pass over images of its own, after an epoch; {} if it is not this one's turn."""
+    def prepare(self):
+        """Have ready what `means` needs; called in all processes, before the validation images of a score."""
+
+    def means(self, out, images):
+        """{name: scalar} of a batch of masked validation images (N, 3, H, W), normalised, whose means over all of them `score`
+        gets; names its own; may be part of a CUDA graph. out: JointOutput with prediction and mask."""
+        return {}
+
+    def score(self, means):
+        """{column: number} of the encoder as it is now, which may take a pass over images of its own."""
         return {}
 
     def baseline(self):

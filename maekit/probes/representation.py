@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from .. import distributed, files
-from ..model import compiling
 from ..model.patches import patch_statistics, patchify
 from .probe import Probe
 
@@ -30,11 +29,17 @@ class Representation(Probe):
         self.task = task
         self.bands = None
 
-    def score(self, epoch):
-        every = self.task.run.probes.eval_every
-        if epoch + 1 != self.task.epochs and (epoch + 1) % every:
-            return {}
-        return {**self._ranks(self.task.mae), **self._errors(self.task.mae)}
+    def prepare(self):
+        if self.bands is None:
+            task = self.task
+            self.bands = Bands.of(task.loaders.some(-(-N_PATCHES // task.run.model.patches)), task.pixels, task.mae)
+
+    def means(self, out, images):
+        errors = self.bands.errors(out.pred.float() - targets(self.task.mae, images), out.mask)
+        return dict(zip(BANDS, errors.unbind()))
+
+    def score(self, means):
+        return {**self._ranks(self.task.mae), **{column: means[column] for column in BANDS}}
 
     def baseline(self):
         mae = self.task.build().to(self.task.device.torch)
@@ -55,22 +60,6 @@ class Representation(Probe):
     def _ranks(self, mae):
         return {f"rank_{name}": effective_rank(values) for name, values in self._features(mae)[0].items()}
 
-    @torch.inference_mode()
-    def _errors(self, mae):
-        task, mask_ratio = self.task, self.task.run.model.mask_ratio
-        if self.bands is None:
-            self.bands = Bands.of(task.loaders.some(-(-N_PATCHES // task.run.model.patches)), task.pixels, mae)
-        mae.eval()
-        total, n = 0.0, 0
-        for batch in task.loaders.validation:
-            images = task.pixels.normalize(batch["images"].to(task.device.torch))
-            with task.device.autocast(), compiling.eagerly(task.compiled):
-                _, pred, mask = mae(images, mask_ratio, batch["noise"].to(task.device.torch))
-            total = total + self.bands.errors(pred.float() - targets(mae, images), mask) * len(images)
-            n += len(images)
-        sums = distributed.add(torch.cat([total, total.new_tensor([n])]))
-        return dict(zip(BANDS, (sums[:-1] / sums[-1]).tolist()))
-
 
 class Bands:
     """Principal components of patches, in bands of the variance that they explain.
@@ -86,8 +75,9 @@ class Bands:
         # a component belongs to the band in which the variance before it lies
         before = torch.cat([share.new_zeros(1), share[:-1]])
         ends = torch.tensor(list(BANDS.values()), dtype=share.dtype)
-        self.components = vectors.flip(1)
-        self.band = torch.bucketize(before, ends, right=True).clamp(max=len(BANDS) - 1)
+        band = torch.bucketize(before, ends, right=True).clamp(max=len(BANDS) - 1)
+        self.components = vectors.flip(1).to(covariance.device, torch.float32)
+        self.members = torch.nn.functional.one_hot(band, len(BANDS)).to(self.components)  # (P, 3)
 
     @classmethod
     def of(cls, batches, pixels, mae):
@@ -106,10 +96,8 @@ class Bands:
 
         They add up to the mean squared error itself.
         """
-        self.components = self.components.to(difference.device, difference.dtype)
         square = ((difference @ self.components) ** 2 * mask[:, :, None]).sum((0, 1)) / mask.sum()
-        by_band = square.new_zeros(len(BANDS)).index_add_(0, self.band.to(square.device), square)
-        return by_band / difference.shape[2]
+        return (square[:, None] * self.members).sum(0) / difference.shape[2]
 
 
 def targets(mae, images):

@@ -99,7 +99,7 @@ GROUPS = {
             "resident",
             str,
             "auto",
-            "decoded images in a GPU's memory, where crops are made: auto (where they fit), off",
+            "images in memory: decoded in a GPU's, where crops are made; validation's crops; auto (where they fit), off",
             metavar="WHEN",
             legal=legal.one_of("auto", "off"),
             shared=True,

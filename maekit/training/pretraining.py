@@ -54,6 +54,7 @@ class Pretraining(Task):
         self.captured, self.to_capture = None, False  # the CUDA graph of a step; whether there is to be one
         self.found = None  # what `validation_features` found since the last step
         self.captured_validation, self.whole = None, None  # that of a batch of validation images; how large these are
+        self.scoring = False  # whether probes score after this validation
         groups = param_groups_weight_decay(self.model, run.optim.weight_decay)
         fused = self.device.torch.type != "mps"
         self.optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=(0.9, 0.95), fused=fused)
@@ -110,12 +111,23 @@ class Pretraining(Task):
 
     def validate(self, epoch):
         self.model.eval()
-        self.whole, self.by_class = None, ByClass(self.classes)
-        row = validation.validate(self.loaders.validation, self.measure, self.device, self.by_class)
-        if math.isfinite(row["val_mse"]):  # else the run has diverged, and features are no numbers
+        self.whole, self.by_class, self.scoring = None, ByClass(self.classes), self.scores(epoch)
+        for probe in self.probes.values() if self.measures_means else ():
+            probe.prepare()
+        means, row = validation.validate(self.loaders.validation, self.measure, self.device, self.by_class)
+        if self.scoring and math.isfinite(means["val_mse"]):  # else the run has diverged, and features are no numbers
             for probe in self.probes.values():
-                row |= probe.score(epoch)
-        return row
+                row |= probe.score(means)
+        return {"val_mse": means["val_mse"], **row}
+
+    @property
+    def measures_means(self):
+        """Whether this validation takes the probes' means; a CUDA graph, which is one for all epochs, always does."""
+        return self.scoring or self.captured is not None
+
+    def scores(self, epoch):
+        """Whether probes score after an epoch: every few, and after the last."""
+        return epoch + 1 == self.epochs or (epoch + 1) % self.run.probes.eval_every == 0
 
     def validation_features(self, mae):
         """{read-out: features (N, D)} of this process's validation images, whole, and their classes (N,).
@@ -132,9 +144,8 @@ class Pretraining(Task):
 
     def measure(self, images, noise, labels):
         """validation.measured of a batch: by the CUDA graph if there is one; not compiled if it is not as large as the first."""
-        measured = partial(
-            validation.measured, self.model, self.probes, self.device, self.pixels, self.run.model.mask_ratio
-        )
+        of = self.model, self.probes, self.device, self.pixels, self.run.model.mask_ratio
+        measured = partial(validation.measured, *of, scoring=self.measures_means)
         self.whole = self.whole or len(images)
         if len(images) != self.whole:
             with compiling.eagerly(self.compiled):
@@ -156,8 +167,7 @@ class Pretraining(Task):
 
     def pictures(self, epoch):
         """Every few epochs: image, masked image and reconstruction under each other, for some validation images."""
-        every = self.run.probes.eval_every
-        if epoch + 1 != self.epochs and (epoch + 1) % every:
+        if not self.scores(epoch):
             return None
         drawn, _ = self.reconstruct(n=validation.N_DRAWN, measured=False)
         return np.concatenate([drawn[name] for name in ("image", "masked", "reconstruction")], axis=1)

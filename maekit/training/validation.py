@@ -19,28 +19,32 @@ N_QUALITY = 64  # validation images that PSNR and SSIM are means over
 def validate(batches, measure, device, by_class=None):
     """What the epoch's row of the log says of the validation images, every image counted once.
 
-    measure: function of images, noise and labels of a batch, `measured` of a model in eval mode. Returns {val_mse}, the mean
-    loss over all hidden patches, in the loss's own space, and accuracies in percent by their columns, of masked images.
-    by_class: accuracy.ByClass that gets these class by class.
+    measure: function of images, noise and labels of a batch, `measured` of a model in eval mode. Returns (means, accuracies):
+    {name: mean over all images}, val_mse among them, the loss over all hidden patches, in the loss's own space; and accuracies
+    of masked images, in percent, by their columns. by_class: accuracy.ByClass that gets these class by class.
     """
-    total, n, outcomes, classes = 0.0, 0, {}, []
+    totals, n, outcomes, classes = {}, 0, {}, []
     for batch in batches:
         inputs = [batch[name].to(device.torch, non_blocking=True) for name in ("images", "noise", "labels")]
-        loss, found = measure(*inputs)
+        means, found = measure(*inputs)
         for name, values in found.items():
             outcomes.setdefault(name, []).append(values.clone())  # the next replay of a CUDA graph is over it
         classes.append(inputs[2])
-        total += loss.to(device.sum_dtype) * len(inputs[0])
+        for name, mean in means.items():
+            totals[name] = totals.get(name, 0.0) + mean.to(device.sum_dtype) * len(inputs[0])
         n += len(inputs[0])
-    total, n = distributed.add(torch.stack([total, total.new_tensor(n)])).tolist()
+    sums = torch.stack([*totals.values()])
+    *sums, n = distributed.add(torch.cat([sums, sums.new_tensor([n])])).tolist()
     outcomes = {name: torch.cat(parts) for name, parts in outcomes.items()}
     for name, values in outcomes.items() if by_class else ():
         by_class.add(name, values, torch.cat(classes))
-    return {"val_mse": total / n, **{name: percent(values) for name, values in outcomes.items()}}
+    means = {name: total / n for name, total in zip(totals, sums)}
+    return means, {name: percent(values) for name, values in outcomes.items()}
 
 
-def measured(model, probes, device, pixels, mask_ratio, images, noise, labels):
-    """Reconstruction loss, and the outcome of each image, {column: (N,)} of accuracy.outcome, of uint8 images on the device.
+def measured(model, probes, device, pixels, mask_ratio, images, noise, labels, scoring=False):
+    """Of uint8 images on the device: means over them, {name: scalar}, the reconstruction loss as val_mse and, if `scoring`,
+    those of the probes; and the outcome of each image, {column: (N,)} of accuracy.outcome.
 
     model: JointMAE; probes: {name: Probe}.
     """
@@ -53,7 +57,10 @@ def measured(model, probes, device, pixels, mask_ratio, images, noise, labels):
         for probe in probes.values()
         for column, predicted in probe.predict(out, features).items()
     }
-    return out.reconstruction, outcomes
+    means = {"val_mse": out.reconstruction}
+    for probe in probes.values() if scoring else ():
+        means |= probe.means(out, images)
+    return means, outcomes
 
 
 def features_for(probes, out, images, mask_ratio, noise):

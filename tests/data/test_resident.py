@@ -178,17 +178,31 @@ def test_images_live_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeyp
     assert resident.place(demo_source.train, gpu, "off") is None and made == [gpu]
 
 
-def test_validation_images_stay_on_a_gpu_alone_and_only_where_they_fit(demo_source, monkeypatch):
+def test_validation_images_stay_in_memory_where_they_fit(demo_source, monkeypatch):
     model = SimpleNamespace(input_size=64, patches=64)
     batches = loader.val_batches(demo_source.val, model, batch_size=64, broken=loader.BrokenImages(print), workers=0)
-    assert resident.keep(batches, torch.device("cpu")) is batches
-    gpu, there, n_bytes = torch.device("cuda"), object(), 4 * 64 * 3 * 64**2  # four batches
+    cpu, gpu, there, n_bytes = torch.device("cpu"), torch.device("cuda"), object(), 4 * 64 * 3 * 64**2  # four batches
+    kept = resident.keep(batches, cpu)
+    assert resident.keep(batches, cpu, None, "off") is batches
+    assert all(same(*pair) for _ in range(2) for pair in zip(kept, batches, strict=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.utils.data.DataLoader, "__iter__", None)  # the third time nothing is read
+        assert len(list(kept)) == 4
+    monkeypatch.setattr(resident, "MOST_CROPS", n_bytes - 1)
+    assert resident.keep(batches, cpu) is batches
+    monkeypatch.setattr(resident, "MOST_CROPS", n_bytes)
+    assert isinstance(resident.keep(batches, cpu), resident.KeptBatches)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * n_bytes - 1, 0))
     assert resident.keep(batches, gpu, there) is batches
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * n_bytes, 0))
     kept = resident.keep(batches, gpu, there)
     assert resident.keep(batches, gpu, there, "off") is batches
     assert isinstance(kept, resident.KeptBatches) and kept.images is there and kept.device == gpu and len(kept) == 4
+
+
+def same(one, other):
+    """Whether two batches have the same values."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_reduced_images_are_cropped_at_the_boxes_of_their_originals():

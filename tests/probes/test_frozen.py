@@ -11,6 +11,7 @@ from maekit import files
 from maekit.probes.frozen import FrozenProbes, OnlineProbe
 from maekit.probes.joint import JointMAE
 from maekit.probes.linear import GlobalBatchNorm1d
+from maekit.settings.probes import READOUTS
 from maekit.training.device import Device
 from tests.support import train_here
 from tests.support.probing import CLASSES, CPU, QUICK, gradients
@@ -225,6 +226,33 @@ def test_accumulated_batches_train_it_like_one_large_batch(parts, mae):
         frozen.step(0.1)
         alone.step(features, labels, 0.1)
     assert all(same(found, alone.state_dict()) for found in frozen.state_dict().values())
+
+
+def test_the_untrained_encoder_sees_a_validation_batch_that_stays_in_memory_once(mae, batch):
+    """Found again by its noise alone; never in training, whose noise may be of any image."""
+    (images, noise, labels), mae = copy.deepcopy(batch), copy.deepcopy(mae)
+    frozen, model, passes = FrozenProbes(mae, CLASSES, 0, READOUTS), JointMAE(mae, 0.0, CLASSES), []
+    encode = frozen.untrained.forward_encoder
+    frozen.untrained.forward_encoder = lambda *args: passes.append(1) or encode(*args)
+
+    def features(noise):
+        return frozen.features(model(images, 0.75, noise, labels), images, 0.75, noise)
+
+    first = features(noise)
+    with torch.inference_mode():
+        again, third, fresh = features(noise), features(noise), features(noise.clone())
+    assert len(passes) == 3 and same(first, again) and same(again, third) and same(again, fresh)
+    assert len(frozen.known) == 1  # what is gone takes no memory
+    with torch.no_grad():
+        mae.blocks[0].mlp.fc1.weight.mul_(0.5)
+    with torch.inference_mode():
+        moved = features(noise)
+    for name in first:
+        assert torch.equal(first[name], moved[name]) == name.startswith("untrained")
+    with torch.inference_mode():
+        other = features(noise.copy_(noise.flip(0)))
+    for name in other:  # something else in the same memory
+        assert not torch.equal(moved[name], other[name])
 
 
 @pytest.mark.slow

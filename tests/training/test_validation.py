@@ -66,9 +66,9 @@ def samples(images):
 def val_mse(mae, batches, device=CPU):
     model = JointMAE(mae)
     measure = partial(validation.measured, model, {}, device, PIXELS, RATIO)
-    (item,) = validation.validate(batches, measure, device).items()
-    assert item[0] == "val_mse"  # and no accuracy where there is no probe
-    return item[1]
+    means, accuracies = validation.validate(batches, measure, device)
+    assert list(means) == ["val_mse"] and not accuracies  # where there is no probe
+    return means["val_mse"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
@@ -90,8 +90,8 @@ def test_the_validation_loss_is_of_reconstruction_alone_whatever_alpha(alpha, ma
     labelled = loader.val_batches(images, MODEL, batch_size=4, broken=broken, workers=0, with_labels=True)
     model = JointMAE(mae, alpha, classes=10)
     measure = partial(validation.measured, model, {"joint": JointProbe(model)}, CPU, PIXELS, RATIO)
-    row = validation.validate(labelled, measure, CPU)
-    assert row["val_mse"] == val_mse(mae, batches(images)) and 0 <= row["accuracy"] <= 100
+    means, accuracies = validation.validate(labelled, measure, CPU)
+    assert means["val_mse"] == val_mse(mae, batches(images)) and 0 <= accuracies["accuracy"] <= 100
 
 
 def test_small_losses_count_after_a_large_one():
@@ -100,9 +100,9 @@ def test_small_losses_count_after_a_large_one():
     batch = {name: torch.zeros(1) for name in ("images", "noise", "labels")}
 
     def measure(*_):
-        return torch.tensor(next(losses)), {}
+        return {"val_mse": torch.tensor(next(losses))}, {}
 
-    assert validation.validate([batch] * 4, measure, CPU) == {"val_mse": (2**24 + 3) / 4}
+    assert validation.validate([batch] * 4, measure, CPU) == ({"val_mse": (2**24 + 3) / 4}, {})
 
 
 def test_validation_is_repeatable_whatever_the_global_seed(mae, images):
@@ -306,7 +306,7 @@ def test_a_run_is_validated_and_drawn_with_its_own_mask_ratio():
     job.model.train()
     row = job.validate(0)
     assert not job.model.training
-    assert row == validation.validate(job.loaders.validation, measure, CPU)
+    assert row == validation.validate(job.loaders.validation, measure, CPU)[0]
     assert job.baselines() == validation.baselines(job.loaders.validation, PIXELS, job.mae, 0.5)
     assert job.baselines() != validation.baselines(job.loaders.validation, PIXELS, job.mae, RATIO)
 
