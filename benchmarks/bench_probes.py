@@ -56,7 +56,9 @@ def main():
         }
         for name, taken in seconds.items()
     ]
-    report("probes", rows, args, device, eval_every=every, flags=" ".join(flags))
+    images = trainers["all"].task.source
+    name = f"probes, {len(images.train):,} images, {len(images.val):,} of validation"
+    report(name, rows, args, device, eval_every=every, rounds=args.rounds, flags=" ".join(flags))
 
 
 def open_trainer(words):
