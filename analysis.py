@@ -38,7 +38,7 @@ def main(argv=None):
         if typed.command == "comparison":
             from maekit.analysis import comparison
 
-            comparison.write(typed.output_dir, typed.reference)
+            comparison.write(typed.output_dir, typed.reference, typed.select_seeds)
         else:
             write_gap(typed)
         if project is not None:
@@ -73,6 +73,12 @@ def build_parser():
         default="LayerNorm",
         metavar="METHOD",
         help="the method that the others are held against, such as dyt or DynamicTanh-alpha2.0",
+    )
+    add(
+        "--select_seeds",
+        default="",
+        metavar='"A ..."',
+        help="of runs at several learning rates: the seeds that choose each method's, and are left out of the rest",
     )
     add_common(add)
 

@@ -1,10 +1,12 @@
 """Normalisation layers for transformers, their registry, and conversion of a model from LayerNorm to any of them.
 
-    LayerNorm            (x - mean) / std * weight + bias          what transformers have
+    LayerNorm            (x - mean) / std * weight + bias      what transformers have
     RMSNorm              x / rms(x) * weight
-    DynamicTanh          tanh(a x) * weight + bias                 no statistics: a, a scalar, is learned
-    DynamicErf           erf(a x + s) * weight + bias              a and s learned
-    AdaptiveDynamicTanh  tanh(a(t) x) * weight + bias              a(t) follows the layer's own gradient norm
+    DynamicTanh          tanh(a x) * weight + bias             no statistics: a, a scalar, is learned
+    DynamicErf and more  f(a x + s) * weight + bias            a and s learned; every other f of FUNCTIONS
+    AdaptiveDynamicTanh  tanh(a(t) x) * weight + bias          a(t) follows the layer's own gradient norm
+    BHyT                 tanh(l / k x / rms(x)) * weight       l learned, bounded input
+    NoNorm               x                                     residual branches begin at 0 and learn their scale
 
     model = convert_norms(model, "DynamicTanh")                 # every nn.LayerNorm replaced
     model = convert_norms(model, "adyt", lam=0.1, smooth=0.9)   # aliases work
@@ -13,12 +15,37 @@
 This file needs torch only and nothing of the kit around it: copy it into your project.
 """
 
-import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+FUNCTIONS = {  # f(u), and its derivative by u and f = f(u), as torch and Triton both read them. arXiv 2512.10938
+    "DynamicTanh": ("tanh(u)", "1 - f * f"),
+    "DynamicErf": ("erf(u)", "1.1283791670955126 * exp(-u * u)"),  # 2 / sqrt(pi)
+    "Hardtanh": ("clamp(u, -1, 1)", "abs(u) <= 1"),
+    "Arctan": ("0.6366197723675814 * atan(u)", "0.6366197723675814 / (1 + u * u)"),  # 2 / pi
+    "ISRU": ("u / sqrt(1 + u * u)", "1 / ((1 + u * u) * sqrt(1 + u * u))"),
+    "Softsign": ("u / (1 + abs(u))", "1 / ((1 + abs(u)) * (1 + abs(u)))"),
+    "Satursin": (
+        "sin(clamp(u, -1.5707963267948966, 1.5707963267948966))",
+        "cos(clamp(u, -1.5707963267948966, 1.5707963267948966))",
+    ),
+    "Expsign": ("sign(u) * (1 - exp(-abs(u)))", "exp(-abs(u))"),
+    "Relsign": ("u / (1 + sqrt(1 + u * u))", "1 / (sqrt(1 + u * u) * (1 + sqrt(1 + u * u)))"),
+    "Saturlog": (
+        "sign(u) * (log(1 + abs(u)) / (1 + log(1 + abs(u))))",
+        "1 / ((1 + abs(u)) * (1 + log(1 + abs(u))) * (1 + log(1 + abs(u))))",
+    ),
+}
+
+
+# f as autograd is to differentiate it: at 0 as well, where torch's derivatives of these two are 0
+_AS_FORMULA = {**vars(torch), "abs": lambda u: torch.where(u < 0, -u, u), "sign": lambda u: 1 - 2 * (u < 0).to(u.dtype)}
+_VALUE = {name: eval(f"lambda u: {value}", _AS_FORMULA) for name, (value, _) in FUNCTIONS.items()}
+_SLOPE = {name: eval(f"lambda u, f: {slope}", vars(torch)) for name, (_, slope) in FUNCTIONS.items()}
+FUSED = {}  # what computes layers in one pass each way by device type, see squash and rescale; the kit has some
 
 
 class _AffineNorm(nn.Module):
@@ -52,15 +79,6 @@ class _AffineNorm(nn.Module):
             return torch.get_autocast_dtype(x.device.type)
         return torch.result_type(x, self.weight)
 
-    def squash(self, x, alpha, shift=None):
-        """tanh(alpha x) * weight + bias; with a shift erf(alpha x + shift) * weight + bias."""
-        weight, bias = self.weight, self.bias
-        if bias is not None and not self.channels_first and _can_fuse(x, weight, FUSED):
-            return _OnePass.apply(_formula, *FUSED[x.device.type], self.written(x), x, alpha, shift, weight, bias)
-        if self.channels_first:  # (C,) -> (C, 1, 1)
-            weight, bias = (p if p is None else p[:, None, None] for p in (weight, bias))
-        return _formula(x, alpha, shift, weight, bias)
-
     def extra_repr(self):
         return f"{self.normalized_shape}, channels_first={self.channels_first}"
 
@@ -76,37 +94,45 @@ class RMSNorm(_AffineNorm):
         return self.rescale(x.movedim(1, -1)).movedim(-1, 1) if self.channels_first else self.rescale(x)
 
     def rescale(self, x):
-        fuse = self.weight is not None and _can_fuse(x, self.weight, ("cpu",))  # on CUDA torch has it in one pass
-        if not fuse or x.dtype != self.weight.dtype:
-            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
-        of_eps = (partial(f, eps=self.eps) for f in (_rms_formula, _rms_forward_on_cpu, _rms_backward_on_cpu))
-        return _OnePass.apply(*of_eps, self.written(x), x, self.weight)
+        fused = FUSED.get(x.device.type)
+        if fused and self.weight is not None:
+            return fused.rescale(self.written, x, self.weight, self.eps)
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, eps={self.eps}"
 
 
-class DynamicTanh(_AffineNorm):
-    """tanh(alpha x) * weight + bias with one learned scalar alpha. arXiv 2503.10622; state-dict names are the paper's."""
+class _PointWise(_AffineNorm):
+    """f(alpha x + shift) * weight + bias, f the one of FUNCTIONS that `function` names; `alpha` is a tensor of shape (1,)."""
 
-    def __init__(self, normalized_shape, *, alpha_init=0.5, affine=True, bias=True, channels_first=False):
-        super().__init__(normalized_shape, affine=affine, bias=bias, channels_first=channels_first)
-        self.alpha_init = alpha_init
-        self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
+    function = "DynamicTanh"
 
-    def reset_parameters(self):
-        super().reset_parameters()
-        nn.init.constant_(self.alpha, self.alpha_init)
+    def squash(self, x, shift=None):
+        weight, bias, fused = self.weight, self.bias, FUSED.get(x.device.type)
+        formula = partial(_formula, self.function)
+        if fused and weight is not None and not self.channels_first:
+            bias = torch.zeros_like(weight) if bias is None else bias
+            values = x, self.alpha, shift, weight, bias
+            return fused.squash(FUNCTIONS[self.function], formula, self.written, *values)
+        if self.channels_first:  # (C,) -> (C, 1, 1)
+            weight, bias = (p if p is None else p[:, None, None] for p in (weight, bias))
+        return formula(x, self.alpha, shift, weight, bias)
 
-    def forward(self, x):
-        return self.squash(x, self.alpha)
+    @torch.no_grad()
+    def flat(self, x):
+        """Share of the values of an input x at which f is flat: its derivative is below a tenth of the largest, that at 0."""
+        value, slope, shift = _VALUE[self.function], _SLOPE[self.function], getattr(self, "shift", None)
+        u = self.alpha * x if shift is None else self.alpha * x + shift
+        zero = torch.zeros_like(self.alpha)
+        return (slope(u, value(u)) < 0.1 * slope(zero, value(zero))).float().mean()
 
-    def extra_repr(self):
-        return f"{super().extra_repr()}, alpha_init={self.alpha_init}"
 
+class Dynamic(_PointWise):
+    """f(alpha x + shift) * weight + bias with learned scalars alpha and shift, f the `function` of the class.
 
-class DynamicErf(_AffineNorm):
-    """erf(alpha x + shift) * weight + bias with learned scalars alpha and shift. arXiv 2512.10938."""
+    shift_init: None for no shift.
+    """
 
     def __init__(
         self, normalized_shape, *, alpha_init=0.5, shift_init=0.0, affine=True, bias=True, channels_first=False
@@ -114,21 +140,38 @@ class DynamicErf(_AffineNorm):
         super().__init__(normalized_shape, affine=affine, bias=bias, channels_first=channels_first)
         self.alpha_init, self.shift_init = alpha_init, shift_init
         self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
-        self.shift = nn.Parameter(torch.full((1,), float(shift_init)))
+        self.shift = None if shift_init is None else nn.Parameter(torch.full((1,), float(shift_init)))
 
     def reset_parameters(self):
         super().reset_parameters()
         nn.init.constant_(self.alpha, self.alpha_init)
-        nn.init.constant_(self.shift, self.shift_init)
+        if self.shift is not None:
+            nn.init.constant_(self.shift, self.shift_init)
 
     def forward(self, x):
-        return self.squash(x, self.alpha, self.shift)
+        return self.squash(x, self.shift)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, alpha_init={self.alpha_init}, shift_init={self.shift_init}"
 
 
-class AdaptiveDynamicTanh(_AffineNorm):
+class DynamicTanh(Dynamic):
+    """tanh(alpha x) * weight + bias with one learned scalar alpha. arXiv 2503.10622; state-dict names are the paper's."""
+
+    def __init__(self, normalized_shape, *, shift_init=None, **options):
+        super().__init__(normalized_shape, shift_init=shift_init, **options)
+
+
+def _dynamic(name):
+    text = f"{FUNCTIONS[name][0]} * weight + bias, u = alpha x + shift with learned scalars alpha and shift."
+    return type(name, (Dynamic,), {"function": name, "__doc__": text, "__module__": __name__})
+
+
+_OTHERS = {name: _dynamic(name) for name in FUNCTIONS if name != "DynamicTanh"}
+globals().update(_OTHERS)  # norms.DynamicErf, norms.Hardtanh, ...
+
+
+class AdaptiveDynamicTanh(_PointWise):
     """DynamicTanh whose scalar grows where this layer's gradients are small.
 
     tanh(a(t) x) * weight + bias,  a(t) = clip(alpha_base (1 + lam / (eps + G)), alpha_min, alpha_max),
@@ -171,11 +214,73 @@ class AdaptiveDynamicTanh(_AffineNorm):
         return unclipped.clamp(self.alpha_min, self.alpha_max)
 
     def forward(self, x):
-        return self.squash(x, self.alpha)
+        return self.squash(x)
 
     def extra_repr(self):
-        bounds = f"range=({self.alpha_min}, {self.alpha_max})"
-        return f"{super().extra_repr()}, alpha_init={self.alpha_init}, lam={self.lam}, smooth={self.smooth}, {bounds}"
+        own = f"alpha_init={self.alpha_init}, lam={self.lam}, smooth={self.smooth}"
+        return f"{super().extra_repr()}, {own}, range=({self.alpha_min}, {self.alpha_max})"
+
+
+class BHyT(_PointWise):
+    """tanh(lam bound x / rms(x)) * weight with a learned scalar lam. arXiv 2601.09719."""
+
+    def __init__(
+        self, normalized_shape, *, lam_init=2.0, bound=0.1, eps=1e-6, affine=True, bias=False, channels_first=False
+    ):
+        super().__init__(normalized_shape, affine=affine, bias=False, channels_first=channels_first)
+        self.lam_init, self.bound, self.eps = lam_init, bound, eps
+        self.lam = nn.Parameter(torch.full((1,), float(lam_init)))
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.constant_(self.lam, self.lam_init)
+
+    @property
+    def alpha(self):
+        """What x / rms(x) is multiplied with, shape (1,)."""
+        return self.lam * self.bound
+
+    def bounded(self, x):
+        """x / rms(x), rms over the channels."""
+        if self.channels_first:
+            return F.rms_norm(x.movedim(1, -1), self.normalized_shape, eps=self.eps).movedim(-1, 1)
+        return F.rms_norm(x, self.normalized_shape, eps=self.eps)
+
+    def forward(self, x):
+        return self.squash(self.bounded(x))
+
+    def flat(self, x):
+        return super().flat(self.bounded(x))
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, lam_init={self.lam_init}, bound={self.bound}"
+
+
+class NoNorm(nn.Module):
+    """x as it is. convert_norms gives the residual branches of its blocks a Scale. ReZero, arXiv 2003.04887."""
+
+    def __init__(self, normalized_shape, *, affine=True, bias=True, channels_first=False):
+        super().__init__()
+
+    def reset_parameters(self):
+        """Nothing: it has none."""
+
+    def forward(self, x):
+        return x
+
+
+class Scale(nn.Module):
+    """x times a learned scalar that is 0 at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.scale)
+
+    def forward(self, x):
+        return x * self.scale
 
 
 NORMS = {
@@ -183,23 +288,29 @@ NORMS = {
     "RMSNorm": RMSNorm,
     "DynamicTanh": DynamicTanh,
     "AdaptiveDynamicTanh": AdaptiveDynamicTanh,
-    "DynamicErf": DynamicErf,
+    **_OTHERS,
+    "BHyT": BHyT,
+    "NoNorm": NoNorm,
 }
 ALIASES = {
+    **{name.lower(): name for name in (*FUNCTIONS, "BHyT") if not name.startswith("Dynamic")},
     "ln": "LayerNorm",
     "rms": "RMSNorm",
     "dyt": "DynamicTanh",
     "adyt": "AdaptiveDynamicTanh",
     "derf": "DynamicErf",
+    "none": "NoNorm",
 }
 
 
-def convert_norms(model, name, **options):
+def convert_norms(model, name, *, alpha_before_attention=None, **options):
     """Replace every nn.LayerNorm of `model`, subclasses too, by a fresh layer of the norm `name`; returns the model.
 
-    `options` go to the layer's constructor (alpha_init, lam, ...). Device, dtype, training mode, affine or not, and
-    channels-first layers (timm's and torchvision's LayerNorm2d) are kept; no random number is drawn. "LayerNorm"
-    leaves the model as it is. Raises KeyError for an unknown name, TypeError for an option the layer does not have.
+    `options` go to the layer's constructor (alpha_init, lam, ...); alpha_before_attention: another alpha_init for the norm1
+    of blocks that have an `attn`. Device, dtype, training mode, affine or not, and channels-first layers (timm's and
+    torchvision's LayerNorm2d) are kept; no random number is drawn. "LayerNorm" leaves the model as it is; "NoNorm" puts a
+    Scale into ls1 and ls2 of timm's blocks. Raises KeyError for an unknown name, TypeError for an option that the layer does
+    not have and, with NoNorm, for a model without such a place.
     """
     layer_class = NORMS[ALIASES.get(name, name)]
     if layer_class is nn.LayerNorm:
@@ -214,9 +325,21 @@ def convert_norms(model, name, **options):
         for child_name, child in parent._modules.items():  # named_children() would name a shared layer once
             if isinstance(child, nn.LayerNorm):
                 if child not in new:
-                    new[child] = _like(child, layer_class, options, around)
+                    first = alpha_before_attention is not None and child_name == "norm1" and hasattr(parent, "attn")
+                    own = options | {"alpha_init": alpha_before_attention} if first else options
+                    new[child] = _like(child, layer_class, own, around)
                 setattr(parent, child_name, new[child])
+    if layer_class is NoNorm:
+        _scale_branches(model, around)
     return model
+
+
+def _scale_branches(model, around):
+    places = [(m, n) for m in model.modules() for n in ("ls1", "ls2") if isinstance(getattr(m, n, None), nn.Identity)]
+    if not places:
+        raise TypeError("NoNorm: this model has no residual branches whose scale could be learned, timm's ls1 and ls2")
+    for parent, name in places:
+        setattr(parent, name, Scale().to(device=around.device, dtype=around.dtype))
 
 
 def _like(norm, layer_class, options, around):
@@ -270,131 +393,8 @@ def norm_alphas(model):
     return rows
 
 
-# A norm in one pass each way that keeps x alone. Eager torch makes four passes or more and keeps two tensors or three.
-
-
-def _formula(x, alpha, shift, weight, bias):
-    x = torch.tanh(alpha * x) if shift is None else torch.erf(alpha * x + shift)
+def _formula(function, x, alpha, shift, weight, bias):
+    y = _VALUE[function](alpha * x if shift is None else alpha * x + shift)
     if weight is not None:
-        x = x * weight
-    return x if bias is None else x + bias
-
-
-def _can_fuse(x, weight, devices):
-    """Whether _OnePass takes x; a compiler fuses the formula by itself."""
-    return (
-        x.device.type in devices
-        and type(x) in (torch.Tensor, nn.Parameter)
-        and x.is_floating_point()
-        and (x.dtype != torch.float64 or x.device.type == "cpu")
-        and x.numel() > 0
-        and weight.dim() == 1
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
-class _OnePass(torch.autograd.Function):
-    """formula(x, *parameters) by a forward and a backward function, see FUSED, as values of a dtype."""
-
-    @staticmethod
-    def forward(ctx, formula, forward, backward, dtype, x, *parameters):
-        ctx.save_for_backward(x, *parameters)
-        ctx.formula, ctx.backward_of_rows = formula, backward
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty_like(rows, dtype=dtype)
-        forward(rows, *parameters, y)
-        return y.view(x.shape)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, *parameters = saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
-            y, needed = ctx.formula(*saved), ctx.needs_input_grad[4:]
-            wanted = [t for t, n in zip(saved, needed) if n]
-            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            return None, None, None, None, *(next(found) if n else None for n in needed)
-        rows, grad = (t.reshape(-1, x.shape[-1]).contiguous() for t in (x, grad))
-        dx, *sums = ctx.backward_of_rows(rows, *parameters, grad)
-        sums = (None if p is None else d.to(p.dtype).view(p.shape) for p, d in zip(parameters, sums))
-        return None, None, None, None, dx.view(x.shape), *sums
-
-
-_CACHED = 131072  # values of a part: half a megabyte in float32
-
-
-def _parts(rows):
-    n = max(1, _CACHED // rows.shape[1])
-    return [slice(start, start + n) for start in range(0, len(rows), n)]
-
-
-def _sum_dtype(x):
-    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-
-
-def _forward_on_cpu(rows, alpha, shift, weight, bias, y):
-    parts = _parts(rows)
-    buffer = torch.empty_like(rows[parts[0]], dtype=_sum_dtype(y))
-    for part in parts:
-        x = rows[part]
-        t = torch.mul(x, alpha, out=buffer[: len(x)])
-        t = t.tanh_() if shift is None else t.add_(shift).erf_()
-        torch.addcmul(bias, t, weight, out=y[part])
-
-
-def _backward_on_cpu(rows, alpha, shift, weight, bias, grad):
-    parts, dtype = _parts(rows), _sum_dtype(grad)
-    dx, buffers = torch.empty_like(rows), torch.empty(2, *rows[parts[0]].shape, dtype=dtype)
-    d_weight, d_bias = torch.zeros(2, rows.shape[1], dtype=dtype)
-    d_alpha, d_shift = torch.zeros(2, dtype=torch.float64)
-    ones = torch.ones(len(rows[parts[0]]), dtype=dtype)
-    for part in parts:
-        x, g = rows[part].to(dtype), grad[part].to(dtype)
-        (t, d), one = (buffer[: len(x)] for buffer in buffers), ones[: len(x)]
-        u = torch.mul(x, alpha, out=t)
-        if shift is None:
-            torch.mul(g, u.tanh_(), out=d)
-            d_weight.addmv_(d.T, one)
-            torch.addcmul(g, d, t, value=-1, out=d)  # tanh' = 1 - tanh^2
-        else:
-            torch.erf(u.add_(shift), out=d)
-            d_weight.addmv_(d.mul_(g).T, one)
-            torch.mul(u, u, out=d).neg_().exp_().mul_(2 / math.sqrt(math.pi)).mul_(g)  # erf' = 2 / sqrt(pi) exp(-u^2)
-        d_bias.addmv_(g.T, one)
-        d.mul_(weight)
-        d_alpha += torch.dot(d.view(-1), x.view(-1))
-        if shift is not None:
-            d_shift += d.sum()
-        torch.mul(d, alpha, out=dx[part])
-    return dx, d_alpha, None if shift is None else d_shift, d_weight, d_bias
-
-
-def _rms_formula(x, weight, eps):
-    return F.rms_norm(x, weight.shape, weight, eps)
-
-
-def _rms_forward_on_cpu(rows, weight, y, eps):
-    for part in _parts(rows):
-        x = rows[part].to(_sum_dtype(y))
-        scale = (torch.linalg.vector_norm(x, dim=1, keepdim=True).square_() / x.shape[1] + eps).rsqrt_()
-        y[part] = (x * scale).mul_(weight)
-
-
-def _rms_backward_on_cpu(rows, weight, grad, eps):
-    dtype = _sum_dtype(grad)
-    dx, d_weight = torch.empty_like(rows), torch.zeros(rows.shape[1], dtype=dtype)
-    for part in _parts(rows):
-        x, g = rows[part].to(dtype), grad[part].to(dtype)
-        scale = (torch.linalg.vector_norm(x, dim=1).square_() / x.shape[1] + eps).rsqrt_()
-        product = g * x
-        d_weight.addmv_(product.T, scale)
-        along = (product @ weight.to(dtype)).mul_(scale**3) / x.shape[1]
-        torch.mul(g, weight, out=product).mul_(scale[:, None])
-        dx[part] = product.addcmul_(x, along[:, None], value=-1)
-    return dx, d_weight
-
-
-# tanh or erf, scale and shift, by device type: functions of rows (n, C), the last argument of their shape,
-# forward(rows, alpha, shift or None, weight, bias, y), which fills y, and
-# backward(rows, alpha, shift or None, weight, bias, gradient of y) -> gradients of rows, alpha, shift, weight and bias
-FUSED = {"cpu": (_forward_on_cpu, _backward_on_cpu)}
+        y = y * weight
+    return y if bias is None else y + bias

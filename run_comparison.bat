@@ -9,7 +9,8 @@ rem The same command again goes on where it stopped. With the word status among 
 rem done, running, failed, diverged and left. Options of this script:
 rem
 rem   --methods "A B ..."  normalisation layers: LayerNorm (ln), RMSNorm (rms), DynamicTanh (dyt),
-rem                        AdaptiveDynamicTanh (adyt), DynamicErf (derf); --norms is the same flag
+rem                        AdaptiveDynamicTanh (adyt), DynamicErf (derf), hardtanh, arctan, isru, softsign, satursin, expsign,
+rem                        relsign, saturlog, bhyt, none; --norms is the same flag
 rem                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh). Options may be in the name:
 rem                        DynamicTanh-alpha1.0, AdaptiveDynamicTanh-lambda0.5-smooth0.99, also -min and -max
 rem   --control            one method more per upper bound among the AdaptiveDynamicTanh: DynamicTanh that starts there,
@@ -19,11 +20,18 @@ rem   --adyt_lambda "A B ..." and other options of norms
 rem                        every method of that norm once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value
 rem                        it is an option of train.py
 rem   --seeds "0 1 ..."    one run per method and seed (default: 0)
-rem   --output_dir DIR     results; runs are in DIR\<method>\seed<k> (default: output_comparison; demo: output_demo)
-rem   --checkpoint_dir DIR checkpoints, in DIR\<method>\seed<k> (default: the run's folder)
+rem   --lrs "A B ..."      every method at every one of these learning rates; the analysis shows the losses over them, each
+rem                        method at its best one, and all at the best one of the reference
+rem   --select_seeds "0 ..." more seeds, which choose the best rates and are in no difference: chosen on the seeds that it is
+rem                        reported on, a rate looks better than it is
+rem   --max_images "A B ..." every method with so many training images, all for all of them; with one value it is an option
+rem                        of train.py
+rem   --output_dir DIR     results; runs are in DIR\<method>\seed<k>, of --max_images and --lrs in DIR\<method>\n<A>\lr<B>\seed<k>
+rem                        (default: output_comparison; demo: output_demo)
+rem   --checkpoint_dir DIR checkpoints, in folders of the same names (default: the run's folder)
 rem   --eval "A B ..."     then evaluate every encoder, and beside it the same network with random weights: finetune,
 rem                        linprobe, knn, or by another read-out finetune_cls, linprobe_mean, linprobe_attentive, knn_mean;
-rem                        results are in DIR\<method>\seed<k>\<A> and ...\untrained_<A>
+rem                        results are in <A> and untrained_<A> in the run's folder
 rem   --finetune_flags "..." --linprobe_flags "..." --knn_flags "..."
 rem                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 rem                        others they get --overwrite and those on data, model, norm and device

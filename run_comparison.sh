@@ -9,7 +9,8 @@
 # done, running, failed, diverged and left. Options of this script:
 #
 #   --methods "A B ..."  normalisation layers: LayerNorm (ln), RMSNorm (rms), DynamicTanh (dyt),
-#                        AdaptiveDynamicTanh (adyt), DynamicErf (derf); --norms is the same flag
+#                        AdaptiveDynamicTanh (adyt), DynamicErf (derf), hardtanh, arctan, isru, softsign, satursin, expsign,
+#                        relsign, saturlog, bhyt, none; --norms is the same flag
 #                        (default: LayerNorm DynamicTanh AdaptiveDynamicTanh). Options may be in the name:
 #                        DynamicTanh-alpha1.0, AdaptiveDynamicTanh-lambda0.5-smooth0.99, also -min and -max
 #   --control            one method more per upper bound among the AdaptiveDynamicTanh: DynamicTanh that starts there,
@@ -19,11 +20,18 @@
 #                        every method of that norm once per value, as AdaptiveDynamicTanh-lambda<A> ...; with one value
 #                        it is an option of train.py
 #   --seeds "0 1 ..."    one run per method and seed (default: 0)
-#   --output_dir DIR     results; runs are in DIR/<method>/seed<k> (default: ./output_comparison; demo: ./output_demo)
-#   --checkpoint_dir DIR checkpoints, in DIR/<method>/seed<k> (default: the run's folder)
+#   --lrs "A B ..."      every method at every one of these learning rates; the analysis shows the losses over them, each
+#                        method at its best one, and all at the best one of the reference
+#   --select_seeds "0 ..." more seeds, which choose the best rates and are in no difference: chosen on the seeds that it is
+#                        reported on, a rate looks better than it is
+#   --max_images "A B ..." every method with so many training images, all for all of them; with one value it is an option
+#                        of train.py
+#   --output_dir DIR     results; runs are in DIR/<method>/seed<k>, of --max_images and --lrs in DIR/<method>/n<A>/lr<B>/seed<k>
+#                        (default: ./output_comparison; demo: ./output_demo)
+#   --checkpoint_dir DIR checkpoints, in folders of the same names (default: the run's folder)
 #   --eval "A B ..."     then evaluate every encoder, and beside it the same network with random weights: finetune,
 #                        linprobe, knn, or by another read-out finetune_cls, linprobe_mean, linprobe_attentive, knn_mean;
-#                        results are in DIR/<method>/seed<k>/<A> and .../untrained_<A>
+#                        results are in <A> and untrained_<A> in the run's folder
 #   --finetune_flags "..." --linprobe_flags "..." --knn_flags "..."
 #                        options of train.py for these evaluations, such as "--epochs 50 --batch_size 256"; of the
 #                        others they get --overwrite and those on data, model, norm and device
@@ -52,6 +60,10 @@ KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 methods="LayerNorm DynamicTanh AdaptiveDynamicTanh"
 seeds=0
+select_seeds=
+rates=
+own_rate=
+sizes=
 output_dir=
 checkpoint_dir=
 clone_mae=
@@ -80,6 +92,16 @@ while [ $# -gt 0 ]; do
     case ${1%%=*} in
     --methods | --norms | --norm) read_value "$@" && methods=$VALUE ;;
     --seeds | --seed) read_value "$@" && seeds=$VALUE ;;
+    --select_seeds) read_value "$@" && select_seeds=$VALUE ;;
+    --lrs) read_value "$@" && rates=$VALUE ;;
+    --lr) own_rate=$1 && pass_on "$@" ;;
+    --max_images)
+        read_value "$@"
+        case $VALUE in
+        *[![:space:]]*[[:space:]]*[![:space:]]*) sizes=$VALUE ;;
+        *) pass_on "$@" ;;
+        esac
+        ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --control) control=yes ;;
@@ -99,27 +121,48 @@ while [ $# -gt 0 ]; do
 done
 : "${output_dir:=./output_comparison}"
 
-# Every run of the comparison, a command a line.
-print_commands() {
-    local seed method own
-    for seed in $seeds; do
-        while read -r method own; do
-            print_run "" ${train_flags[@]+"${train_flags[@]}"}
-        done <<<"$methods"
+# for_each "SEEDS" COMMAND: do it for every run of the grid of these seeds, with its seed, size, rate, method, and the method's
+# own options; its argument is the run's folder.
+for_each() {
+    local seed size rate method own where
+    for seed in $1; do
+        for size in ${sizes:-every}; do
+            for rate in ${rates:-own}; do
+                while read -r method own; do
+                    where=$method
+                    [ "$size" = every ] || where=$where/n$size
+                    [ "$rate" = own ] || where=$where/lr$rate
+                    "$2" "$where/seed$seed"
+                done <<<"$methods"
+            done
+        done
     done
 }
 
-# Every evaluation of their encoders, pre-trained and untrained.
+# Every run of the comparison, a command a line.
+print_commands() {
+    for_each "$select_seeds $seeds" print_pretraining
+}
+
+print_pretraining() {
+    local flags=()
+    [ "$rate" = own ] || flags+=(--lr "$rate")
+    print_run "$1" ${train_flags[@]+"${train_flags[@]}"} ${flags[@]+"${flags[@]}"}
+}
+
+# Every evaluation of their encoders, pre-trained and untrained, but of the seeds that choose rates.
 print_evaluations() {
-    local seed method own task
+    local task
     for task in $evals; do
-        for seed in $seeds; do
-            while read -r method own; do
-                print_evaluation "/$task" --init "$output_dir/$method/seed$seed"
-                print_evaluation "/untrained_$task" --init untrained
-            done <<<"$methods"
-        done
+        for_each "$seeds" print_both
     done
+}
+
+print_both() {
+    print_evaluation "$1/$task" --init "$output_dir/$1"
+    case " $rates " in # random weights know no rate: evaluated beside the first
+    "  " | " $rate "*) print_evaluation "$1/untrained_$task" --init untrained ;;
+    esac
 }
 
 print_evaluation() {
@@ -127,12 +170,13 @@ print_evaluation() {
     (set -f && print_run "$1" $(task_of "$task") "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
 }
 
-# print_run SUBFOLDER FLAG...: of the loops' method and seed; the method's own options come last, so they win
+# print_run FOLDER FLAG...: of the run of for_each; the method's own options come last, so they win
 print_run() {
-    local run=$method/seed$seed$1
+    local images=()
+    case $size in every | all) ;; *) images=(--max_images "$size") ;; esac
     # shellcheck disable=SC2086 # a list of words
-    train_command --norm "${method%%-*}" --seed "$seed" --output_dir "$output_dir/$run" \
-        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$run"} "${@:2}" $own
+    train_command --norm "${method%%-*}" --seed "$seed" --output_dir "$output_dir/$1" \
+        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$1"} "${@:2}" ${images[@]+"${images[@]}"} $own
 }
 
 check_running_flags
@@ -145,6 +189,14 @@ if [ -n "$dry_run$status" ]; then use_any_python; else use_environment; fi
 # a method a line: its name, and its options as flags of train.py
 methods=$(ask values --methods "$methods" --control "$control" --reference "$reference" ${options[@]+"${options[@]}"})
 seeds=$(ask values --seeds "$seeds")
+[ -z "$rates" ] || rates=$(ask values --lrs "$rates")
+[ -z "$rates" ] || [ -z "$own_rate" ] || fail "--lrs $rates: and --lr as well. Leave one of them out."
+[ -z "$sizes" ] || sizes=$(ask values --max_images "$sizes")
+if [ -n "$select_seeds" ]; then
+    [ -n "$rates" ] || fail "--select_seeds $select_seeds: there is nothing to choose. Add --lrs."
+    select_seeds=$(ask values --select_seeds "$select_seeds" --seeds "$seeds")
+    analysis_flags+=(--select_seeds "$select_seeds")
+fi
 [ -z "$evals" ] || evals=$(ask values --eval "$evals")
 commands=$(print_commands && print_evaluations)
 check_commands "$commands"

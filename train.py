@@ -148,7 +148,7 @@ def build_model(run, clone=None):
         pos_embed=run.model.pos_embed,
         upstream=clone.module() if clone else None,
     )
-    model = norms.convert_norms(model, run.norm.name, **run.norm.options)
+    model = norms.convert_norms(model, run.norm.name, **run.norm.arguments)
     for norm in norms_before_linear(model):
         norm.before_linear = True
     return model

@@ -4,9 +4,10 @@
     python benchmarks/bench_norms.py                     # on a GPU if there is one
     python benchmarks/bench_norms.py --device cpu --threads 2 --widths 768
 
-All variants of a width are timed in turn, on a GPU as CUDA graphs of several passes, so that its time counts and not Python's. ms: median of a forward and a backward pass, parameters' gradients included. bandwidth: bytes that
-have to move (x in, y out; x and the gradient in, the gradient out) over the time, as a share of what a copy reaches here.
-kept: tensors of the input's size that autograd keeps.
+All variants of a width are timed in turn, on a GPU as CUDA graphs of several passes, so that its time counts and not
+Python's. ms: median of a forward and a backward pass, parameters' gradients included. bandwidth: bytes that have to move (x
+in, y out; x and the gradient in, the gradient out) over the time, as a share of what a copy reaches here. kept: tensors of
+the input's size that autograd keeps.
 """
 
 from functools import partial
@@ -28,15 +29,13 @@ def main():
     import torch
 
     import norms
+    from maekit.model import compiling
 
     device = set_up(args)
     on_gpu = device.type == "cuda"
     dtype = getattr(torch, args.dtype or ("bfloat16" if on_gpu else "float32"))
     batch = args.batch or (256 if on_gpu else 64)
-    if on_gpu:
-        from maekit.model import kernels
-
-        norms.FUSED["cuda"] = kernels.FUSED
+    compiling.fuse_norms(norms, device)
     rows = []
     for width in args.widths:
         x = torch.randn(batch, 197, width, device=device, dtype=dtype)
@@ -73,7 +72,7 @@ def layers(width, device, dtype, norms, torch, compiled):
 
     yield "F.layer_norm", made(partial(torch.nn.LayerNorm, eps=1e-6))
     for name in norms.NORMS:
-        if name != "LayerNorm":
+        if name not in ("LayerNorm", "NoNorm"):
             yield name, made(norms.NORMS[name])
     for name in ("DynamicTanh", "DynamicErf"):
         yield f"{name}, formula", Formula(made(norms.NORMS[name]), norms)
@@ -96,7 +95,7 @@ class Formula:
 
     def __call__(self, x):
         layer = self.layer
-        return self.norms._formula(x, layer.alpha, getattr(layer, "shift", None), layer.weight, layer.bias)
+        return self.norms._formula(layer.function, x, layer.alpha, layer.shift, layer.weight, layer.bias)
 
     def parameters(self):
         return self.layer.parameters()

@@ -150,6 +150,7 @@ def stepper(job, batch):
         job.gradients(batch, 0, 0)
         job.device.scaler.unscale_(job.optimizer)
         job.adapt()
+        job.gradient_norms.add()
         job.device.scaler.step(job.optimizer)
         job.device.scaler.update()
         job.optimizer.zero_grad(set_to_none=True)

@@ -13,6 +13,8 @@ from ..runs.status import FINISHED
 from ..settings import identities, methods
 from ..settings.probes import EVALUATIONS
 from . import findings
+from .rates import place_in_grid
+from .swept import OF_RATES, Swept
 
 MEASURES = measures.columns(measures.TABLE)
 IF_ASKED_FOR = tuple(
@@ -23,11 +25,11 @@ IF_ASKED_FOR = tuple(
 UNFINISHED = "unfinished"
 
 
-def write(root, reference=findings.REFERENCE):
+def write(root, reference=findings.REFERENCE, select_seeds=""):
     """Write table and figures of all runs below a folder into it, and print the table.
 
-    reference: the method that the others are held against, as typed. Raises InputError if there is no run with a
-    finished epoch, or none of the reference that was asked for.
+    reference: the method that the others are held against, as typed; select_seeds: see swept.Swept. Raises InputError if there
+    is no run with a finished epoch, or none of the reference that was asked for.
     """
     root = Path(root)
     if not root.is_dir():
@@ -41,6 +43,8 @@ def write(root, reference=findings.REFERENCE):
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
     reference = known_reference(found, reference)
+    grid = Swept(found, reference, select_seeds)
+    found, evaluations = grid.main, grid.evaluations(evaluations)
     from . import comparison_report, figures, report
 
     table = tabulate(found, evaluations)
@@ -54,15 +58,16 @@ def write(root, reference=findings.REFERENCE):
             figures.save(figures.loss_curve(run["log"], summary), folder.loss_curve)
     logs, pictures = stack(found, "log"), load_pictures(found)
     known = findings.describe(found, table, reference)
+    known |= grid.known() | {"sentences": [*known["sentences"], *grid.sentences()]}
     files.write_json(root / "comparison_statistics.json", known)
-    draw = drawings(found, evaluations, table, known, pictures)
+    draw = drawings(found, evaluations, table, known, pictures) | grid.drawings(reference)
     figures.save_all({root / f"{name}.png": figure for name, figure in draw.items()})
 
     print(render(table))
     if scored(evaluations, table):
         print(render_evaluations(table))
     print("\n".join(["", *known["sentences"]]))
-    notices = [*known["notes"], *damaged, *repeated, *notices_on(found, evaluations, table)]
+    notices = [*known["notes"], *damaged, *repeated, *grid.notices, *notices_on(found, evaluations, table)]
     for notice in notices:
         print(f"note: {notice}")
     plot, unequal = report.plot("losses", logs, table), any(unequal_settings(found))
@@ -93,6 +98,9 @@ def drawings(found, evaluations, table, known, pictures):
         draw["paired_differences"] = partial(comparison_figures.paired_differences, paired, known["reference"])
     if len(alphas):
         draw["alpha_dynamics"] = partial(comparison_figures.alpha_dynamics, alphas)
+    layers = stack(found, "norm_layers")
+    if "flat" in layers and layers["flat"].notna().any():
+        draw["flat_activations"] = partial(comparison_figures.flat_activations, layers.dropna(subset="flat"))
     if scored(evaluations, table):
         draw["evaluation_comparison"] = partial(comparison_figures.evaluation_comparison, table, chance(evaluations))
     if pictures:
@@ -116,19 +124,21 @@ def load(root):
     """(runs, problems) of reading.load_runs; runs have their "method" and are in order of methods and seeds."""
     everything, problems = load_runs(root)
     methods.name_runs(everything)
+    for run in everything:
+        place_in_grid(run, root)
     order = methods.in_order({run["method"] for run in everything})
     place = lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"])
     return sorted(everything, key=place), problems
 
 
 def without_repeats(found):
-    """(one run for each method and seed, a sentence for each other one).
+    """(one run for each method and seed, rate and number of images, a sentence for each other one).
 
     The one in a folder of its seed's name, as run_comparison.sh has them, before others, then one that has ended.
     """
     found, kept, repeated = list(found), {}, []
     for run in sorted(found, key=lambda run: (run["path"].name != f"seed{_seed(run)}", not run["summary"])):
-        mine = kept.setdefault((run["method"], _seed(run)), run)
+        mine = kept.setdefault((run["method"], _seed(run), run["rate"], run["size"]), run)
         if mine is not run:
             other = identities.difference(mine["config"]["identity"], run["config"]["identity"])
             unlike = f", with {other[0]} {other[2]} in place of {other[1]}" if other else ""
@@ -166,7 +176,7 @@ def tabulate(found, evaluations=()):
     scores = {}
     for run in evaluations:
         if (result := evaluation_result(run)) is not None:
-            scores.setdefault(run["path"].parent, {})[evaluation_column(run)] = result
+            scores.setdefault(run.get("of", run["path"].parent), {})[evaluation_column(run)] = result
     rows = []
     for run in found:
         identity = run["config"]["identity"]
@@ -303,6 +313,7 @@ def unequal_settings(found):
     """Sentences on settings, other than norm and seed, that are not the same in all runs."""
     own = {"norm", "seed", *methods.OPTIONS}
     own |= {"init"} if all(map(is_evaluation, found)) else set()
+    own |= set(OF_RATES) if any(run["rate"] is not None and not is_evaluation(run) for run in found) else set()
     for name in dict.fromkeys(name for run in found for name in run["config"]["identity"]):
         settings = [run["config"]["identity"] for run in found]
         values = {str(known.get(name, identities.before(name, known))) for known in settings}

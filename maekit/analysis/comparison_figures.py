@@ -22,7 +22,6 @@ from .figures import (
     new_figure,
     panels,
     reconstruction_loss,
-    relabel,
     styled,
 )
 
@@ -214,16 +213,45 @@ def alpha_dynamics(alphas, narrow=False):
         other.tick_params(labelbottom=lowest)
         if i == 0 or narrow:
             other.set_ylabel("layers at a bound (%)" if narrow else "layers at\na bound (%)")
-    shades = [Line2D([], [], color=_layer_colour(name, ["norm", "decoder_norm"])) for name in ("norm", "decoder_norm")]
-    legend_below(
-        figure,
-        [
-            Line2D([], [], color="black", linewidth=1.8, label="mean (range grey)"),
-            relabel(shades[0], "encoder, deeper darker"),
-            relabel(shades[1], "decoder layers"),
-        ],
-    )
+    legend_below(figure, [Line2D([], [], color="black", linewidth=1.8, label="mean (range grey)"), *_shades()])
     return figure
+
+
+@styled
+def flat_activations(layers, narrow=False):
+    """Share of the activations that each norm layer reads at which its function is flat, over epochs, a panel a method.
+
+    layers: DataFrame, a row per run, epoch and layer (model, seed, epoch, layer, flat), of the epochs that measured it. Layers
+    are means over seeds.
+    """
+    methods = _by_method(layers)
+    figure, axes = panels(len(methods), PAGE, 2.2, narrow, sharex=True, sharey=True)
+    for ax, (method, rows) in zip(axes, methods):
+        by_layer = 100 * rows.groupby(["epoch", "layer"], sort=False)["flat"].mean().unstack("layer")
+        marker = "." if len(by_layer) == 1 else None
+        for layer in by_layer:
+            ax.plot(
+                by_layer.index,
+                by_layer[layer],
+                color=_layer_colour(layer, list(by_layer)),
+                linewidth=0.9,
+                marker=marker,
+            )
+        ax.plot(by_layer.index, by_layer.mean(axis=1), color="black", linewidth=1.8, marker=marker)
+        name = method if narrow or len(methods) < 3 else broken_name(method)
+        ax.set_title(f"{name}\n{by_layer.shape[1]} layers, n = {rows['seed'].nunique()}", loc="left")
+        ax.set_ylim(-4, 104)
+        epoch_axis(ax, label=not narrow or ax is axes[-1])
+        if ax is axes[0] or narrow:
+            ax.set_ylabel("flat activations (%)")
+    legend_below(figure, [Line2D([], [], color="black", linewidth=1.8, label="mean of the layers"), *_shades()])
+    return figure
+
+
+def _shades():
+    """Legend of _layer_colour."""
+    names = {"norm": "encoder, deeper darker", "decoder_norm": "decoder layers"}
+    return [Line2D([], [], color=_layer_colour(name, list(names)), label=label) for name, label in names.items()]
 
 
 def _alpha_grid(n, bounded, narrow):

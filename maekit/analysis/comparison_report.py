@@ -17,6 +17,15 @@ CAPTIONS = {  # {reference}: the method that the others are held against
         "Final loss minus that of {reference} with the same seed, which has the same initial weights, crops and "
         "masks: right of the line is higher, left is lower. An interval that does not touch the line excludes 0."
     ),
+    "rate_curve": (
+        "Validation loss that methods ended with over their learning rates: means over all seeds, bars their 95 % intervals. "
+        "Ringed: the rate chosen, with which all else on this page was made. A method that diverges at a rate has lost there."
+    ),
+    "difference_over_images": (
+        "Final loss minus that of {reference} with the same seed over the number of training images: means, seeds, 95 % "
+        "intervals. Below the line is better than {reference}. A method whose line crosses 0 upwards helps on few images and hurts on "
+        "many. Epochs are equal, so fewer images are fewer steps."
+    ),
     "timing_comparison": (
         "Mean training time per epoch, without validation, and its ratio to {reference}. Dots are single runs. "
         "Other work on the same machine is included."
@@ -25,6 +34,11 @@ CAPTIONS = {  # {reference}: the method that the others are held against
         "The factor α in front of x over epochs: every norm layer (encoder blue, decoder orange, deeper layers "
         "darker), their mean (black) and range (grey); below or beside it the share of layers whose α is at a "
         "bound of its range, where it does not adapt."
+    ),
+    "flat_activations": (
+        "Share of what a norm layer reads, of masked validation images, at which its function is flat: the derivative is below a "
+        "tenth of the one at 0, so that hardly a gradient comes through. Other than α at a bound, which is of "
+        "AdaptiveDynamicTanh alone."
     ),
     "evaluation_comparison": (
         "Top-1 accuracy of the encoders. Filled: pre-trained; open: the same network from random weights, by the "
@@ -59,6 +73,7 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
     arrays}; plot: plots.losses, or a sentence on why there is none.
     """
     everything = [*found, *evaluations]
+    own_rate = " and its learning rate" if known.get("rates") else ""
     shown = report.reconstructions(pictures)
     if shown:
         shown["caption"] = (
@@ -69,7 +84,7 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
         "title": f"Norm comparison: {', '.join(dict.fromkeys(run['method'] for run in found))}",
         "about": f"{len(found)} pre-training run{'s' * (len(found) != 1)} of a masked autoencoder"
         + (f" and {len(evaluations)} evaluations" if evaluations else "")
-        + ("." if unequal else ". Pre-training runs of one seed differ in the normalisation layer alone."),
+        + ("." if unequal else f". Pre-training runs of one seed differ in the normalisation layer{own_rate} alone."),
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "findings": known["sentences"],
         "notes": notices,
@@ -77,7 +92,13 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
             {"run": name_of(folder, root), "link": report.link(folder, root), "status": status, "text": text}
             for folder, status, text in provenance.problems(root, everything)
         ],
-        "tables": [methods_table(table, known), *differences_table(known), *speed_table(known), *lens_table(known)],
+        "tables": [
+            methods_table(table, known),
+            *differences_table(known),
+            *rates_table(known),
+            *speed_table(known),
+            *lens_table(known),
+        ],
         "plot": None
         if isinstance(plot, str)
         else {
@@ -199,6 +220,34 @@ def differences_table(known):
             "caption": caption,
         }
     ]
+
+
+def rates_table(known):
+    """The rate of every method, its differences there and at the common rate, and the losses at all; no table without rates."""
+    of = known.get("rates")
+    if not of:
+        return []
+    all_rates = sorted({rate for m in of["methods"].values() for rate in m["curve"]}, key=float)
+    rows = []
+    for method, m in of["methods"].items():
+        chosen = f"{m['chosen']:g}" if m["chosen"] is not None else "all diverged" if m["lost"] else "not yet"
+        differences = [signed(of[name][method]) if method in of[name] else "" for name in ("at_best", "at_common")]
+        rows.append([method, chosen, *differences, *(at_rate(m["curve"].get(rate)) for rate in all_rates)])
+    common = "the reference's" if of["common"] is None else f"{of['common']:g}"
+    columns = ["method", "best rate", "difference, each at its best", f"difference, all at {common}"]
+    caption = (
+        f"Differences of the final validation loss to {of['reference'] or 'the reference'}, paired by seed; then the losses at "
+        f"every rate, means over all seeds with 95 % intervals. {of['sentences'][-1]}"
+    )
+    return [{"title": "Learning rates", "columns": columns + all_rates, "rows": rows, "caption": caption}]
+
+
+def at_rate(known):
+    """The losses of a method at a rate, and how many of its runs diverged there."""
+    if known is None:
+        return "–"
+    lost = f"{known['diverged']} diverged" if known["diverged"] else ""
+    return "\n".join(part for part in (spelled(known) if known["n"] else "", lost) if part)
 
 
 def signed(difference):

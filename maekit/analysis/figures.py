@@ -215,12 +215,6 @@ def legend_below(figure, handles):
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
-def relabel(handle, label):
-    """The handle, with another label."""
-    handle.set_label(label)
-    return handle
-
-
 def diverged_note(summary):
     """What a title adds for a run that diverged."""
     return f", diverged after {summary['total_epochs']} epochs" if summary["status"] == DIVERGED else ""

@@ -5,6 +5,7 @@ import math
 from .. import stats
 from ..runs import measures
 from ..runs.status import FINISHED
+from ..settings import methods
 from ..settings.spelling import spell
 
 REFERENCE, ADAPTIVE, PLAIN = "LayerNorm", "AdaptiveDynamicTanh", "DynamicTanh"
@@ -89,7 +90,7 @@ def lens(method, ended, losses):
         upper.append(sum(bool(row["saturated"]) and row["alpha"] > bound / 2 for row in last))
     over_time = [math.fsum(at) / len(at) for at in zip(*shares)]
     since = next((e for e in range(len(over_time)) if all(share >= MOST for share in over_time[e:])), None)
-    control = next((run for run in ended if run["config"]["identity"].get("dyt_alpha_init") == bound), None)
+    control = next((run for run in ended if _starts_at(run["config"]["identity"], bound)), None)
     known = {
         "n": len(mine),
         "layers": len(last),
@@ -109,6 +110,12 @@ def lens(method, ended, losses):
         "control_alpha": math.fsum(alphas) / len(alphas) if alphas else None,
         "difference": stats.paired(losses[method], losses[name]),
     }
+
+
+def _starts_at(identity, alpha):
+    """Whether a run is of plain DynamicTanh that starts from an alpha everywhere."""
+    plain = all(identity.get(name, methods.NONE) == methods.NONE for name in ("dyt_alpha_attn", "dyt_shift_init"))
+    return plain and identity["norm"] == PLAIN and identity.get(methods.START) == alpha
 
 
 def sentences(known):

@@ -7,13 +7,6 @@ from ..settings import methods
 from ..settings.spelling import spell
 from . import figures
 
-DASHES = {
-    "LayerNorm": "solid",
-    "RMSNorm": "dashdot",
-    "DynamicTanh": "dash",
-    "AdaptiveDynamicTanh": "longdashdot",
-    "DynamicErf": "dot",
-}
 EDGE = {"color": "#606060", "width": 0.5}
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 MOST_POINTS = 8000  # in one plot; runs of more are thinned out
@@ -31,7 +24,7 @@ def losses(logs, table):
     logs = logs.assign(train_loss=logs.apply(figures.reconstruction_loss, axis=1))
     plot, values = go.Figure(), {"val_mse": [], "train_loss": []}
     for method in methods.in_order(logs["model"].unique()):
-        line = {"color": look[method][0], "dash": DASHES.get(method, "dash"), "width": 2}
+        line = {"color": look[method][0], "dash": _dash(look[method][1]), "width": 2}
         for i, (seed, rows) in enumerate(logs[logs["model"] == method].groupby("seed")):
             plot.add_scatter(
                 x=rows["epoch"].tolist(),
@@ -141,6 +134,11 @@ def _lay_out(plot, x, y):
 def _floats(values):
     """A column as a list in which None is what is not known."""
     return [None if np.isnan(value) else round(float(value), 6) for value in values]
+
+
+def _dash(style):
+    """A line style of matplotlib's as plotly has it, for lines of 2 pixels."""
+    return "solid" if style == "-" else ",".join(f"{2 * length:g}px" for length in style[1])
 
 
 def _plain(text):

@@ -69,7 +69,7 @@ def _restore_kit():
     if "maekit.errors" in sys.modules:
         sys.modules["maekit.errors"].each_for_itself(False)
     if "norms" in sys.modules:
-        sys.modules["norms"].FUSED.pop("cuda", None)
+        sys.modules["norms"].FUSED.clear()
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
 

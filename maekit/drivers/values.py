@@ -35,6 +35,8 @@ def main(argv):
         control, reference = typed.pop("--control", ""), typed.pop("--reference", "")
         for method in compared(typed.pop("--methods"), typed, control=control != "", reference=reference):
             print(method, *methods.flags_of(method)[2:])
+    elif "--select_seeds" in typed:
+        print(*choosing(typed["--select_seeds"], typed["--seeds"].split()))
     else:
         for flag, text in typed.items():
             print(*grid_values(flag, text))
@@ -74,6 +76,18 @@ def compared(names, options, *, control=False, reference=""):
     return made
 
 
+def choosing(typed, seeds):
+    """The seeds that choose rates, as typed; none is among the others. Raises InputError."""
+    chosen = grid_values("--select_seeds", typed)
+    for seed in chosen:
+        if seed in seeds:
+            raise InputError(
+                f"--select_seeds {seed}: is among --seeds, which are to show how good a rate is that others chose. Leave it "
+                "out there, or here for all seeds to choose."
+            )
+    return chosen
+
+
 def grid_values(flag, typed):
     """The values of a list as typed, checked and spelled, each once. Raises InputError."""
     values = []
@@ -101,7 +115,11 @@ def spelled(flag, text):
         if text not in known:
             raise InputError(f"--eval {text}: unknown. Choose from {', '.join(known)}.")
         return text
-    if flag == "--seeds":
+    if flag == "--max_images":
+        if text != "all" and not (text.isdecimal() and int(text)):
+            raise InputError(f"{flag} {text}: must be a whole number, 1 or more, or all.")
+        return text if text == "all" else str(int(text))
+    if flag in ("--seeds", "--select_seeds"):
         if not text.isdecimal():
             raise InputError(f"{flag} {text}: must be whole numbers, 0 or more.")
         return str(int(text))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(KIT))  # started by path, so that runs keep the user's PY
 from maekit import errors
 from maekit.drivers import pool
 from maekit.drivers.check_commands import check
-from maekit.drivers.values import compared, grid_values, kind_of
+from maekit.drivers.values import choosing, compared, grid_values, kind_of
 from maekit.errors import InputError
 from maekit.runs.grid import for_shell, write_grid
 from maekit.settings import methods, recipes
@@ -28,6 +28,8 @@ SCRIPT = "run_comparison.bat"
 DEFAULTS = {
     "--methods": "LayerNorm DynamicTanh AdaptiveDynamicTanh",
     "--seeds": "0",
+    "--select_seeds": "",
+    "--lrs": "",
     "--output_dir": "",
     "--checkpoint_dir": "",
     "--eval": "",
@@ -51,6 +53,7 @@ class Comparison:
     def __init__(self, words):
         self.typed, self.switches = dict(DEFAULTS), set()
         self.flags, self.shared, self.options = [], [], {}  # of train.py: of runs, of evaluations, of norms
+        self.several_sizes = ""
         left = list(words)
         while left:
             self._read(left)
@@ -83,6 +86,9 @@ class Comparison:
             self.options[words[0]] = words[1]
             if len(words[1].split()) > 1:  # a method each
                 return
+        if words[0] == "--max_images" and len(words[1].split()) > 1:
+            self.several_sizes = words[1]
+            return
         self.flags += words
         self.shared += words if kind.startswith("shared_") else ()
 
@@ -90,7 +96,23 @@ class Comparison:
         """Check and spell the grid, and the commands that it makes. Raises InputError, or exits with 2."""
         chosen = {"control": "--control" in self.switches, "reference": self.typed["--reference"]}
         self.methods = compared(self.typed["--methods"], self.options, **chosen)
-        self.seeds = grid_values("--seeds", self.typed["--seeds"])
+        self.seeds, self.rates, self.sizes = (
+            grid_values(flag, typed) if typed else []
+            for flag, typed in (
+                ("--seeds", self.typed["--seeds"]),
+                ("--lrs", self.typed["--lrs"]),
+                ("--max_images", self.several_sizes),
+            )
+        )
+        if self.rates and (lr := next((word for word in self.flags if word.partition("=")[0] == "--lr"), None)):
+            raise InputError(f"--lrs {' '.join(self.rates)}: and {lr} as well. Leave one of them out.")
+        self.choosers = []
+        if chosen := self.typed["--select_seeds"]:
+            if not self.rates:
+                raise InputError(f"--select_seeds {chosen}: there is nothing to choose. Add --lrs.")
+            self.choosers = choosing(chosen, self.seeds)
+            self.seeds = [*self.choosers, *self.seeds]
+            self.analysis += ["--select_seeds", " ".join(self.choosers)]
         evals = self.typed["--eval"].replace(",", " ")
         self.evals = grid_values("--eval", evals) if evals else []
         check(self.commands() + self.evaluations())
@@ -105,17 +127,35 @@ class Comparison:
 
     def commands(self):
         """Every run of the comparison, as words."""
-        return [self._run(method, seed, "", self.flags) for seed in self.seeds for method in self.methods]
+        made = []
+        for method, where, own in self.grid():
+            rate = ["--lr", own["rate"]] if own["rate"] else []
+            made.append(self._run(method, where, [*self.flags, *rate], own))
+        return made
+
+    def grid(self):
+        """(method, folder, what is its own: seed, size and rate) of every run."""
+        for seed in self.seeds:
+            for size in self.sizes or [""]:
+                for rate in self.rates or [""]:
+                    for method in self.methods:
+                        parts = [f"n{size}"] if size else []
+                        parts += [f"lr{rate}"] if rate else []
+                        where = "/".join([method, *parts, f"seed{seed}"])
+                        yield method, where, {"seed": seed, "size": size, "rate": rate}
 
     def evaluations(self):
         """Every evaluation of their encoders, pre-trained and untrained."""
         made = []
         for task in self.evals:
-            for seed in self.seeds:
-                for method in self.methods:
-                    start = f"{self.output_dir}/{method}/seed{seed}"
-                    for part, init in ((task, start), (f"untrained_{task}", "untrained")):
-                        made.append(self._run(method, seed, f"/{part}", self.task_flags(task, init)))
+            for method, where, own in self.grid():
+                if own["seed"] in self.choosers:
+                    continue
+                kinds = [(task, f"{self.output_dir}/{where}")]
+                if own["rate"] in (self.rates or [""])[:1]:  # random weights know no rate: evaluated beside the first
+                    kinds.append((f"untrained_{task}", "untrained"))
+                for part, init in kinds:
+                    made.append(self._run(method, f"{where}/{part}", self.task_flags(task, init), own))
         return made
 
     def task_flags(self, name, init):
@@ -125,12 +165,13 @@ class Comparison:
         own = self.typed.get(f"--{task}_flags", "").split()
         return ["--task", task, *read, "--init", init, *self.shared, *own]
 
-    def _run(self, method, seed, part, flags):
-        norm, *own = methods.flags_of(method)[1:]
-        run = f"{method}/seed{seed}{part}"
+    def _run(self, method, where, flags, own):
+        norm, *options = methods.flags_of(method)[1:]
         kept = self.typed["--checkpoint_dir"]
-        kept = ["--checkpoint_dir", f"{kept}/{run}"] if kept else []
-        flags = ["--norm", norm, "--seed", seed, "--output_dir", f"{self.output_dir}/{run}", *kept, *flags, *own]
+        kept = ["--checkpoint_dir", f"{kept}/{where}"] if kept else []
+        images = ["--max_images", own["size"]] if own["size"] not in ("", "all") else []
+        flags = ["--norm", norm, "--seed", own["seed"], "--output_dir", f"{self.output_dir}/{where}", *kept, *flags]
+        flags += [*images, *options]
         if self.typed["--nproc"] == "1":
             return [sys.executable, str(KIT / "train.py"), *flags]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", self.typed["--nproc"]]

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import distributed
 from ..errors import InputError
+from . import one_pass
 
 WORTH_FLOPS = 3e15  # a run of less is over before compiling has paid: some seconds, of which it saves a quarter
 WORTH_CAPTURE = 50  # steps: of a shorter run a CUDA graph saves less than it takes to make
@@ -145,8 +146,9 @@ def _recomputed(forward, x):
 
 
 def fuse_norms(norms, device):
-    """Norm layers of the module norms in one pass each way on CUDA as on a CPU; with torch's own kernels where Triton does
-    not work, which is said."""
+    """Norm layers of the module norms in one pass each way, on a CPU and on CUDA; there with torch's own kernels where Triton
+    does not work, which is said."""
+    norms.FUSED["cpu"] = one_pass.CPU
     if device.type != "cuda":
         return
     try:
@@ -156,4 +158,4 @@ def fuse_norms(norms, device):
     except Exception as error:  # noqa: BLE001 - no Triton, no C compiler for it, a GPU that it does not know: its errors have no class
         distributed.say(f"norm layers: torch's own kernels, as Triton does not work here ({first_line(error)}).")
     else:
-        norms.FUSED["cuda"] = kernels.FUSED
+        norms.FUSED["cuda"] = kernels.CUDA

@@ -30,7 +30,8 @@ def to_timm(mae, *, num_classes=0, global_pool="token", drop_path_rate=0.0):
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
     for ours, theirs in zip(vit.blocks, mae.blocks):
-        ours.norm1, ours.norm2 = copy.deepcopy(theirs.norm1), copy.deepcopy(theirs.norm2)
+        for part in ("norm1", "norm2", "ls1", "ls2"):  # the latter two scale branches, of blocks without norms
+            setattr(ours, part, copy.deepcopy(getattr(theirs, part)))
     encoder = encoder_weights(mae.state_dict())
     norm = copy.deepcopy(mae.norm)
     if global_pool == "token":

@@ -1,14 +1,20 @@
-"""Norm layers' one pass each way on CUDA, as Triton kernels: norms.FUSED["cuda"] = kernels.FUSED.
+"""Norm layers' one pass each way on CUDA, as Triton kernels: norms.FUSED["cuda"] = kernels.CUDA.
 
 Arithmetic is float32 whatever the type of the values. Sums over rows are made in a fixed order: two runs agree bitwise.
 Triton compiles a kernel in less than a second when it is first used, and keeps it.
 """
 
+import hashlib
+import linecache
 import os
+import re
+from functools import cache, partial
 
 import torch
 import triton
 import triton.language as tl
+
+from .one_pass import Fused
 
 COLUMNS = 256  # of a tile, at most
 FORWARD_ROWS, FORWARD_WARPS = 8, 4
@@ -40,14 +46,76 @@ else:  # one instruction each; what Triton makes of them cares for values below 
 
 
 @triton.jit
-def _tanh(u, EXACT: tl.constexpr):
-    """1 - 2 / (1 + exp(2u)), within 2e-7. EXACT: relative to tanh, near 0 as well."""
-    t = 1 - 2 * _reciprocal(1 + _exp2(u * 2.8853900817779268))  # 2 / ln 2
-    if EXACT:  # near 0, where the difference has few digits left, the series: relative error below 1e-8 up to 1/4
-        s = u * u
-        near = u * (1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835)))))
-        t = tl.where(s < 1 / 16, near, t)
-    return t
+def _tanh(u):
+    """1 - 2 / (1 + exp(2u)), within 2e-7."""
+    return 1 - 2 * _reciprocal(1 + _exp2(u * 2.8853900817779268))  # 2 / ln 2
+
+
+@triton.jit
+def _exact_tanh(u):
+    """As _tanh, exact relative to tanh as well: near 0, where the difference has few digits left, the series, whose relative
+    error is below 1e-8 up to 1/4."""
+    s = u * u
+    near = u * (1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835)))))
+    return tl.where(s < 1 / 16, near, _tanh(u))
+
+
+@triton.jit
+def _sign(u):
+    return tl.where(u < 0, -1.0, 1.0)
+
+
+@triton.jit
+def _atan(u):
+    """Within 2e-8. Abramowitz and Stegun, 4.4.49."""
+    a = tl.abs(u)
+    z = tl.where(a > 1, 1 / a, a)
+    s = z * z
+    p = -0.0752896400 + s * (0.0429096138 + s * (-0.0161657367 + s * 0.0028662257))
+    p = z * (1 + s * (-0.3333314528 + s * (0.1999355085 + s * (-0.1420889944 + s * (0.1065626393 + s * p)))))
+    return _sign(u) * tl.where(a > 1, 1.5707963267948966 - p, p)
+
+
+@triton.jit
+def _sin(u):
+    """Of up to pi / 2 from 0, within 6e-8: all of its range that a norm asks for, for which libdevice's is long."""
+    s = u * u
+    return u * (1 + s * (-1 / 6 + s * (1 / 120 + s * (-1 / 5040 + s * (1 / 362880 - s / 39916800)))))
+
+
+@triton.jit
+def _cos(u):
+    """As _sin, within 1e-8."""
+    s = u * u
+    far = 1 / 40320 + s * (-1 / 3628800 + s / 479001600)
+    return 1 + s * (-1 / 2 + s * (1 / 24 + s * (-1 / 720 + s * far)))
+
+
+@triton.jit
+def _clamp(u, low, high):
+    """Triton's own makes numbers of those that are none."""
+    return tl.where(u < low, low, tl.where(u > high, high, u))
+
+
+_OWN = {"atan": _atan, "clamp": _clamp, "cos": _cos, "sign": _sign, "sin": _sin}
+_OF_TRITON = re.compile(r"\b(?=(?:abs|erf|exp|log|sqrt|where)\()")
+
+
+@cache
+def _functions(texts, exact):
+    """(f, its derivative) of a row of norms.FUNCTIONS, for kernels to call. exact: for values in float32."""
+    own = hashlib.sha256(" ".join(texts).encode()).hexdigest()[:16]  # by its name alone some versions know a function
+    source = f"def value_{own}(u):\n    return {texts[0]}\n\n\ndef slope_{own}(u, f):\n    return {texts[1]}\n"
+    source, name = _OF_TRITON.sub("tl.", source), f"<norm {own}>"
+    linecache.cache[name] = (
+        len(source),
+        None,
+        source.splitlines(keepends=True),
+        name,
+    )  # Triton reads a function's source
+    made = {"tl": tl, **_OWN, "tanh": _exact_tanh if exact else _tanh, "__name__": __name__}
+    exec(compile(source, name, "exec"), made)  # noqa: S102 - texts of norms.FUNCTIONS
+    return triton.jit(made[f"value_{own}"]), triton.jit(made[f"slope_{own}"])
 
 
 @triton.jit
@@ -70,8 +138,8 @@ def _forward_kernel(
     y,
     rows,
     width: tl.constexpr,
-    ERF: tl.constexpr,
-    EXACT: tl.constexpr,
+    VALUE: tl.constexpr,
+    SHIFTED: tl.constexpr,
     LARGE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -82,11 +150,9 @@ def _forward_kernel(
     u = tl.load(x + at, mask=inside, other=0).to(tl.float32) * tl.load(alpha).to(tl.float32)
     w = tl.load(weight + column, mask=real, other=0).to(tl.float32)
     b = tl.load(bias + column, mask=real, other=0).to(tl.float32)
-    if ERF:
-        t = tl.erf(u + tl.load(shift).to(tl.float32))
-    else:
-        t = _tanh(u, EXACT)
-    tl.store(y + at, t * w[None, :] + b[None, :], mask=inside)
+    if SHIFTED:
+        u += tl.load(shift).to(tl.float32)
+    tl.store(y + at, VALUE(u) * w[None, :] + b[None, :], mask=inside)
 
 
 @triton.jit
@@ -102,8 +168,9 @@ def _backward_kernel(
     rows,
     width: tl.constexpr,
     each,
-    ERF: tl.constexpr,
-    EXACT: tl.constexpr,
+    VALUE: tl.constexpr,
+    SLOPE: tl.constexpr,
+    SHIFTED: tl.constexpr,
     LARGE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -121,14 +188,12 @@ def _backward_kernel(
         values = tl.load(x + at, mask=inside, other=0).to(tl.float32)
         g = tl.load(grad + at, mask=inside, other=0).to(tl.float32)
         u = values * a
-        if ERF:
+        if SHIFTED:
             u += tl.load(shift).to(tl.float32)
-            t = tl.erf(u)
-            d = g * w[None, :] * tl.exp(-u * u) * 1.1283791670955126  # 2 / sqrt(pi)
+        t = VALUE(u)
+        d = g * w[None, :] * SLOPE(u, t)
+        if SHIFTED:
             d_shift += d
-        else:
-            t = _tanh(u, EXACT)
-            d = g * w[None, :] * (1 - t * t)
         d_alpha += d * values
         d_weight += g * t
         d_bias += g
@@ -138,7 +203,7 @@ def _backward_kernel(
     tl.store(own + width, tl.sum(d_bias, 0), mask=real)
     number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(scalars + number, tl.sum(d_alpha))
-    if ERF:
+    if SHIFTED:
         tl.store(scalars + tl.num_programs(0) * tl.num_programs(1) + number, tl.sum(d_shift))
 
 
@@ -153,7 +218,7 @@ def _finish_kernel(
     programs,
     n_scalars,
     width: tl.constexpr,
-    ERF: tl.constexpr,
+    SHIFTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -175,10 +240,10 @@ def _finish_kernel(
         for start in range(0, n_scalars, ROWS * COLUMNS):
             place = start + tl.arange(0, ROWS * COLUMNS)
             alphas += tl.load(scalars + place, mask=place < n_scalars, other=0)
-            if ERF:
+            if SHIFTED:
                 shifts += tl.load(scalars + n_scalars + place, mask=place < n_scalars, other=0)
         tl.store(d_alpha, tl.sum(alphas))
-        if ERF:
+        if SHIFTED:
             tl.store(d_shift, tl.sum(shifts))
 
 
@@ -188,35 +253,36 @@ def _columns(width):
     return min(COLUMNS, fitting if fitting >= 64 else triton.next_power_of_2(width))
 
 
-def _constants(rows, *others):
-    return {"EXACT": torch.float32 in {t.dtype for t in (rows, *others)}, "LARGE": rows.numel() >= _LARGE}
+def _exact(*tensors):
+    return torch.float32 in {t.dtype for t in tensors}
 
 
-def forward(rows, alpha, shift, weight, bias, y):
-    (n, width), erf = rows.shape, shift is not None
-    columns = _columns(width)
+def forward(texts, rows, alpha, shift, weight, bias, y):
+    (n, width), shifted = rows.shape, shift is not None
+    columns, (value, _) = _columns(width), _functions(texts, _exact(rows, y))
     tile = max(1, FORWARD_ROWS * COLUMNS // columns)
     _forward_kernel[(triton.cdiv(n, tile), triton.cdiv(width, columns))](  # of the second there are at most 65,535
         rows,
         alpha,
-        shift if erf else alpha,
+        shift if shifted else alpha,
         weight,
         bias,
         y,
         n,
         width,
-        ERF=erf,
-        **_constants(rows, y),
+        VALUE=value,
+        SHIFTED=shifted,
+        LARGE=rows.numel() >= _LARGE,
         ROWS=tile,
         COLUMNS=columns,
         num_warps=FORWARD_WARPS,
     )
 
 
-def backward(rows, alpha, shift, weight, bias, grad):
+def backward(texts, rows, alpha, shift, weight, bias, grad):
     """Gradients of rows, alpha, shift, weight and bias."""
-    (n, width), erf = rows.shape, shift is not None
-    columns = _columns(width)
+    (n, width), shifted = rows.shape, shift is not None
+    columns, (value, slope) = _columns(width), _functions(texts, _exact(rows, grad))
     tile, blocks = max(1, BACKWARD_ROWS * COLUMNS // columns), triton.cdiv(width, columns)
     each = tile * triton.cdiv(n, tile * max(1, PROGRAMS // blocks))
     programs = triton.cdiv(n, each)
@@ -224,11 +290,11 @@ def backward(rows, alpha, shift, weight, bias, grad):
     sums = rows.new_empty(programs, 2, width, dtype=torch.float32)
     scalars = rows.new_empty(2, programs * blocks, dtype=torch.float32)
     d_alpha, d_weight, d_bias = torch.empty_like(alpha), torch.empty_like(weight), torch.empty_like(bias)
-    d_shift = torch.empty_like(shift) if erf else None
+    d_shift = torch.empty_like(shift) if shifted else None
     _backward_kernel[(blocks, programs)](
         rows,
         alpha,
-        shift if erf else alpha,
+        shift if shifted else alpha,
         weight,
         grad,
         dx,
@@ -237,8 +303,10 @@ def backward(rows, alpha, shift, weight, bias, grad):
         n,
         width,
         each,
-        ERF=erf,
-        **_constants(rows, grad),
+        VALUE=value,
+        SLOPE=slope,
+        SHIFTED=shifted,
+        LARGE=rows.numel() >= _LARGE,
         ROWS=tile,
         COLUMNS=columns,
         num_warps=BACKWARD_WARPS,
@@ -247,24 +315,25 @@ def backward(rows, alpha, shift, weight, bias, grad):
         sums,
         scalars,
         d_alpha,
-        d_shift if erf else d_alpha,
+        d_shift if shifted else d_alpha,
         d_weight,
         d_bias,
         programs,
         programs * blocks,
         width,
-        ERF=erf,
+        SHIFTED=shifted,
         ROWS=_FINISH_ROWS,
         COLUMNS=_FINISH_COLUMNS,
     )
     return dx, d_alpha, d_shift, d_weight, d_bias
 
 
-FUSED = (forward, backward)
+CUDA = Fused(lambda texts: (partial(forward, texts), partial(backward, texts)))
 
 
 def try_out(device):
     """Run both once on a device. Raises what Triton raises where it does not work."""
     rows, one, channels = torch.ones(2, 8, device=device), torch.ones(1, device=device), torch.ones(8, device=device)
-    forward(rows, one, None, channels, channels, torch.empty_like(rows))
-    backward(rows, one, None, channels, channels, rows)
+    texts = "tanh(u)", "1 - f * f"
+    forward(texts, rows, one, None, channels, channels, torch.empty_like(rows))
+    backward(texts, rows, one, None, channels, channels, rows)

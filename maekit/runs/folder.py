@@ -2,7 +2,7 @@
 
 config.json            settings, data, versions, hardware
 log.csv                a row per epoch
-norm_alpha.csv         a row per epoch and layer, for norms that have an alpha
+norm_alpha.csv         a row per epoch and norm layer: alpha, gradient, flat activations
 trajectory.json        (mse, accuracies) per epoch, in the format of the original gap scripts
 summary.json           the run in one line, once it has ended
 checkpoint.pth         weights, optimizer, probes, epoch (in --checkpoint_dir, if there is one), and the one before

@@ -39,11 +39,12 @@ class Journal:
         """Seconds that the run has taken over all its starts."""
         return time.monotonic() - self.started
 
-    def add(self, row, alphas, pictures):
-        """An epoch: its row of the log, (name, alpha, saturated or None) of each norm layer, and a function that makes
-        pictures of it for the loggers."""
-        self.record.add({**row, **self.baselines}, alphas, RUNNING)
+    def add(self, row, layers, pictures):
+        """An epoch: its row of the log, those of norm_alpha.csv, see Record.add, and a function that makes pictures of it for
+        the loggers."""
+        self.record.add({**row, **self.baselines}, layers, RUNNING)
         if self.folder is not None:
+            alphas = [layer["alpha"] for layer in layers if layer["alpha"] is not None]
             self.log.add(self.record.log[-1], alphas, pictures())
             self.bar.write(one_line(row, self.epochs))
         self.status.write(RUNNING, row["epoch"] + 1, 0.0, row["images_per_s"])

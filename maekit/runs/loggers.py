@@ -1,7 +1,7 @@
 """Where epochs are logged beside the run folder's own files: TensorBoard, and Weights & Biases if asked for.
 
 Both take the same: add(row of log.csv, norm alphas, pictures or None) after an epoch, finish(summary, figure) at the
-end. pictures: uint8 (n, H, W, 3); norm alphas: rows of norms.norm_alphas.
+end. pictures: uint8 (n, H, W, 3); norm alphas: a list of numbers.
 """
 
 import os
@@ -25,7 +25,11 @@ SORTED_BY = (
     "decoder_type",
     "mask_ratio",
     "norm_pix_loss",
+    "clip_grad",
+    "ema",
     "dyt_alpha_init",
+    "dyt_alpha_attn",
+    "dyt_shift_init",
     "adyt_lambda",
     "adyt_smooth",
     "adyt_alpha_max",
@@ -86,7 +90,7 @@ class TensorBoard:
         if alphas:
             import torch
 
-            self.writer.add_histogram("norm_alpha", torch.tensor([alpha for _, alpha, _ in alphas]), epoch)
+            self.writer.add_histogram("norm_alpha", torch.tensor(alphas), epoch)
         if pictures is not None:
             self.writer.add_images("reconstructions", pictures, epoch, dataformats="NHWC")
         self.writer.flush()
@@ -152,7 +156,7 @@ class WeightsAndBiases:
     def add(self, row, alphas, pictures):
         logged = {name: value for name, value in row.items() if value is not None}
         if alphas:
-            logged["norm_alpha"] = self.wandb.Histogram([alpha for _, alpha, _ in alphas])
+            logged["norm_alpha"] = self.wandb.Histogram(alphas)
         if pictures is not None:
             logged["reconstructions"] = [self.wandb.Image(picture) for picture in pictures]
         if self.run:

@@ -13,7 +13,7 @@ from .status import FINISHED
 def load_runs(root):
     """All runs below a folder, sorted by path: (runs, problems).
 
-    A run is a dict with path, config, summary or None, log and norm_alpha, lists of rows. One with a damaged file is
+    A run is a dict with path, config, summary or None, log, norm_layers and norm_alpha, lists of rows, the last of layers that have an alpha. One with a damaged file is
     left out and gives a line in problems.
     """
     runs, problems = [], []
@@ -43,7 +43,8 @@ def _read_run(folder):
         "config": config,
         "summary": summary,
         "log": read_csv(folder.log),
-        "norm_alpha": read_csv(folder.norm_alpha),
+        "norm_layers": (layers := read_csv(folder.norm_alpha)),
+        "norm_alpha": [row for row in layers if row["alpha"] is not None],
     }
 
 

@@ -24,15 +24,15 @@ class Record:
         """Append an epoch and write.
 
         row: values of the columns but the norms' alphas; the baselines, which are measured once, may be in it and are
-        in no row of the log. layers: (name, alpha, saturated or None) of each norm layer. Raises ValueError for a
-        column that the log does not have.
+        in no row of the log. layers: rows of norm_alpha.csv without the epoch, a dict each. Raises ValueError for a column
+        that the log does not have.
         """
-        row = {**row, **_alpha_columns(layers)}
+        row = {**row, **_layer_columns(layers)}
         unknown = [name for name in row if name not in self.columns and name not in BASELINES]
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: no such column of log.csv. Add a row to maekit/runs/measures.py.")
         self.log.append({name: row.get(name) for name in self.columns})
-        self.alphas += [dict(zip(ALPHA_COLUMNS, (row["epoch"], *layer))) for layer in layers]
+        self.alphas += [{"epoch": row["epoch"], **layer} for layer in layers]
         self.write(status)
 
     def write(self, status):
@@ -51,18 +51,21 @@ class Record:
         write_json(self.folder.trajectory, {**self.head, "status": status, "trajectory": points})
 
 
-def _alpha_columns(layers):
-    """The log's columns on the norms' alphas: over layers, mean, min, max and the share that sits at a bound."""
-    if not layers:
-        return {}
-    values = [alpha for _, alpha, _ in layers]
-    bounded = [saturated for _, _, saturated in layers if saturated is not None]
-    return {
-        "norm_alpha_mean": sum(values) / len(values),
-        "norm_alpha_min": min(values),
-        "norm_alpha_max": max(values),
-        "norm_alpha_saturated": sum(bounded) / len(bounded) if bounded else None,
-    }
+def _layer_columns(layers):
+    """The log's columns on the norm layers: mean, min and max of their alphas, the share of those at a bound, and of their
+    activations where they are flat."""
+    values, bounded, flat = (
+        [layer[name] for layer in layers if layer.get(name) is not None] for name in ("alpha", "saturated", "flat")
+    )
+    columns = {"norm_flat": sum(flat) / len(flat)} if flat else {}
+    if values:
+        columns |= {
+            "norm_alpha_mean": sum(values) / len(values),
+            "norm_alpha_min": min(values),
+            "norm_alpha_max": max(values),
+            "norm_alpha_saturated": sum(bounded) / len(bounded) if bounded else None,
+        }
+    return columns
 
 
 def summarize_log(log):

@@ -6,7 +6,7 @@ Parser, defaults, checks, a run's identity, docs/flags.md and what the drivers p
 from . import legal
 from .architectures import DECODER_NAME, ENCODER_NAME, MODELS
 from .flag import Flag
-from .methods import NORMS, OPTIONS
+from .methods import NORMS, OPTIONS, common_default
 from .probe_flags import PROBE_FLAGS
 from .tasks import FINETUNE, KNN, LINPROBE, PRETRAIN, TASKS
 
@@ -114,7 +114,10 @@ GROUPS = {
             metavar="NAME",
             decides=TASKS,
         ),
-        *(Flag(o.flag, float, o.default, o.help, legal=o.wrong, decides=TASKS, shared=True) for o in OPTIONS.values()),
+        *(
+            Flag(o.flag, o.kind, common_default(o.flag), o.help, legal=o.wrong, decides=TASKS, shared=True)
+            for o in OPTIONS.values()
+        ),
     ),
     "model": (
         Flag(
@@ -237,6 +240,22 @@ GROUPS = {
             tasks={LINPROBE: 0.0},
             legal=legal.not_negative,
             decides=TRAININGS,
+        ),
+        Flag(
+            "clip_grad",
+            float,
+            None,
+            "largest norm of a step's gradient; a longer one is scaled down to it; default: no limit",
+            legal=legal.positive,
+            decides=TRAININGS,
+        ),
+        Flag(
+            "ema",
+            float,
+            None,
+            "decay of a moving average of the weights, such as 0.999, validated beside them; default: no average",
+            legal=legal.inside,
+            decides=(PRETRAIN,),
         ),
     ),
     "fine-tuning": (

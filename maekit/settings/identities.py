@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from ..errors import InputError
 from .flags import DEFAULTS, FLAGS
+from .methods import OPTIONS, default_of
 from .probes import CLS
 from .tasks import PRETRAIN
 
@@ -17,6 +18,8 @@ def before(name, identity, unknown=None):
     """What a setting was in a run of this identity, which does not have it; `unknown` if nobody can say."""
     if name == "readout":
         return FLAGS[name].tasks.get(identity.get("task", PRETRAIN), CLS)
+    if name in OPTIONS and "norm" in identity:
+        return default_of(identity["norm"], name)
     return BEFORE.get(name, unknown)
 
 

@@ -7,32 +7,47 @@ from dataclasses import dataclass
 from ..errors import InputError
 from .spelling import spell
 
+NONE = "none"
+
+
+def number_or_none(text):
+    """The value of an option that can be without one."""
+    return NONE if text == NONE else float(text)
+
 
 @dataclass(frozen=True)
 class Option:
     """An option of a norm, which is a flag of train.py.
 
-    name: in a method's name, before the value; argument: of the norm's constructor in norms.py. Legal values are finite,
-    not below `least`, nor (where `positive`) 0, and below `below`.
+    name: in a method's name, before the value; argument: of norms.convert_norms. Legal values are finite, not below `least`,
+    nor (where `positive`) 0, and below `below`; where `optional` also "none".
     """
 
     name: str
     flag: str
     argument: str
-    default: float
+    default: float | str
     help: str
     least: float = 0.0
     below: float = math.inf
     positive: bool = False
+    optional: bool = False
+
+    @property
+    def kind(self):
+        """What makes a value of a text."""
+        return number_or_none if self.optional else float
 
     def wrong(self, value):
         """What is wrong with a value, None if nothing is."""
+        if value == NONE:
+            return None
         if self.positive and not 0 < value < math.inf:
             return "must be positive."
         if self.below < math.inf and not self.least <= value < self.below:
             return f"must be in [{self.least:g}, {self.below:g}); {self.below:g} would never adapt."
-        if not self.least <= value < math.inf:
-            return "must be finite and not negative."
+        if not self.least <= value < math.inf or math.isinf(value):
+            return "must be finite." if self.least < 0 else "must be finite and not negative."
         return None
 
 
@@ -47,15 +62,30 @@ class Norm:
     options: tuple = ()
 
 
+_ALPHA = Option("alpha", "dyt_alpha_init", "alpha_init", 0.5, "initial alpha of the point-wise norms", positive=True)
+_ATTENTION = Option(
+    "attn",
+    "dyt_alpha_attn",
+    "alpha_before_attention",
+    NONE,
+    "another one for their layers in front of attention, as language models with DynamicTanh have it; none: the same",
+    positive=True,
+    optional=True,
+)
+
+
+def _shift(default):
+    of = (
+        f"initial shift of the point-wise norms; {NONE}: no shift, which is DynamicTanh's default, that of the others 0"
+    )
+    return Option("shift", "dyt_shift_init", "shift_init", default, of, least=-math.inf, optional=True)
+
+
+_POINT_WISE = (_ALPHA, _ATTENTION, _shift(0.0))  # options of f(alpha x + shift) * weight + bias
 NORMS = {
     "LayerNorm": Norm("ln", "#000000", "-"),
     "RMSNorm": Norm("rms", "#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
-    "DynamicTanh": Norm(
-        "dyt",
-        "#0072B2",
-        (0, (5, 1.5)),
-        (Option("alpha", "dyt_alpha_init", "alpha_init", 0.5, "DynamicTanh: initial alpha", positive=True),),
-    ),
+    "DynamicTanh": Norm("dyt", "#0072B2", (0, (5, 1.5)), (_ALPHA, _ATTENTION, _shift(NONE))),
     "AdaptiveDynamicTanh": Norm(
         "adyt",
         "#D55E00",
@@ -74,7 +104,17 @@ NORMS = {
             Option("max", "adyt_alpha_max", "alpha_max", 2.0, "AdaptiveDynamicTanh: largest alpha"),
         ),
     ),
-    "DynamicErf": Norm("derf", "#009E73", (0, (1, 1))),
+    "DynamicErf": Norm("derf", "#009E73", (0, (1, 1)), _POINT_WISE),
+    "Hardtanh": Norm("hardtanh", "#E69F00", (0, (3, 1, 1, 1)), _POINT_WISE),
+    "Arctan": Norm("arctan", "#56B4E9", (0, (7, 1)), _POINT_WISE),
+    "ISRU": Norm("isru", "#882255", (0, (2, 1)), _POINT_WISE),
+    "Softsign": Norm("softsign", "#999933", (0, (7, 1, 1, 1)), _POINT_WISE),
+    "Satursin": Norm("satursin", "#AA4499", (0, (4, 1, 2, 1)), _POINT_WISE),
+    "Expsign": Norm("expsign", "#44AA99", (0, (3, 1, 1, 1, 1, 1)), _POINT_WISE),
+    "Relsign": Norm("relsign", "#CC6677", (0, (1, 2)), _POINT_WISE),
+    "Saturlog": Norm("saturlog", "#332288", (0, (7, 2, 2, 2)), _POINT_WISE),
+    "BHyT": Norm("bhyt", "#661100", (0, (3, 2))),
+    "NoNorm": Norm(NONE, "#999999", "-"),
 }
 OPTIONS = {option.flag: option for norm in NORMS.values() for option in norm.options}  # by the names of the flags
 # Does the first adapt, or is it the second with a larger alpha? So the second starts where the first is bounded.
@@ -85,6 +125,17 @@ BOUND, START = "adyt_alpha_max", "dyt_alpha_init"
 def options_of(norm):
     """The Options of a norm by name; none of a norm that is not ours."""
     return NORMS[norm].options if norm in NORMS else ()
+
+
+def default_of(norm, flag):
+    """What an option of a norm is if nobody says."""
+    return next((option.default for option in options_of(norm) if option.flag == flag), OPTIONS[flag].default)
+
+
+def common_default(flag):
+    """What an option is if nobody says; None where that depends on the norm."""
+    found = {default_of(name, flag) for name, norm in NORMS.items() if flag in {option.flag for option in norm.options}}
+    return found.pop() if len(found) == 1 else None
 
 
 def norm_name(name, flag="--norm"):
@@ -116,7 +167,8 @@ def spelled(text, flag="--methods"):
 
 def parsed(text, flag="--methods"):
     """(norm, {flag of train.py: value}) of a method. Raises InputError, which starts with the flag that it was typed for."""
-    first, *pieces = text.replace("e-", "e~").split("-")  # a minus sign in an exponent is none between pieces
+    first, dash, rest = text.partition("-")
+    pieces = re.split(r"-(?=[^\d.]|$)", rest) if dash else []  # before a number it is a minus sign
     norm, options = norm_name(first, flag), {}
     for piece in pieces:
         known = options_of(norm)
@@ -131,7 +183,7 @@ def parsed(text, flag="--methods"):
 def option_value(where, flag, text):
     """The number that the text of an option is. Raises InputError, which starts with `where`."""
     try:
-        value = float(text.replace("e~", "e-"))
+        value = OPTIONS[flag].kind(text)
     except ValueError:
         raise InputError(f"{where}: {text or 'nothing'} is not a number.") from None
     if wrong := OPTIONS[flag].wrong(value):
@@ -160,7 +212,7 @@ def vary(methods, flag, values):
     for method in methods:
         norm, options = parsed(method)
         free = flag in {option.flag for option in options_of(norm)} and flag not in options
-        made += [named(norm, {**options, flag: float(value)}) for value in values] if free else [method]
+        made += [named(norm, {**options, flag: OPTIONS[flag].kind(value)}) for value in values] if free else [method]
     if made == methods:
         of = next(name for name, norm in NORMS.items() if OPTIONS[flag] in norm.options)
         raise InputError(f"--{flag} {' '.join(values)}: no {of} to vary among the --methods. Add it.")
@@ -195,7 +247,9 @@ def name_runs(found):
 
 
 def _folder_name(run):
-    for folder in (run["path"].parent.name, run["path"].parent.parent.name):  # of a pre-training, of an evaluation
+    of_grid = re.compile(r"lr\d+\.?\d*|n(\d+|all)")  # of run_comparison.sh's grid, between a method and its seeds
+    above = [folder.name for folder in run["path"].parents if not of_grid.fullmatch(folder.name)]
+    for folder in above[:2]:  # of a pre-training, of an evaluation
         try:
             norm, options = parsed(folder)
         except InputError:
@@ -207,7 +261,7 @@ def _folder_name(run):
 
 def _own_name(run):
     norm = run["config"]["identity"]["norm"]
-    return named(norm, {flag: v for flag, v in _options(run).items() if v != OPTIONS[flag].default})
+    return named(norm, {flag: v for flag, v in _options(run).items() if v != default_of(norm, flag)})
 
 
 def _options(run):

@@ -64,7 +64,7 @@ PROBE_FLAGS = (
         "eval_every",
         int,
         5,
-        "epochs between two scores of k-NN and of the representation; the last epoch always has one",
+        "epochs between two scores of k-NN, of the representation and of flat activations; the last epoch always has one",
         metavar="N",
         legal=legal.positive,
         decides=(PRETRAIN,),

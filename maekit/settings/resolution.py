@@ -49,10 +49,6 @@ def resolve(typed):
     v = {**recipe, **stored, **given}
     _check_source(typed)
     _check(v)
-    lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] * distributed.size() / 256
-    warmup = v["warmup_epochs"]
-    if warmup is None:
-        warmup = recipes.warmup_epochs(task, v["model"], v["epochs"])
     name, probes = norm_name(v["norm"]), _probes(v)
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
     own = {"imagenet_dir": images, "crop": _crop(v)}
@@ -65,19 +61,10 @@ def resolve(typed):
         freeze=v["freeze"],
         mae_dir=v["mae_dir"],
         finetune=FinetuneSettings(**regularisation) if task == FINETUNE else None,
-        norm=NormSettings(name, {option.argument: v[option.flag] for option in options_of(name)}),
+        norm=NormSettings(name, {o.argument: o.default if v[o.flag] is None else v[o.flag] for o in options_of(name)}),
         model=ModelSettings(**{"name": v["model"], **{field: v[field] for field in _MODEL}}),
         data=DataSettings(**{**{field: v[field] for field in _DATA}, **own}),
-        optim=OptimSettings(
-            v["epochs"],
-            v["batch_size"],
-            v["accum_iter"],
-            lr,
-            recipes.min_lr(task, lr, demo=typed.demo) if v["min_lr"] is None else v["min_lr"],
-            warmup,
-            v["weight_decay"],
-            distributed.size(),
-        ),
+        optim=_optim(v, typed.demo),
         probes=probes,
         saving=SavingSettings(v["checkpoint_every"], v["checkpoint_minutes"]),
         seed=v["seed"],
@@ -93,6 +80,24 @@ def resolve(typed):
         overwrite=v["overwrite"],
         dry_run=v["dry_run"],
         left=tuple(name for name, so in left.items() if so),
+    )
+
+
+def _optim(v, demo):
+    task, processes = v["task"], distributed.size()
+    lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] * processes / 256
+    warmup = v["warmup_epochs"]
+    return OptimSettings(
+        v["epochs"],
+        v["batch_size"],
+        v["accum_iter"],
+        lr,
+        recipes.min_lr(task, lr, demo=demo) if v["min_lr"] is None else v["min_lr"],
+        recipes.warmup_epochs(task, v["model"], v["epochs"]) if warmup is None else warmup,
+        v["weight_decay"],
+        processes,
+        v["clip_grad"],
+        v["ema"] if task == PRETRAIN else None,
     )
 
 

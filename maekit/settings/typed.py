@@ -5,17 +5,22 @@ from dataclasses import asdict, dataclass
 from .architectures import architecture
 from .flags import FLAGS
 from .label_map import LabelMap
-from .methods import options_of
+from .methods import NONE, options_of
 from .probes import CLS, OUTPUT
 from .tasks import PRETRAIN
 
 
 @dataclass(frozen=True)
 class NormSettings:
-    """Registry name of the norm, and the constructor options of norms.py that the user may set for it."""
+    """Registry name of the norm, and the options of norms.py that the user may set for it, as flags have them."""
 
     name: str
     options: dict
+
+    @property
+    def arguments(self):
+        """What norms.convert_norms takes."""
+        return {name: None if value == NONE else value for name, value in self.options.items()}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """lr is the actual peak rate; warmup_epochs may be a fraction."""
+    """lr is the actual peak rate; warmup_epochs may be a fraction; clip_grad: largest norm of a gradient, None for any; ema: decay
+    of the weights' moving average, None for no average."""
 
     epochs: int
     batch_size: int
@@ -72,6 +78,8 @@ class OptimSettings:
     warmup_epochs: float
     weight_decay: float
     processes: int = 1
+    clip_grad: float | None = None
+    ema: float | None = None
 
     @property
     def effective_batch(self):

@@ -242,14 +242,19 @@ def _load(path, state, theirs, model, ours):
     model.load_state_dict({name: theirs[name].reshape(ours[name].shape) for name in ours}, strict=False)
 
 
-# Parameters and buffers of the kit's norms, for weights that come without a name of their norm.
+# Whose parameters and buffers these are, for weights that come without a name of their norm.
 _PARTS = {
     "LayerNorm": {"weight", "bias"},
     "RMSNorm": {"weight"},
     "DynamicTanh": {"alpha", "weight", "bias"},
     "AdaptiveDynamicTanh": {"alpha_base", "grad_norm_smoothed", "weight", "bias"},
-    "DynamicErf": {"alpha", "shift", "weight", "bias"},
+    "DynamicErf or another point-wise norm with a shift": {"alpha", "shift", "weight", "bias"},
+    "BHyT": {"lam", "weight"},
 }
+
+
+def _parts(weights):
+    return {name.rpartition(".")[2] for name in weights if name.startswith("blocks.0.norm1.")}
 
 
 def norm_of(weights, args=None):
@@ -257,10 +262,7 @@ def norm_of(weights, args=None):
 
     weights: a state dict; args: a checkpoint's. None where no norm of the kit has such parameters in the first block.
     """
-    if stored := _stored_norm(args):
-        return stored
-    parts = {name.rpartition(".")[2] for name in weights if name.startswith("blocks.0.norm1.")}
-    return next((norm for norm, own in _PARTS.items() if own == parts), None)
+    return _stored_norm(args) or next((norm for norm, own in _PARTS.items() if own == _parts(weights)), None)
 
 
 def _stored_norm(args):
@@ -282,7 +284,7 @@ def _other_norm(theirs, state, ours):
     """What a message adds where weights of a checkpoint have another norm than ours; "" where that cannot be told."""
     there, here = norm_of(theirs, state.get("args")), norm_of(ours)
     blocks = any(name.startswith("blocks.0.norm1.") for name in theirs)
-    if there == here or here is None or not (there or blocks):
+    if _parts(theirs) == _parts(ours) or here is None or not (there or blocks):
         return ""
     return f" (its norm layers are {_named(there)}, here they are {here})"
 
@@ -290,7 +292,7 @@ def _other_norm(theirs, state, ours):
 def _named(norm):
     if norm is None:
         return "of a norm that this kit does not know"
-    return norm if norm in methods.NORMS else f"{norm}, a norm that this kit does not know"
+    return norm if norm in methods.NORMS or norm in _PARTS else f"{norm}, a norm that this kit does not know"
 
 
 def load_probes(path, state, probes, seed):
@@ -301,6 +303,14 @@ def load_probes(path, state, probes, seed):
                 probe.load_state_dict(stored, same_seed=_seed(state) == seed)
             except (KeyError, RuntimeError, ValueError) as error:
                 raise InputError(f"{path}: its {name} probe is of another encoder or other classes.") from error
+
+
+def load_average(path, state, averaged, model):
+    """Load the moving average of the weights; of a checkpoint without one it begins with those of the model."""
+    if "ema" not in state:
+        averaged.load_state_dict(model.state_dict())
+        return
+    _load(path, state, state["ema"], averaged, averaged.state_dict())
 
 
 def _seed(state):

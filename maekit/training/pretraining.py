@@ -1,11 +1,13 @@
 """Masked autoencoding, with a weighted classification beside it and probes that watch."""
 
+import copy
 import math
 from functools import partial
 
 import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .. import distributed, files
 from ..errors import InputError
@@ -46,6 +48,8 @@ class Pretraining(Task):
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
             load = checkpoint.load_encoder if run.freeze else checkpoint.load_weights
             load(run.init, checkpoint.read(run.init), self.mae, norm=run.norm.name)
+        # begins with the weights that training begins with; torch's AveragedModel would have each step wait for a GPU
+        self.averaged = None if run.optim.ema is None else copy.deepcopy(self.mae).requires_grad_(False)
         if run.freeze:
             encoder = encoder_weights(dict(self.mae.named_parameters()))
             for parameter in encoder.values():
@@ -106,6 +110,8 @@ class Pretraining(Task):
             return None
 
     def after_step(self, at):
+        if self.averaged is not None:
+            self.average()
         for probe in self.probes.values():
             probe.step(at / self.epochs)
 
@@ -115,6 +121,11 @@ class Pretraining(Task):
         for probe in self.probes.values() if self.measures_means else ():
             probe.prepare()
         means, row = validation.validate(self.loaders.validation, self.measure, self.device, self.by_class)
+        self.flat = self.flat_norms() if self.scoring and distributed.is_main() else {}
+        if self.averaged is not None:
+            self.averaged.eval()
+            average, _ = validation.validate(self.loaders.validation, self.measure_average, self.device)
+            row["ema_val_mse"] = average["val_mse"]
         if self.scoring and math.isfinite(means["val_mse"]):  # else the run has diverged, and features are no numbers
             for probe in self.probes.values():
                 row |= probe.score(means)
@@ -128,6 +139,12 @@ class Pretraining(Task):
     def scores(self, epoch):
         """Whether probes score after an epoch: every few, and after the last."""
         return epoch + 1 == self.epochs or (epoch + 1) % self.run.probes.eval_every == 0
+
+    def flat_norms(self):
+        """validation.flat_shares of the run's norm layers."""
+        how = self.pixels, self.run.model.mask_ratio, self.norm_layers()
+        with compiling.eagerly(self.compiled):
+            return validation.flat_shares(self.mae, self.loaders.validation.dataset, self.device, *how)
 
     def validation_features(self, mae):
         """{read-out: features (N, D)} of this process's validation images, whole, and their classes (N,).
@@ -153,6 +170,28 @@ class Pretraining(Task):
         if self.captured and self.captured_validation is None:
             self.captured_validation = self.capture(measured, (images, noise, labels)) or measured
         return (self.captured_validation or measured)(images, noise, labels)
+
+    @torch.no_grad()
+    def average(self):
+        """Move the averaged weights towards those of now; buffers are those of now."""
+        update = get_ema_multi_avg_fn(self.run.optim.ema)
+        update(list(self.averaged.parameters()), list(self.mae.parameters()), None)
+        for kept, now in zip(self.averaged.buffers(), self.mae.buffers()):
+            kept.copy_(now)
+
+    def measure_average(self, images, noise, labels):
+        """As `measure`, the loss of the averaged weights alone."""
+        with self.device.autocast():
+            loss, _, _ = self.averaged(self.pixels.normalize(images), self.run.model.mask_ratio, noise)
+        return {"val_mse": loss}, {}
+
+    def state(self, **extra):
+        averaged = {} if self.averaged is None else {"ema": self.averaged.state_dict()}
+        return super().state(**averaged, **extra)
+
+    def load_more(self, path, state):
+        if self.averaged is not None:
+            checkpoint.load_average(path, state, self.averaged, self.mae)
 
     def baselines(self):
         """What takes no training: losses of trivial predictions, and the probes' of the untrained encoder."""

@@ -3,6 +3,7 @@
 import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 
 import torch
@@ -17,6 +18,7 @@ from ..model import compiling
 from ..settings.tasks import FINETUNE, KNN, LINPROBE, PRETRAIN
 from . import checkpoint
 from .device import Device
+from .gradients import GradientNorms
 
 # processes keep their own buffers, which are equal; the option as torch 2.15 names it, or as those before it
 OWN_BUFFERS = {
@@ -83,6 +85,7 @@ class Task:
         self.epochs = run.optim.epochs
         self.parallel_model, self.compiled = None, False
         self.probes = {}
+        self.flat = {}  # share of flat activations of the norm layers, where the last epoch measured it
 
     # what a kind of task says of itself
 
@@ -139,6 +142,7 @@ class Task:
             )
         checkpoint.load_model(path, state, self.network, self.run.norm.name)
         checkpoint.load_probes(path, state, self.probes, self.run.seed)
+        self.load_more(path, state)
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.epochs:
             raise InputError(f"--resume {path}: has {first_epoch} epochs already; --epochs {self.epochs} adds none.")
@@ -164,6 +168,9 @@ class Task:
             len(position["sums"]) == len(self.loss_names)
         )
 
+    def load_more(self, path, state):
+        """Load what else `state` has put into a checkpoint."""
+
     def prepare(self):
         """Get `model`, which is complete now, ready for fast steps."""
         if self.run.grad_checkpointing:
@@ -186,6 +193,30 @@ class Task:
     def adapt(self):
         """Let the norm layers adapt to the gradients, unscaled, before an optimizer step."""
         self.norms.update_adaptive(self.network)
+
+    @cached_property
+    def gradient_norms(self):
+        """gradients.GradientNorms of what the optimizer trains."""
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        return GradientNorms(parameters, self.norm_layers(), self.device.sum_dtype)
+
+    def norm_layers(self):
+        """{name: module} of the norm layers of `network`."""
+        kinds = tuple(self.norms.NORMS.values())
+        return {name: module for name, module in self.network.named_modules() if isinstance(module, kinds)}
+
+    def layers(self):
+        """Rows of norm_alpha.csv, a dict for each norm layer of which something is known; what all of them share is not in it."""
+        alphas = {name: (alpha, saturated) for name, alpha, saturated in self.norms.norm_alphas(self.network)}
+        gradients = self.gradient_norms.means()[1]
+        rows = []
+        for name in self.norm_layers():
+            alpha, saturated = alphas.get(name, (None, None))
+            row = {"alpha": alpha, "saturated": saturated}
+            row |= {"layer_grad_norm": gradients.get(name), "flat": self.flat.get(name)}
+            if any(value is not None for value in row.values()):
+                rows.append({"layer": name, **row})
+        return rows
 
     def broken_images(self):
         """Number of unreadable images that all processes have met."""

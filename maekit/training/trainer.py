@@ -35,7 +35,7 @@ class Trainer:
                     f"epoch {epoch}: the loss is not finite, the run has diverged; its finite epochs are kept."
                 )
                 return DIVERGED
-            self.journal.add(row, self.task.norms.norm_alphas(self.task.network), partial(self.task.pictures, epoch))
+            self.journal.add(row, self.task.layers(), partial(self.task.pictures, epoch))
             self.saver.after_epoch(epoch)
             position = None
         return FINISHED
@@ -43,7 +43,7 @@ class Trainer:
     def measure_epoch(self, epoch, position=None):
         """Train one epoch and validate: the epoch's row of the log, or None if a loss is not finite.
 
-        position: where in the epoch to begin, as a checkpoint has it: {epoch, batch, sums, seconds}.
+        position: where in the epoch to begin, as `position` makes it and a checkpoint has it.
         """
         task = self.task
         started = time.monotonic() - (position["seconds"] if position else 0.0)
@@ -75,6 +75,7 @@ class Trainer:
         if position:
             first = position["batch"]
             sums += torch.tensor(position["sums"], dtype=device.sum_dtype, device=device.torch)
+        task.gradient_norms.start(sums=position.get("gradient_norms") if position else None)
         task.batches.order.set_epoch(epoch, first)
         self.drawn = time.monotonic()
         for i, batch in enumerate(task.batches, start=first):
@@ -89,6 +90,9 @@ class Trainer:
             if last:
                 device.scaler.unscale_(optimizer)
                 task.adapt()
+                norm = task.gradient_norms.add()
+                if optim.clip_grad:
+                    task.gradient_norms.clip(norm, optim.clip_grad)
                 device.scaler.step(optimizer)
                 device.scaler.update()
                 optimizer.zero_grad(set_to_none=True)
@@ -101,7 +105,11 @@ class Trainer:
                 place = partial(self.position, epoch, i + 1, sums, time.monotonic() - started)
                 self.saver.after_step(place, epoch, (i + 1) / len(task.batches))
         means = (distributed.add(sums) / (len(task.batches) * distributed.size())).tolist()
-        return {**dict(zip(task.loss_names[: len(losses)], means)), "lr": lr}
+        return {
+            **dict(zip(task.loss_names[: len(losses)], means)),
+            "lr": lr,
+            "grad_norm": task.gradient_norms.means()[0],
+        }
 
     def draw(self, epoch, total, batches):
         """The mean loss beside the bar, at times: reading it waits for the device. False if one process alone reads that
@@ -120,7 +128,13 @@ class Trainer:
         batch: the next one. sums: of the losses so far, of this process; seconds: spent on the epoch so far.
         """
         sums = distributed.add(sums.clone()) / distributed.size()
-        return {"epoch": epoch, "batch": batch, "sums": sums.tolist(), "seconds": seconds}
+        return {
+            "epoch": epoch,
+            "batch": batch,
+            "sums": sums.tolist(),
+            "gradient_norms": self.task.gradient_norms.state(),
+            "seconds": seconds,
+        }
 
 
 class NoBar:

@@ -13,6 +13,7 @@ from ..probes.accuracy import outcome, percent
 
 N_DRAWN = 8  # validation images kept as pictures
 N_QUALITY = 64  # validation images that PSNR and SSIM are means over
+N_FLAT = 1024  # validation images whose activations say where norm layers are flat
 
 
 @torch.inference_mode()
@@ -160,6 +161,35 @@ def reconstruct(model, dataset, device, pixels, mask_ratio, batch_size=16, n=Non
     if not measured:
         return pictures, {}
     return pictures, {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim)), "quality_images": len(chosen)}
+
+
+@torch.inference_mode()
+def flat_shares(model, dataset, device, pixels, mask_ratio, layers, batch_size=64):
+    """{name: share of the activations that a norm layer reads at which it is flat} of masked images, an even choice of a data
+    set's. layers: {name: norm layer}, of which those that have a `flat` count."""
+    model.eval()
+    found = {name: 0.0 for name, layer in layers.items() if hasattr(layer, "flat")}
+    if not found:
+        return {}
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(N_FLAT, len(dataset))).round().astype(int))
+
+    def watch(name):
+        def add(layer, inputs):
+            found[name] = found[name] + layer.flat(inputs[0]) * (n / len(chosen))
+
+        return layers[name].register_forward_pre_hook(add)
+
+    hooks = [watch(name) for name in found]
+    try:
+        for start in range(0, len(chosen), batch_size):
+            batch = default_collate([dataset[int(i)] for i in chosen[start : start + batch_size]])
+            n = len(batch["images"])
+            with device.autocast():
+                model(pixels.normalize(batch["images"]), mask_ratio, batch["noise"].to(device.torch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return dict(zip(found, torch.stack(list(found.values())).tolist()))
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """What run_comparison.sh makes of what is typed, and what all drivers refuse before anything is trained."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -142,17 +143,18 @@ def test_a_method_has_the_options_of_the_table(tmp_path):
     shutil.copytree(KIT / "maekit", tmp_path / "maekit", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(DRIVER, tmp_path)
     table = tmp_path / "maekit/settings/methods.py"
-    text, row = table.read_text(), '"DynamicErf": Norm("derf", "#009E73", (0, (1, 1))'
+    text, row = table.read_text(), '"DynamicErf": Norm("derf", "#009E73", (0, (1, 1)), '
     assert row in text
-    table.write_text(text.replace(row, row + ', (Option("shift", "derf_shift", "shift", 0.0, "DynamicErf: shift"),)'))
+    own = '(Option("lift", "derf_lift", "lift", 0.0, "DynamicErf: lift"),)'
+    table.write_text(text.replace(f"{row}_POINT_WISE", row + own))
     for start in ([tmp_path / "run_comparison.sh"], [sys.executable, tmp_path / "maekit/drivers/windows.py"]):
-        typed = ["--dry_run", "--methods", "ln derf-shift0.3", "--derf_shift", "0.7", "--eval", "knn"]
+        typed = ["--dry_run", "--methods", "ln derf-lift0.3", "--derf_lift", "0.7", "--eval", "knn"]
         commands = [shlex.split(line) for line in run(*start, *typed, check=0).stdout.splitlines()]
         named = [c[-4:] if "DynamicErf" in c else c for c in commands]
-        assert named[1] == ["--derf_shift", "0.7", "--derf_shift", "0.3"] and len(commands) == 6
-        assert all(c[-2:] == ["--derf_shift", "0.3" if "DynamicErf" in c else "0.7"] for c in commands)
-        several = run(*start, "--dry_run", "--methods", "derf", "--derf_shift", "0 1", check=0).stdout
-        assert "DynamicErf-shift0.0/" in several and several.strip().endswith("--derf_shift 1.0")
+        assert named[1] == ["--derf_lift", "0.7", "--derf_lift", "0.3"] and len(commands) == 6
+        assert all(c[-2:] == ["--derf_lift", "0.3" if "DynamicErf" in c else "0.7"] for c in commands)
+        several = run(*start, "--dry_run", "--methods", "derf", "--derf_lift", "0 1", check=0).stdout
+        assert "DynamicErf-lift0.0/" in several and several.strip().endswith("--derf_lift 1.0")
 
 
 DRIVERS = {
@@ -279,4 +281,6 @@ def test_help_shows_the_drivers_and_the_runs_options():
 
 def test_the_lists_of_methods_in_the_banner_are_the_registry():
     banner = DRIVER.read_text().partition("set -euo")[0]
-    assert all(f"{name} ({norm.alias})" in banner for name, norm in methods.NORMS.items())
+    for name, norm in methods.NORMS.items():
+        named = f"{name} ({norm.alias})" if norm.alias not in (name.lower(), methods.NONE) else norm.alias
+        assert re.search(rf"{re.escape(named)}[,;]", banner), name

@@ -173,7 +173,7 @@ def dirty():
     numpy.random.seed(5)
     random.seed(5)
     errors.each_for_itself()
-    norms.FUSED["cuda"] = norms.FUSED["cpu"]
+    norms.FUSED["cuda"] = object()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
         for _ in range(2):

@@ -108,10 +108,12 @@ def extended(tmp_path_factory):
     copy, out = copy_kit(tmp_path_factory.mktemp("kit")), tmp_path_factory.mktemp("out")
     (copy / "maekit/probes/centroids.py").write_text(example("class Centroids(Probe)"), encoding="utf-8")
     for file, before, text in (
-        ("norms.py", "NORMS = {", example("class Softsign(_AffineNorm)") + "\n\n"),
-        ("norms.py", '    "LayerNorm": nn.LayerNorm', '    "Softsign": Softsign,\n'),
-        ("norms.py", '    "ln": "LayerNorm"', '    "soft": "Softsign",\n'),
-        ("maekit/settings/methods.py", '    "LayerNorm": Norm(', example('    "Softsign": Norm(')),
+        ("norms.py", '    "DynamicErf": ("erf(u)"', example('    "Rootsign": (')),
+        ("norms.py", "NORMS = {", example("class ScaleNorm(_AffineNorm)") + "\n\n"),
+        ("norms.py", '    "LayerNorm": nn.LayerNorm', '    "ScaleNorm": ScaleNorm,\n'),
+        ("norms.py", '    "ln": "LayerNorm"', '    "scale": "ScaleNorm",\n'),
+        ("maekit/settings/methods.py", '    "LayerNorm": Norm(', example('    "Rootsign": Norm(')),
+        ("maekit/settings/methods.py", '    "LayerNorm": Norm(', example('    "ScaleNorm": Norm(')),
         ("maekit/settings/probes.py", '    "knn": Probe(', example('    "centroids": Probe(')),
         ("maekit/runs/measures.py", '    Measure("images_per_s"', f"    {example('Measure(').strip()},\n"),
         ("maekit/training/trainer.py", '            "images_per_s": ', example('            "steps_per_s": ')),
@@ -119,30 +121,44 @@ def extended(tmp_path_factory):
         put(copy / file, before, text)
         assert text.strip().rstrip(",") in PAGE
     flags = ("--demo", "--epochs", "2", "--max_images", "64", "--num_workers", "0", "--mae_dir", "builtin")
-    flags += ("--probes", "frozen centroids", "--methods", "soft-alpha1.0", "--output_dir", out / "comparison")
+    flags += (
+        "--probes",
+        "frozen centroids",
+        "--methods",
+        "rootsign-alpha1.0 scale-init16.0",
+        "--output_dir",
+        out / "comparison",
+    )
     run("bash", copy / "run_comparison.sh", *flags, check=0)
     return copy, out / "comparison"
 
 
 def test_a_norm_is_added_as_it_says(extended):
-    """The class and its names in norms.py, and a row: the method is trained with its option, tabulated and drawn."""
+    """A function, and a class, and their rows: the methods are trained with their options, tabulated and drawn."""
     copy, out = extended
-    trained = RunFolder(out / "Softsign-alpha1.0/seed0")
-    assert files.read_json(trained.config)["identity"]["soft_alpha_init"] == 1.0
+    trained = RunFolder(out / "Rootsign-alpha1.0/seed0")
+    assert files.read_json(trained.config)["identity"]["dyt_alpha_init"] == 1.0
+    of_class = RunFolder(out / "ScaleNorm-init16.0/seed0")
+    assert files.read_json(of_class.config)["identity"]["scale_init"] == 16.0
     assert [0.5 < row["norm_alpha_mean"] < 1.5 for row in files.read_csv(trained.log)] == [True, True]  # the column
-    assert {row["model"] for row in files.read_csv(out / "comparison_table.csv")} == {"Softsign-alpha1.0"}
+    assert {row["model"] for row in files.read_csv(out / "comparison_table.csv")} == {
+        "Rootsign-alpha1.0",
+        "ScaleNorm-init16.0",
+    }
     assert (out / "loss_comparison.png").is_file() and (out / "alpha_dynamics.png").is_file()
-    assert "Softsign-alpha1.0" in (out / "report.html").read_text(encoding="utf-8")
+    assert "Rootsign-alpha1.0" in (out / "report.html").read_text(encoding="utf-8")
     spec = importlib.util.spec_from_file_location("norms_of_the_copy", copy / "norms.py")
     norms = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(norms)
-    assert len(list(norms.convert_norms(norms.nn.LayerNorm(4), "soft").parameters())) == 3
+    assert len(list(norms.convert_norms(norms.nn.LayerNorm(4), "scale").parameters())) == 1
+    rootsign = norms.convert_norms(norms.nn.LayerNorm(4), "rootsign").double()
+    assert torch.autograd.gradcheck(rootsign, (torch.randn(3, 4, dtype=torch.float64, requires_grad=True),))
 
 
 def test_a_probe_is_added_as_it_says(extended, tmp_path):
     """A file and a row: its accuracy is in the log, its state in the checkpoint, and the gap's analysis knows it."""
     copy, out = extended
-    trained = RunFolder(out / "Softsign-alpha1.0/seed0")
+    trained = RunFolder(out / "Rootsign-alpha1.0/seed0")
     assert all(0 <= row["centroid_accuracy"] <= 100 for row in files.read_csv(trained.log))
     state = torch.load(trained.checkpoint, weights_only=True)["probes"]["centroids"]
     assert state["sums"].shape == (10, 64) and state["sums"].abs().sum() > 0
@@ -163,18 +179,19 @@ def test_a_probe_is_added_as_it_says(extended, tmp_path):
 def test_a_column_is_added_as_it_says(extended):
     """A row and its value."""
     _, out = extended
-    rows = files.read_csv(out / "Softsign-alpha1.0/seed0/log.csv")
+    rows = files.read_csv(out / "Rootsign-alpha1.0/seed0/log.csv")
     assert all(row["steps_per_s"] == pytest.approx(row["images_per_s"] / 32) for row in rows)
-    (row,) = files.read_csv(out / "comparison_table.csv")
+    row = files.read_csv(out / "comparison_table.csv")[0]
+    assert row["model"] == "Rootsign-alpha1.0"
     assert row["steps_per_s"] == pytest.approx(rows[-1]["steps_per_s"])
 
 
 def test_a_flag_is_added_as_it_says(tmp_path):
     """In a copy of the kit: the page's row, and what follows from it."""
     copy = copy_kit(tmp_path)
-    row = example('Flag(\n    "clip_grad"').strip()
+    row = example('Flag("label_noise"').strip()
     put(copy / "maekit/settings/flags.py", '        Flag(\n            "epochs"', f"        {row},\n")
     help_text = run(sys.executable, copy / "train.py", "--help", check=0).stdout
-    assert "--clip_grad X" in help_text and "largest norm of a step's gradient" in " ".join(help_text.split())
-    result = run(sys.executable, copy / "train.py", "--demo", "--clip_grad", "-1", "--dry_run", check=2)
-    assert result.stderr.count("\n") == 1 and "--clip_grad -1.0: must be positive." in result.stderr
+    assert "--label_noise X" in help_text and "share of training labels that are wrong" in " ".join(help_text.split())
+    result = run(sys.executable, copy / "train.py", "--demo", "--label_noise", "1", "--dry_run", check=2)
+    assert result.stderr.count("\n") == 1 and "--label_noise 1.0: must be in [0, 1)." in result.stderr

@@ -352,7 +352,7 @@ def test_models_of_one_seed_differ_in_nothing_but_the_norm():
     def shared_parameters(name):
         torch.manual_seed(5)
         mae = norms.convert_norms(build_mae("mae_vit_demo_patch8", img_size=32), name)
-        of_norms = {n for n, m in mae.named_modules() if isinstance(m, tuple(norms.NORMS.values()))}
+        of_norms = {n for n, m in mae.named_modules() if isinstance(m, (*norms.NORMS.values(), norms.Scale))}
         return {n: p for n, p in mae.named_parameters() if n.rpartition(".")[0] not in of_norms}
 
     layer_norm = shared_parameters("LayerNorm")

@@ -17,7 +17,7 @@ from torchvision.models.convnext import CNBlockConfig
 import norms
 from tests.support import KIT
 
-DYNAMIC = [name for name in norms.NORMS if name != "LayerNorm"]
+DYNAMIC = [name for name in norms.NORMS if name not in ("LayerNorm", "NoNorm")]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,9 @@ def timm_models():
         "vit_tiny_patch16_224": timm.create_model("vit_tiny_patch16_224", img_size=64),
         "convnext_tiny": timm.create_model("convnext_tiny"),
     }
+
+
+WITHOUT_BIAS = ("RMSNorm", "BHyT")
 
 
 def norm_layers(model):
@@ -40,6 +43,10 @@ def test_timm_models_are_converted_whole(timm_models, model_name, name):
     n = len(norm_layers(model))
     layer_class = norms.NORMS[norms.ALIASES.get(name, name)]
     state = torch.get_rng_state()
+    if layer_class is norms.NoNorm and model_name == "convnext_tiny":
+        with pytest.raises(TypeError, match="ls1"):  # there is no place for the scale
+            norms.convert_norms(model, name)
+        return
     converted = norms.convert_norms(model, name)
     assert torch.equal(torch.get_rng_state(), state), "conversion drew random numbers"
     layers = norm_layers(converted)
@@ -49,7 +56,7 @@ def test_timm_models_are_converted_whole(timm_models, model_name, name):
         assert converted.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
 
 
-@pytest.mark.parametrize("name", norms.NORMS)
+@pytest.mark.parametrize("name", ["LayerNorm", *DYNAMIC])
 def test_channels_first_layers_of_torchvision_are_converted(name):
     model = torchvision.models.ConvNeXt([CNBlockConfig(8, 12, 1), CNBlockConfig(12, None, 1)], num_classes=5)
     n = len(norm_layers(model))
@@ -59,7 +66,10 @@ def test_channels_first_layers_of_torchvision_are_converted(name):
         assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 5)
 
 
-def small_timm_model(kind):
+def small_timm_model(kind, name):
+    """For a norm of a name, to which it can be converted."""
+    if kind == "convnext" and name == "NoNorm":
+        pytest.skip("has no place for the scale of a branch")
     if kind == "vit":
         return timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=5)
     return timm.create_model("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=5)
@@ -69,7 +79,7 @@ def small_timm_model(kind):
 @pytest.mark.parametrize("kind", ["vit", "convnext"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_conversion_keeps_the_dtype(kind, name, dtype):
-    model = norms.convert_norms(small_timm_model(kind).to(dtype), name)
+    model = norms.convert_norms(small_timm_model(kind, name).to(dtype), name)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype}
     with torch.no_grad():
         assert model(torch.randn(1, 3, 32, 32, dtype=dtype)).dtype == dtype
@@ -79,7 +89,7 @@ def test_conversion_keeps_the_dtype(kind, name, dtype):
 @pytest.mark.parametrize("kind", ["vit", "convnext"])
 def test_conversion_keeps_the_device(kind, name):
     with torch.device("meta"):  # a device other than the default one that every machine has
-        model = small_timm_model(kind)
+        model = small_timm_model(kind, name)
     norms.convert_norms(model, name)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
 
@@ -97,7 +107,7 @@ def test_layers_without_weight_or_bias_stay_without(name):
     norms.convert_norms(model, name)
     assert model[0].weight is None and model[0].bias is None
     assert model[1].weight is not None and model[1].bias is None
-    assert model[2].weight is not None and (model[2].bias is None) == (name == "RMSNorm")
+    assert model[2].weight is not None and (model[2].bias is None) == (name in WITHOUT_BIAS)
     assert model(torch.randn(2, 3)).shape == (2, 3)
 
 
@@ -154,6 +164,27 @@ def test_conversion_hands_options_to_every_layer():
         assert layer.alpha_base.item() == pytest.approx(0.8)
         assert layer.alpha.item() == pytest.approx(0.9)  # 0.8 * 1.2, clipped
     assert norms.convert_norms(nn.LayerNorm(3), "dyt", alpha_init=2.0).alpha.item() == 2.0
+
+
+def test_branches_without_norms_begin_at_0_and_their_scale_is_trained():
+    model = norms.convert_norms(small_timm_model("vit", "NoNorm"), "none")
+    x = torch.randn(2, 5, 192)
+    block = model.blocks[0]
+    assert torch.equal(block(x), x) and not any(isinstance(m, nn.LayerNorm) for m in model.modules())
+    assert {name for name, _ in block.named_parameters() if "ls" in name} == {"ls1.scale", "ls2.scale"}
+    block(x).square().sum().backward()
+    assert block.ls1.scale.grad.abs() > 0 and block.attn.qkv.weight.grad.abs().sum() == 0
+    with torch.no_grad():
+        block.ls1.scale.fill_(0.5)
+        assert torch.allclose(block(x), x + 0.5 * block.attn(x))
+
+
+def test_alpha_in_front_of_attention_can_be_another_one():
+    model = norms.convert_norms(small_timm_model("vit", "derf"), "derf", alpha_init=0.3, alpha_before_attention=0.8)
+    found = {name: round(m.alpha.item(), 6) for name, m in model.named_modules() if isinstance(m, norms.DynamicErf)}
+    assert found == {"blocks.0.norm1": 0.8, "blocks.0.norm2": 0.3, "norm": 0.3}
+    with pytest.raises(TypeError, match="alpha_init"):
+        norms.convert_norms(small_timm_model("vit", "rms"), "rms", alpha_before_attention=0.8)
 
 
 @pytest.mark.parametrize("name", ["BatchNorm", "layernorm", ""])

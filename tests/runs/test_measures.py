@@ -51,7 +51,9 @@ def test_a_column_that_the_table_does_not_have_is_an_error_that_names_it(tmp_pat
 
 def test_what_is_measured_once_may_come_with_an_epoch_and_is_in_no_row(tmp_path):
     record = Record(RunFolder(tmp_path), measures.LOG_COLUMNS, HEAD)
-    record.add(epoch(flat_colour=0.9, smooth_colour=None), [("norm", 0.7, None)], "running")
+    record.add(
+        epoch(flat_colour=0.9, smooth_colour=None), [{"layer": "norm", "alpha": 0.7, "saturated": None}], "running"
+    )
     assert list(record.log[0]) == list(measures.LOG_COLUMNS) and record.log[0]["norm_alpha_mean"] == 0.7
 
 

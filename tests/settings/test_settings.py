@@ -27,7 +27,10 @@ def test_defaults_are_those_of_the_original_scripts():
     assert settled.data.imagenet_dir == "ILSVRC" and settled.seed == 0 and settled.norm.name == "LayerNorm"
     adaptive = resolved("--norm", "adyt").norm
     assert adaptive.options == {"lam": 0.1, "smooth": 0.9, "alpha_min": 0.1, "alpha_max": 2.0}
-    assert resolved("--norm", "dyt").norm.options == {"alpha_init": 0.5}
+    plain = {"alpha_init": 0.5, "alpha_before_attention": None}
+    assert resolved("--norm", "dyt").norm.arguments == {**plain, "shift_init": None}
+    assert resolved("--norm", "derf").norm.arguments == {**plain, "shift_init": 0.0}
+    assert resolved("--norm", "derf", "--dyt_shift_init", "none").norm.arguments == {**plain, "shift_init": None}
 
 
 def test_the_rate_follows_the_effective_batch_unless_typed():
@@ -90,6 +93,8 @@ ANOTHER = {  # flag: a value that makes another run of a pre-training, and what 
     "task": ("linprobe", ["--init", "untrained"]),
     "norm": ("RMSNorm", []),
     "dyt_alpha_init": (0.7, ["--norm", "dyt"]),
+    "dyt_alpha_attn": (0.7, ["--norm", "derf"]),
+    "dyt_shift_init": (0.1, ["--norm", "dyt"]),
     "adyt_lambda": (0.2, ["--norm", "adyt"]),
     "adyt_smooth": (0.8, ["--norm", "adyt"]),
     "adyt_alpha_min": (0.2, ["--norm", "adyt"]),
@@ -109,6 +114,8 @@ ANOTHER = {  # flag: a value that makes another run of a pre-training, and what 
     "min_lr": (1e-5, []),
     "warmup_epochs": (3.0, []),
     "weight_decay": (0.1, []),
+    "clip_grad": (1.0, []),
+    "ema": (0.99, []),
     "alpha": (0.5, []),
     "probes": ("frozen", []),
     "eval_every": (2, ["--probes", "knn"]),

@@ -75,6 +75,9 @@ def fabricated(method, seed, val, *, norm=None, seconds=2.0, layers=(), status="
         "method": method,
         "config": {"identity": identity},
         "log": log,
+        "rate": None,
+        "size": None,
+        "norm_layers": alphas,
         "norm_alpha": alphas,
         "summary": status and {"seed": seed, "status": status, "val_mse": val[-1], **dict(measured)},
     }

@@ -108,9 +108,11 @@ def test_fine_tuning_trains_every_weight_of_every_norm_and_adapts(norm, pretrain
     assert before.keys() == after.keys()
     assert [name for name in before if torch.equal(before[name], after[name])] == []
     (row,) = losses(tmp_path)
-    assert row["val_loss"] < math.log(CLASSES) - 0.01 and row["train_loss"] < math.log(CLASSES) + 0.01
-    assert (row["norm_alpha_mean"] is not None) == ("Dynamic" in norm)
-    assert checkpoint.norm_of(after) == norm == summary(tmp_path)["model"]
+    learned = 0.005 if norm in ("BHyT", "NoNorm") else 0.01  # blocks that begin as little or nothing
+    assert row["val_loss"] < math.log(CLASSES) - learned and row["train_loss"] < math.log(CLASSES) + 0.01
+    assert (row["norm_alpha_mean"] is not None) == (norm not in ("LayerNorm", "RMSNorm", "NoNorm"))
+    known = checkpoint.norm_of(after, state(tmp_path)["args"])
+    assert known == norm == summary(tmp_path)["model"]
     adapted = len([name for name in after if name.endswith("grad_norm_smoothed")])
     assert adapted == (2 * DEPTH + 1 if norm == "AdaptiveDynamicTanh" else 0)
 

@@ -1,0 +1,166 @@
+"""Every method at its best learning rate, chosen on some seeds and reported on others, and all at one common rate."""
+
+import math
+import re
+
+from .. import stats
+from ..runs.status import DIVERGED, FINISHED
+from ..settings.spelling import spell
+from . import findings
+
+_RATE, _SIZE = re.compile(r"lr(\d+\.?\d*)"), re.compile(r"n(\d+|all)")
+
+
+def place_in_grid(run, root):
+    """Give a run below `root` the "rate" and "size" that folders in between are named after by run_comparison.sh; None where
+    none is.
+
+    size: number of training images, inf for all of them.
+    """
+    run["rate"] = run["size"] = None
+    for folder in run["path"].relative_to(root).parts[:-1]:
+        if found := _RATE.fullmatch(folder):
+            run["rate"] = float(found[1])
+        elif found := _SIZE.fullmatch(folder):
+            run["size"] = math.inf if found[1] == "all" else int(found[1])
+
+
+def final_loss(run):
+    """Validation loss that a run ended with, inf if it diverged, None if it has not ended."""
+    if not run["summary"]:
+        return None
+    if run["summary"]["status"] == DIVERGED:
+        return math.inf
+    return run["log"][-1]["val_mse"] if run["log"] and run["summary"]["status"] == FINISHED else None
+
+
+class Rates:
+    """The choice of a rate for every method and number of images.
+
+    found: runs in a grid of rates; those of select_seeds choose and are left out of what is reported, all choose where there
+    are none. Best is the least final validation loss, mean over the seeds that have ended at every rate; a rate at which
+    one of them diverged is out. `chosen` is {(method, size): rate}; `lost` the (method, size) whose rates are all out, with
+    the lowest; what has no seed that ended at every rate is in neither. `common` is {size: the reference's rate}.
+    """
+
+    def __init__(self, found, select_seeds, reference):
+        self.select, self.reference = frozenset(select_seeds), reference
+        self.chosen, self.lost, losses = {}, {}, {}
+        for run in found:
+            if not self.select or _seed(run) in self.select:
+                by_rate = losses.setdefault((run["method"], run["size"]), {})
+                by_rate.setdefault(run["rate"], {})[_seed(run)] = final_loss(run)
+        for of, by_rate in losses.items():
+            ended = [{seed for seed, loss in seeds.items() if loss is not None} for seeds in by_rate.values()]
+            if alike := set.intersection(*ended):
+                means = {rate: math.fsum(seeds[s] for s in alike) / len(alike) for rate, seeds in by_rate.items()}
+                best = min(means, key=lambda rate: (means[rate], rate))
+                (self.chosen if math.isfinite(means[best]) else self.lost)[of] = best
+        self.common = {size: rate for (method, size), rate in self.chosen.items() if method == reference}
+
+    def reported(self, found):
+        """Those runs that are not of seeds that chose."""
+        return [run for run in found if _seed(run) not in self.select]
+
+    def at_best(self, found):
+        """The runs of each method at its own rate, of one that diverged at all at the lowest."""
+        own = self.lost | self.chosen
+        return [r for r in self.reported(found) if r["rate"] == own.get((r["method"], r["size"]), math.nan)]
+
+    def at_common(self, found):
+        """The runs of all methods at the reference's rate; none without one."""
+        return [run for run in self.reported(found) if run["rate"] == self.common.get(run["size"], math.nan)]
+
+
+def describe(found, rates):
+    """What comparison_statistics.json says of the rates of runs of one size.
+
+    Returns {"selected_on": seeds that chose alone, [] if all did; "reference"; "common": its rate, None without one;
+    "methods": {method: {"chosen": rate or None, "lost": whether a run diverged at every rate, "curve": {rate:
+    stats.t_interval of the final validation losses of all seeds, "diverged": how many are not in it}}};
+    "at_best", "at_common": {method: stats.paired to the reference}}.
+    """
+    size = found[0]["size"]
+    names = list(dict.fromkeys(run["method"] for run in found))
+    known = {
+        "selected_on": sorted(rates.select),
+        "reference": rates.reference if rates.reference in names else None,
+        "common": rates.common.get(size),
+        "methods": {},
+    }
+    for m in names:
+        choice = {"chosen": rates.chosen.get((m, size)), "lost": (m, size) in rates.lost}
+        known["methods"][m] = {**choice, "curve": _curve(found, m)}
+    for name, runs in (("at_best", rates.at_best(found)), ("at_common", rates.at_common(found))):
+        losses = {m: _by_seed(runs, m) for m in names}
+        reference = losses.get(rates.reference, {})
+        known[name] = {m: stats.paired(losses[m], reference) for m in names if m != rates.reference}
+    return {**known, "sentences": sentences(known)}
+
+
+def _curve(found, method):
+    by_rate = {}
+    for run in found:
+        if run["method"] == method and (loss := final_loss(run)) is not None:
+            by_rate.setdefault(run["rate"], []).append(loss)
+    curve = {}
+    for rate in sorted(by_rate):
+        finite = [loss for loss in by_rate[rate] if math.isfinite(loss)]
+        nothing = {"mean": None, "low": None, "high": None, "n": 0, "note": "all diverged"}
+        known = stats.t_interval(finite) if finite else nothing
+        curve[spell(rate)] = {**known, "diverged": len(by_rate[rate]) - len(finite)}
+    return curve
+
+
+def sentences(known):
+    """What the numbers say, a sentence or two on each method, then on the choice itself."""
+    said = []
+    for method, of in known["methods"].items():
+        curve, chosen = of["curve"], of["chosen"]
+        lost = [rate for rate, at in curve.items() if at["diverged"]]
+        if chosen is None:
+            why = (
+                f"at every one of {', '.join(curve)} a run diverged"
+                if of["lost"]
+                else "no seed has ended at all of them"
+            )
+            said.append(f"{method} has no best rate: {why}.")
+            continue
+        text = f"{method} is best at a rate of {spell(chosen)}"
+        rates = list(curve)
+        if len(rates) > 1 and spell(chosen) in (rates[0], rates[-1]):
+            end = "lowest" if spell(chosen) == rates[0] else "highest"
+            text += f", the {end} that was tried, so one beyond it may be better"
+        text += f"; it diverged at {' and '.join(lost)}." if lost else "."
+        said.append(text)
+        said += _at_common(method, known)
+    said.append(_on_choice(known))
+    return said
+
+
+def _at_common(method, known):
+    """The difference at the reference's rate, where the method's own is another one."""
+    reference, common = known["reference"], known["common"]
+    if common is None or method not in known["at_common"] or known["methods"][method]["chosen"] == common:
+        return []
+    return [f"Both at {spell(common)}: {findings.on_difference(method, reference, known['at_common'][method])}"]
+
+
+def _on_choice(known):
+    if known["selected_on"]:
+        seeds = ", ".join(map(str, known["selected_on"]))
+        of = f"seed{'s' * (len(known['selected_on']) > 1)} {seeds}"
+        return f"Rates were chosen on {of}; differences are of the other seeds, losses over rates of all."
+    return (
+        "Rates were chosen on the seeds that they are reported on, which makes all methods look better than they are, those "
+        "whose losses vary more most of all; --select_seeds chooses on others."
+    )
+
+
+def _by_seed(runs, method):
+    found = {_seed(run): final_loss(run) for run in runs if run["method"] == method}
+    return {seed: loss for seed, loss in found.items() if loss is not None and math.isfinite(loss)}
+
+
+def _seed(run):
+    return run["config"]["identity"]["seed"]

@@ -1,0 +1,209 @@
+"""Every method at its best learning rate, and over numbers of training images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maekit.analysis import comparison, grid_figures, rates, sizes
+from maekit.analysis.swept import Swept
+from maekit.errors import InputError
+from tests.support.runs import fabricated
+
+
+def in_grid(method, seed, rate, last, *, size=None, status="finished"):
+    """A run of a grid that ended with a loss, as comparison.load gives it."""
+    run = fabricated(method, seed, [1.0, last], lr=rate, status=status)
+    parts = [method, *([f"n{size}"] if size else []), *([f"lr{rate}"] if rate else []), f"seed{seed}"]
+    run["path"] = Path("out", *parts)
+    run["config"]["data"] = {"train_images": 9469}
+    rates.place_in_grid(run, Path("out"))
+    return run
+
+
+LOSSES = {  # of seed 0, which chooses, and of seeds 1, 2, 3
+    ("LayerNorm", 0.001): (0.40, 0.41, 0.42, 0.43),
+    ("LayerNorm", 0.002): (0.38, 0.40, 0.41, 0.42),
+    ("LayerNorm", 0.004): (0.39, 0.30, 0.30, 0.30),  # the best of those that do not choose
+    ("DynamicTanh", 0.001): (0.41, 0.42, 0.43, 0.45),
+    ("DynamicTanh", 0.002): (0.45, 0.46, 0.46, 0.47),
+    ("DynamicTanh", 0.004): (0.20, 0.50, 0.51, 0.52),  # diverged with the seed that chooses
+    ("NoNorm", 0.001): (9.0, 9.0, 9.0, 9.0),
+    ("NoNorm", 0.002): (9.0, 9.0, 9.0, 9.0),
+    ("NoNorm", 0.004): (9.0, 9.0, 9.0, 9.0),
+}
+
+
+@pytest.fixture
+def found():
+    diverges = {("DynamicTanh", 0.004, 0)} | {("NoNorm", rate, s) for rate in (0.001, 0.002, 0.004) for s in range(4)}
+    return [
+        in_grid(m, seed, rate, loss, status="diverged" if (m, rate, seed) in diverges else "finished")
+        for (m, rate), of in LOSSES.items()
+        for seed, loss in enumerate(of)
+    ]
+
+
+def test_rates_are_chosen_on_some_seeds_and_reported_on_the_others(found):
+    grid = Swept(found, "LayerNorm", "0")
+    of_main = {run["method"]: run["rate"] for run in grid.main}
+    assert of_main == {"LayerNorm": 0.002, "DynamicTanh": 0.001, "NoNorm": 0.001}  # the last to be seen diverge
+    assert {run["config"]["identity"]["seed"] for run in grid.main} == {1, 2, 3}
+    known = grid.rates
+    assert known["selected_on"] == [0] and known["common"] == 0.002
+    assert {m: of["chosen"] for m, of in known["methods"].items()} == {
+        "LayerNorm": 0.002,
+        "DynamicTanh": 0.001,
+        "NoNorm": None,
+    }
+    assert known["at_best"]["DynamicTanh"]["differences"] == pytest.approx({1: 0.02, 2: 0.02, 3: 0.03})
+    assert known["at_common"]["DynamicTanh"]["differences"] == pytest.approx({1: 0.06, 2: 0.05, 3: 0.05})
+    assert known["at_best"]["NoNorm"]["n"] == 0
+    curve = known["methods"]["DynamicTanh"]["curve"]
+    assert curve["0.001"]["mean"] == pytest.approx((0.41 + 0.42 + 0.43 + 0.45) / 4) and curve["0.001"]["diverged"] == 0
+    assert curve["0.004"]["n"] == 3 and curve["0.004"]["diverged"] == 1
+    assert known["methods"]["NoNorm"]["curve"]["0.002"] == {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "note": "all diverged",
+        "diverged": 4,
+    }
+
+
+def test_a_rate_at_which_a_method_diverged_is_lost_and_said(found):
+    said = " ".join(Swept(found, "LayerNorm", "0").sentences())
+    assert "DynamicTanh is best at a rate of 0.001, the lowest that was tried, so one beyond it may be better" in said
+    assert "it diverged at 0.004." in said
+    assert "NoNorm has no best rate: at every one of 0.001, 0.002, 0.004 a run diverged." in said
+    assert "LayerNorm is best at a rate of 0.002. " in said
+    assert "Both at 0.002: DynamicTanh ended 0.05" in said and "Rates were chosen on seed 0; " in said
+
+
+def test_without_seeds_of_their_own_all_choose_and_the_page_says_what_that_does(found):
+    grid = Swept(found, "LayerNorm", "")
+    assert {run["method"]: run["rate"] for run in grid.main} == {
+        "LayerNorm": 0.004,
+        "DynamicTanh": 0.001,
+        "NoNorm": 0.001,
+    }
+    assert {run["config"]["identity"]["seed"] for run in grid.main} == {0, 1, 2, 3}
+    assert "makes all methods look better than they are" in grid.sentences()[-1]
+
+
+def test_a_choice_on_other_seeds_does_not_flatter():
+    """Five rates that are equally good: on the seeds that chose the chosen one looks better than it is, on others not."""
+    rng, flattered, fair = np.random.default_rng(0), [], []
+    for _ in range(200):
+        found = [
+            in_grid("LayerNorm", seed, 0.001 * k, 0.4 + rng.normal(0, 0.01)) for k in range(1, 6) for seed in range(4)
+        ]
+        for seeds, losses in (("", flattered), ("0", fair)):
+            losses.append(np.mean([rates.final_loss(run) for run in Swept(found, "LayerNorm", seeds).main]))
+    assert np.mean(flattered) < 0.4 - 0.004
+    assert abs(np.mean(fair) - 0.4) < 0.0015
+
+
+def test_what_cannot_be_chosen_is_one_line(found):
+    with pytest.raises(InputError, match="no seed of --select_seeds 7 has ended at all rates"):
+        Swept(found, "LayerNorm", "7")
+    with pytest.raises(InputError, match="no run of another seed is there"):
+        Swept([run for run in found if run["config"]["identity"]["seed"] == 0], "LayerNorm", "0")
+    with pytest.raises(InputError, match="--select_seeds x: must be whole numbers"):
+        Swept(found, "LayerNorm", "x")
+    with pytest.raises(InputError, match="no runs at several rates"):
+        Swept([in_grid("LayerNorm", 0, None, 0.4)], "LayerNorm", "0")
+
+
+def test_one_run_a_rate_and_number_of_images_is_none_twice(found):
+    kept, said = comparison.without_repeats(found)
+    assert kept == found and said == []
+    again = in_grid("LayerNorm", 0, 0.001, 0.4)
+    kept, said = comparison.without_repeats([*found, again])
+    assert len(kept) == len(found) and len(said) == 1
+
+
+def test_differences_over_the_number_of_images_are_paired_at_each():
+    gains = {200: -0.03, 1000: 0.0, "all": 0.05}  # of DynamicTanh: better on few images, worse on many
+    found = []
+    for size, gain in gains.items():
+        for seed, noise in enumerate((0.0, 0.02, 0.05)):
+            found.append(in_grid("LayerNorm", seed, None, 0.4 + noise, size=size))
+            found.append(in_grid("DynamicTanh", seed, None, 0.4 + noise + gain + 0.001 * seed, size=size))
+    grid = Swept(found, "LayerNorm", "")
+    assert {run["size"] for run in grid.main} == {float("inf")} and len(grid.main) == 6
+    assert grid.sizes["images"] == {"200": 200, "1000": 1000, "all": 9469}
+    for size, gain in gains.items():
+        assert grid.sizes["differences"]["DynamicTanh"][str(size)]["mean"] == pytest.approx(gain + 0.001)
+    said = " ".join(grid.sentences())
+    assert "With 200 images DynamicTanh ended 0.029" in said and "With 9,469 images DynamicTanh ended 0.051" in said
+
+
+def test_rates_are_chosen_anew_on_every_number_of_images():
+    found = []
+    for size, better in ((200, 0.001), (1000, 0.004)):
+        for rate in (0.001, 0.004):
+            for seed in range(3):
+                found.append(in_grid("LayerNorm", seed, rate, 0.4 if rate == better else 0.5, size=size))
+    grid = Swept(found, "LayerNorm", "")
+    assert {run["rate"] for run in grid.main} == {0.004} and {run["size"] for run in grid.main} == {1000}
+    assert grid.rates["common"] == 0.004 and sizes.spelled(200) == "200"
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_curve_rings_the_rate_chosen_and_crosses_where_a_run_diverged(found, narrow):
+    figure = grid_figures.rate_curve(Swept(found, "LayerNorm", "0").rates, narrow=narrow)
+    (ax,) = figure.axes
+    rings = [line for line in ax.lines if line.get_markersize() == 9]
+    assert sorted(float(line.get_xdata()[0]) for line in rings) == pytest.approx([0.001, 0.002], rel=0.03)
+    crosses = [line for line in ax.lines if line.get_marker() == "x"]
+    assert sorted(float(line.get_xdata()[0]) for line in crosses) == pytest.approx(
+        [0.001, 0.002, 0.004, 0.004], rel=0.03
+    )
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0.001", "0.002", "0.004"]
+
+
+def test_rates_are_compared_on_the_seeds_that_ended_at_all_of_them():
+    """0.004 has ended with the easier of two seeds alone."""
+    found = [
+        in_grid("LayerNorm", 0, 0.001, 0.30),
+        in_grid("LayerNorm", 1, 0.001, 0.50),
+        in_grid("LayerNorm", 0, 0.004, 0.35),
+    ]
+    running = in_grid("LayerNorm", 1, 0.004, 0.9, status=None)
+    assert Swept([*found, running], "LayerNorm", "").rates["common"] == 0.001
+    none_yet = [
+        in_grid("DynamicTanh", s, r, 0.4, status=None if r > 0.002 else "finished")
+        for s in (0, 1)
+        for r in (0.001, 0.004)
+    ]
+    said = " ".join(Swept([*found, *none_yet], "LayerNorm", "").sentences())
+    assert "DynamicTanh has no best rate: no seed has ended at all of them." in said
+
+
+def test_random_weights_are_evaluated_beside_the_first_rate_and_shown_beside_the_best():
+    found = [in_grid("LayerNorm", 0, rate, loss) for rate, loss in ((0.001, 0.5), (0.004, 0.4))]
+    evaluations = []
+    for rate, name, init in ((0.001, "knn", "a"), (0.001, "untrained_knn", None), (0.004, "knn", "b")):
+        run = in_grid("LayerNorm", 0, rate, 0.0)
+        run["path"] = run["path"] / name
+        run["config"]["identity"]["init"] = init
+        evaluations.append(run)
+    best = Path("out/LayerNorm/lr0.004/seed0")
+    kept = Swept(found, "LayerNorm", "").evaluations(evaluations)
+    assert [(run["path"].name, run["of"]) for run in kept] == [("untrained_knn", best), ("knn", best)]
+
+
+def test_runs_of_no_grid_beside_it_are_left_out_and_counted(found):
+    grid = Swept([*found, in_grid("LayerNorm", 1, None, 0.1)], "LayerNorm", "0")
+    assert all(run["rate"] is not None for run in grid.main) and grid.notices[0].startswith(
+        "1 runs that are of no grid of --lrs"
+    )
+
+
+def test_folders_above_the_comparison_s_are_not_of_its_grid():
+    run = fabricated("LayerNorm", 0, [1.0, 0.4])
+    run["path"] = Path("results/n100/lr0.001/LayerNorm/seed0")
+    rates.place_in_grid(run, Path("results/n100/lr0.001"))
+    assert run["rate"] is None and run["size"] is None
