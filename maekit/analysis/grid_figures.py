@@ -20,7 +20,8 @@ def rate_curve(known, narrow=False):
     look = looks(methods)
     means = [at["mean"] for of in known["methods"].values() for at in of["curve"].values() if at["mean"] is not None]
     top = max(means, default=1.0) + 0.08 * (max(means, default=1.0) - min(means, default=0.0) or 1.0)
-    for method, shift in zip(methods, _side_by_side(methods)):
+    ticks = sorted({float(rate) for of in known["methods"].values() for rate in of["curve"]})
+    for method, shift in zip(methods, _side_by_side(methods, ticks)):
         curve, (colour, style) = known["methods"][method]["curve"], look[method]
         ended = {float(rate): at for rate, at in curve.items() if at["n"]}
         places, line = [rate * shift for rate in ended], {"color": colour, "linestyle": style}
@@ -37,7 +38,6 @@ def rate_curve(known, narrow=False):
             ring = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.5}
             ax.plot(chosen * shift, ended[chosen]["mean"], "o", **ring)
     ax.set_xscale("log")
-    ticks = sorted({float(rate) for of in known["methods"].values() for rate in of["curve"]})
     ax.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     ax.set_xticks([], minor=True)
     ax.set_xlabel(MEASURES["lr"].label)
@@ -53,9 +53,11 @@ def rate_curve(known, narrow=False):
     return figure
 
 
-def _side_by_side(methods):
-    """Factors on places of a logarithmic axis, so that intervals of methods do not cover each other."""
-    return [1 + 0.02 * (i - (len(methods) - 1) / 2) for i in range(len(methods))]
+def _side_by_side(methods, ticks):
+    """Factors on places of a logarithmic axis from the first to the last tick, so that intervals of methods do not cover each
+    other: a hundredth of the axis apart."""
+    apart = (max(ticks) / min(ticks)) ** 0.01 if len(ticks) > 1 else 1.01
+    return [apart ** (i - (len(methods) - 1) / 2) for i in range(len(methods))]
 
 
 @styled
@@ -67,7 +69,7 @@ def difference_over_images(known, reference, narrow=False):
     ax.axhline(0, color=GREY, linewidth=1)
     methods = in_order(known["differences"])
     look, images = looks([reference, *methods]), known["images"]
-    for method, shift in zip(methods, _side_by_side(methods)):
+    for method, shift in zip(methods, _side_by_side(methods, images.values())):
         colour, style = look[method]
         by_size = {images[size] * shift: of for size, of in known["differences"][method].items() if of["n"]}
         ax.plot(by_size.keys(), [of["mean"] for of in by_size.values()], color=colour, linestyle=style)
