@@ -43,7 +43,7 @@ def write(root, reference=findings.REFERENCE, select_seeds=""):
         raise InputError(f"--output_dir {root}: no run with a finished epoch in it. Run the comparison first.")
 
     reference = known_reference(found, reference)
-    grid = Swept(found, reference, select_seeds)
+    grid, tried = Swept(found, reference, select_seeds), [*found, *evaluations]
     found, evaluations = grid.main, grid.evaluations(evaluations)
     from . import comparison_report, figures, report
 
@@ -71,7 +71,7 @@ def write(root, reference=findings.REFERENCE, select_seeds=""):
     for notice in notices:
         print(f"note: {notice}")
     plot, unequal = report.plot("losses", logs, table), any(unequal_settings(found))
-    shown = {"notices": notices, "unequal": unequal, "drawn": draw, "pictures": pictures, "plot": plot}
+    shown = {"notices": notices, "unequal": unequal, "drawn": draw, "pictures": pictures, "plot": plot, "tried": tried}
     report.write(root / "report.html", comparison_report.page(root, found, evaluations, table, known, **shown))
     print(f"written to {root}: report.html, comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
 

@@ -65,14 +65,14 @@ CAPTIONS = {  # {reference}: the method that the others are held against
 PLOT_CAPTION = "A line is a run. Click a method to hide it, double-click it to show it alone, drag to zoom."
 
 
-def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pictures, plot):
+def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pictures, plot, tried):
     """The page as report.write takes it.
 
     found, evaluations: runs of comparison.load; table: a row for each of found; known: findings.describe; notices:
     sentences; unequal: whether the runs differ in more than their method; drawn: names of figures; pictures: {method:
-    arrays}; plot: plots.losses, or a sentence on why there is none.
+    arrays}; plot: plots.losses, or a sentence on why there is none; tried: all runs, at other rates and numbers of images too.
     """
-    everything = [*found, *evaluations]
+    others = len(tried) - len(found) - len(evaluations)
     own_rate = " and its learning rate" if known.get("rates") else ""
     shown = report.reconstructions(pictures)
     if shown:
@@ -84,13 +84,14 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
         "title": f"Norm comparison: {', '.join(dict.fromkeys(run['method'] for run in found))}",
         "about": f"{len(found)} pre-training run{'s' * (len(found) != 1)} of a masked autoencoder"
         + (f" and {len(evaluations)} evaluations" if evaluations else "")
+        + (f", and {others} more, at other rates, of seeds that choose or with fewer images" if others else "")
         + ("." if unequal else f". Pre-training runs of one seed differ in the normalisation layer{own_rate} alone."),
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "findings": known["sentences"],
         "notes": notices,
         "problems": [
             {"run": name_of(folder, root), "link": report.link(folder, root), "status": status, "text": text}
-            for folder, status, text in provenance.problems(root, everything)
+            for folder, status, text in provenance.problems(root, tried)
         ],
         "tables": [
             methods_table(table, known),

@@ -1,5 +1,6 @@
 """Every method at its best learning rate, and over numbers of training images."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from maekit.analysis import comparison, grid_figures, rates, sizes
 from maekit.analysis.swept import Swept
 from maekit.errors import InputError
-from tests.support.runs import fabricated
+from tests.support import train_here
+from tests.support.runs import QUICK, fabricated
 
 
 def in_grid(method, seed, rate, last, *, size=None, status="finished"):
@@ -207,3 +209,19 @@ def test_folders_above_the_comparison_s_are_not_of_its_grid():
     run["path"] = Path("results/n100/lr0.001/LayerNorm/seed0")
     rates.place_in_grid(run, Path("results/n100/lr0.001"))
     assert run["rate"] is None and run["size"] is None
+
+
+@pytest.mark.slow
+def test_the_page_names_what_diverged_at_another_rate_than_the_chosen(tmp_path):
+    for rate in ("0.001", "1000.0"):
+        for seed in ("0", "1"):
+            folder = tmp_path / "LayerNorm" / f"lr{rate}" / f"seed{seed}"
+            train_here(*QUICK, "--lr", rate, "--seed", seed, "--output_dir", folder, check=0)
+    comparison.write(tmp_path, select_seeds="0")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1 pre-training run of a masked autoencoder, and 3 more, at other rates" in page
+    assert "none diverged" not in page
+    for seed in ("0", "1"):
+        assert f'<b>diverged</b> <a href="LayerNorm/lr1000.0/seed{seed}' in page
+    known = json.loads((tmp_path / "comparison_statistics.json").read_text())["rates"]["methods"]["LayerNorm"]
+    assert (known["chosen"], known["curve"]["1000.0"]["diverged"]) == (0.001, 2)
