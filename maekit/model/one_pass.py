@@ -128,7 +128,9 @@ def _point_wise_on_cpu(texts):
         value, slope, inner, outer, offset = _quickest(texts, dtype)
         values, n_others = compiled(dtype, value, slope)
         alpha, shift = (p if p is None else p.to(dtype) * inner for p in (alpha, shift))
-        by = float(alpha) or 1.0  # at alpha 0 the gradient of u itself
+        by = float(alpha)
+        tiny = abs(by) < 1e-12  # then the gradient of u itself, of which alpha's is a sum
+        by = 1.0 if tiny else by
         scaled = weight.to(dtype) * (outer * by)
         d_weight, d_bias = torch.zeros(2, rows.shape[1], dtype=dtype)
         d_alpha, d_shift = torch.zeros(2, dtype=torch.float64)
@@ -150,8 +152,8 @@ def _point_wise_on_cpu(texts):
             d_alpha += torch.dot(d.view(-1), x.view(-1))
             if shift is not None:
                 d_shift += d.sum()
-        if alpha == 0:
-            dx.zero_()
+        if tiny:
+            dx.mul_(alpha)
         by /= inner
         return dx, d_alpha / by, None if shift is None else d_shift / by, d_weight, d_bias
 

@@ -66,6 +66,20 @@ def test_one_pass_gives_the_numbers_of_the_formula(name, shape, monkeypatch):
                 assert distance(ours, plain) < tolerance
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1e-30, -1e-3])
+@pytest.mark.parametrize("name", ["DynamicTanh", "DynamicErf", "Softsign"])
+def test_an_alpha_of_next_to_nothing_has_its_gradient(name, alpha, monkeypatch):
+    torch.manual_seed(1)
+    layer, x, grad = layer_of(name, 48), *torch.randn(2, 7, 48)
+    with torch.no_grad():
+        layer.alpha.fill_(alpha)
+    place = 2 + [name for name, _ in layer.named_parameters()].index("alpha")
+    ours, plain = forward_and_gradients(layer, x, grad), by_formula(monkeypatch, layer, x, grad)
+    for found, expected in ((ours[1], plain[1]), (ours[place], plain[place])):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=0)
+    assert abs(float(ours[place])) > 0.1
+
+
 @pytest.mark.parametrize("name", SQUASHING)
 def test_bfloat16_values_are_squashed_as_exactly_as_by_the_formula(name, monkeypatch):
     """With float32 parameters, as under autocast; compared with float64."""
