@@ -57,11 +57,13 @@ def test_one_pass_gives_the_numbers_of_the_formula(name, shape, monkeypatch):
         torch.manual_seed(1)
         layer, x, grad = layer_of(name, shape[-1], dtype), *torch.randn(2, *shape, dtype=dtype)
         _, dx, *_ = fused = forward_and_gradients(layer, x, grad)
-        terms = float((dx.abs() * x.abs().clamp(min=1)).sum())  # what a scalar's gradient is the sum of, and cancels
+        terms = float(
+            (dx * x.abs().clamp(min=1)).norm()
+        )  # about as large is a scalar's gradient, a sum that may cancel
         for ours, plain in zip(fused, by_formula(monkeypatch, layer, x, grad)):
             assert ours.dtype == plain.dtype and ours.shape == plain.shape
             if ours.numel() == 1:
-                assert abs(float(ours - plain)) < tolerance * (abs(float(plain)) + terms / 100)
+                assert abs(float(ours - plain)) < tolerance * (abs(float(plain)) + terms)
             else:
                 assert distance(ours, plain) < tolerance
 
@@ -139,7 +141,8 @@ def test_whole_numbers_are_squashed_as_the_floats_that_they_are(name):
     for values in (x, x.float()):
         y = layer(values)
         found.append([y, *torch.autograd.grad(y.square().sum(), list(layer.parameters()))])
-    assert all(torch.allclose(a, b, atol=3e-6) for a, b in zip(*found))
+    for a, b in zip(*found):  # a scalar's gradient is a sum of terms of about 10, and may cancel
+        assert torch.allclose(a, b, atol=1e-8 if a.numel() > 1 else 3e-6)
 
 
 @pytest.mark.parametrize("name", SQUASHING)
@@ -228,11 +231,11 @@ for name, texts in norms.FUNCTIONS.items():
                 y = torch.empty_like(x)
                 forward(x, alpha, shift, weight, bias, y)
                 results.append([y, *backward(x, alpha, shift, weight, bias, grad)])
-            terms = float((results[1][1].abs() * x.abs().clamp(min=1)).sum())  # of a scalar's sum, which cancels
+            terms = float((results[1][1] * x.abs().clamp(min=1)).norm())  # of a scalar's sum, which may cancel
             for ours, cpu in zip(*results):
                 assert (ours is None) == (cpu is None)
                 if cpu is not None:
-                    of = cpu.double().norm() + (terms / 100 if cpu.numel() == 1 else 0)
+                    of = cpu.double().norm() + (terms if cpu.numel() == 1 else 0)
                     error = float((ours.double() - cpu.double()).norm() / of)
                     assert error < 5e-6, (name, shift, n, width, error)
 """

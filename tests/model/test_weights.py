@@ -115,7 +115,7 @@ def test_pooled_it_has_a_fresh_norm_behind_the_mean_of_the_patches(norm):
     with torch.no_grad():
         theirs = fresh(mae.forward_encoder(images, 0.0)[0][:, 1:].mean(dim=1))
         ours = vit.forward_head(vit.forward_features(images), pre_logits=True)
-    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max() < 5e-5 * theirs.std()
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max() and theirs.std() > 0.1
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])

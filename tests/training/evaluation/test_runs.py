@@ -113,6 +113,8 @@ def test_fine_tuning_trains_every_weight_of_every_norm_and_adapts(norm, pretrain
     assert (row["norm_alpha_mean"] is not None) == (norm not in ("LayerNorm", "RMSNorm", "NoNorm"))
     known = checkpoint.norm_of(after, state(tmp_path)["args"])
     assert known == norm == summary(tmp_path)["model"]
+    if norm in ("LayerNorm", "RMSNorm", "DynamicTanh", "AdaptiveDynamicTanh", "BHyT"):  # whose parameters no other has
+        assert checkpoint.norm_of(after) == norm
     adapted = len([name for name in after if name.endswith("grad_norm_smoothed")])
     assert adapted == (2 * DEPTH + 1 if norm == "AdaptiveDynamicTanh" else 0)
 
