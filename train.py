@@ -48,6 +48,7 @@ def main(argv=None):
     run = checks.agree_with_folder(run, folder)
     identity = checks.identity(run, source, clone)
     machine.let_threads_sleep()
+    machine.keep_freed_memory()
     if run.device not in ("auto", "cpu") or distributed.size() > 1:
         from maekit.training.device import choose
 

@@ -25,7 +25,7 @@ def main():
     p = parser(__doc__)
     p.add_argument("--runs", type=int, default=2)
     args, flags = p.parse_known_args()
-    device = set_up(args)
+    device = set_up(args, as_train=True)
     imported = time.perf_counter()
     import train
     from maekit.analysis import figures

@@ -33,7 +33,7 @@ def main():
     refused = [word for word in flags if word.partition("=")[0] in OWN]
     if refused:
         p.error(f"{refused[0]}: is what is measured here. Leave it out.")
-    device = set_up(args)
+    device = set_up(args, as_train=True)
     trainers = {name: open_trainer([*flags, *chosen, "--device", str(device)]) for name, chosen in SETS.items()}
     every = trainers["all"].task.run.probes.eval_every
     seconds = {name: [] for name in SETS}

@@ -41,7 +41,7 @@ def main():
     p.add_argument("--seconds", type=float, default=1000, help="no variant is begun later")
     p.add_argument("--profile", metavar="FILE", help="torch's profile of two steps of each variant")
     args = p.parse_args()
-    device = set_up(args)
+    device = set_up(args, as_train=True)
     began, rows, peak = time.perf_counter(), [], matrix_peak(device)
     for batch, norm, variant in product(args.batch_sizes, args.norms, args.variants):
         if time.perf_counter() - began > args.seconds or (device.type != "cuda" and VARIANTS[variant][1]):

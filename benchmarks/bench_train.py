@@ -4,8 +4,8 @@
     python benchmarks/bench_train.py --mae_dir mae                        # demo model and ViT-Tiny on a CPU; ViT-B on a GPU
     python benchmarks/bench_train.py --mae_dir mae --imagenet_dir /data/ILSVRC --with_data
 
-upstream is engine_pretrain.train_one_epoch of a patched clone with its optimizer and its scaler, on its own model; without a clone
-it is left out. Batches lie ready in memory, on a GPU in its memory; --with_data measures image files to trained weights
+upstream is engine_pretrain.train_one_epoch of a patched clone with its optimizer and its scaler, on its own model, on a CPU in a
+process of its own, whose threads and memory are as its script has them; without a clone it is left out. Batches lie ready in memory, on a GPU in its memory; --with_data measures image files to trained weights
 instead, each side with its own loader. peak: FLOP/s of the model, without what is computed again, over those of a large matrix product.
 """
 
@@ -16,7 +16,7 @@ import tempfile
 from functools import partial
 from types import SimpleNamespace
 
-from common import in_turn, parser, report, set_up
+from common import Apart, in_turn, parser, report, set_up
 
 from maekit.settings.architectures import architecture
 from maekit.settings.parser import build_parser
@@ -47,7 +47,7 @@ def main():
     p.add_argument("--imagenet_dir", help="images of --with_data; default: the demo's")
     p.add_argument("--num_workers", type=int, default=0)
     args = p.parse_args()
-    device = set_up(args)
+    device = set_up(args, as_train=True)
     from maekit.model import upstream
 
     clone = upstream.find(args.mae_dir)
@@ -88,8 +88,10 @@ def compare(case, args, device, clone, peak):
             else:
                 epochs[norm] = partial(our_epoch, job, ready_batches(job, case["steps"]))
             memory[norm] = peak_memory(epochs[norm], device, before)
-        run = settings_of(case, args, device, "LayerNorm", folder)
-        if clone is not None:
+        if clone is not None and device.type == "cpu":
+            epochs["upstream"], memory["upstream"] = Apart(upstreams_own, case, args, device, folder), None
+        elif clone is not None:
+            run = settings_of(case, args, device, "LayerNorm", folder)
             before = allocated(device)
             epochs["upstream"] = upstreams_epoch(run, jobs[args.norms[0]], args, clone, case["steps"])
             memory["upstream"] = peak_memory(epochs["upstream"], device, before)
@@ -170,6 +172,17 @@ def our_epoch(job, batches):
     bar = SimpleNamespace(mininterval=60, update=lambda images: None)
     row = Trainer(job, bar=bar).train_epoch(0)
     assert row["train_loss"] == row["train_loss"], "the loss is not finite"
+
+
+def upstreams_own(case, args, device, folder):
+    """upstreams_epoch in a fresh process."""
+    set_up(args)
+    import train
+    from maekit.model import upstream
+
+    run = settings_of(case, args, device, "LayerNorm", folder)
+    clone = upstream.find(args.mae_dir).ensure_patched()
+    return upstreams_epoch(run, open_job(run, train), args, clone, case["steps"])
 
 
 def upstreams_epoch(run, job, args, clone, steps):

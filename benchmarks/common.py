@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -11,6 +12,7 @@ from pathlib import Path
 
 KIT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(KIT))
+_ENVIRONMENT = dict(os.environ)
 
 
 def parser(description):
@@ -22,8 +24,13 @@ def parser(description):
     return p
 
 
-def set_up(args):
-    """The torch device of the flags."""
+def set_up(args, as_train=False):
+    """The torch device of the flags. as_train: with this process's threads and memory as train.py has them."""
+    if as_train:
+        from maekit import machine
+
+        machine.let_threads_sleep()
+        machine.keep_freed_memory()
     import torch
 
     if args.threads:
@@ -34,7 +41,35 @@ def set_up(args):
     return torch.device(name)
 
 
-def machine(device):
+class Apart:
+    """The function of no arguments that make(*args) returns, called in a process of its own, as the system starts one."""
+
+    def __init__(self, make, *args):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(theirs, _ENVIRONMENT, make, args), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def __call__(self):
+        self.pipe.send(None)
+        self.pipe.recv()
+
+
+def _serve(pipe, environment, make, args):
+    os.environ.clear()
+    os.environ.update(environment)
+    function = make(*args)
+    try:
+        while True:
+            pipe.recv()
+            function()
+            pipe.send(None)
+    except EOFError:  # nobody will call any more
+        pass
+
+
+def machine_of(device):
     """Hardware and versions that a number belongs to."""
     import torch
 
@@ -87,7 +122,7 @@ def _wait(device):
 
 def report(name, rows, args, device, **more):
     """Print rows, dicts of equal keys, as a table; write {benchmark, machine..., rows, ...} where --json says."""
-    found = {"benchmark": name, **machine(device), **more}
+    found = {"benchmark": name, **machine_of(device), **more}
     print(f"{name}: {found['machine']}, torch {found['torch']}" + "".join(f", {k} {v}" for k, v in more.items()))
     print(table(rows))
     if args.json:

@@ -84,9 +84,12 @@ class Fused:
 _CACHED = 131072  # values of a part for each thread: half a megabyte in float32
 
 
-def _parts(rows):
-    n = max(1, _CACHED * torch.get_num_threads() // rows.shape[1])
-    return [slice(start, start + n) for start in range(0, len(rows), n)]
+def _parts(rows, *others):
+    """The rows of each, (n, C), in parts that the cache holds."""
+    n_parts = round(rows.numel() / (_CACHED * torch.get_num_threads()))
+    if n_parts <= 1:
+        return [(rows, *others)]
+    return zip(*(tensor.split(-(-len(rows) // n_parts)) for tensor in (rows, *others)))
 
 
 def _sum_dtype(x):
@@ -94,8 +97,8 @@ def _sum_dtype(x):
 
 
 # f(u) = outer h(inner u) + offset as the texts of h and of g times its derivative, inner, outer, offset. In float32 a sigmoid
-# takes a CPU a seventh of the time of tanh, which is 2 sigmoid(2 u) - 1; the difference to tanh is at most 1e-7, however small
-# u is.
+# takes some CPUs a seventh of the time of tanh, which is 2 sigmoid(2 u) - 1, and no CPU much more; the difference to tanh is at
+# most 2e-7, however small u is.
 QUICKER = {"tanh(u)": ("sigmoid(u)", "sigmoid_backward(g, f)", 2, 2, -1)}
 
 
@@ -103,81 +106,90 @@ def _quickest(texts, dtype):
     return QUICKER[texts[0]] if texts[0] in QUICKER and dtype == torch.float32 else (*texts, 1, 1, 0)
 
 
+def _places(n, x, dtype, made, out):
+    """n tensors of x's shape and of dtype that may be written over: out, if it is of that dtype, and memory that is `made` once."""
+    places = [out] if out.dtype == dtype else []
+    while len(made) + len(places) < n:
+        made.append(torch.empty_like(x, dtype=dtype))
+    return places + [m[: len(x)] for m in made]
+
+
 def _argument(x, alpha, shift, out):
     u = torch.mul(x, alpha, out=out)
     return u if shift is None else u.add_(shift)
 
 
+# Sums of scalars are Python's: an operation on one value takes torch as long as on thousands. But a large tensor times a tensor
+# of one value takes it two thirds of the time of one times a number.
+def _scalars(dtype, by, *values):
+    return (None if value is None else torch.full((), by * float(value), dtype=dtype) for value in values)
+
+
 def _point_wise_on_cpu(texts):
     def forward(rows, alpha, shift, weight, bias, y):
-        dtype, parts = _sum_dtype(y), _parts(rows)
+        dtype = _sum_dtype(y)
         value, _, inner, outer, offset = _quickest(texts, dtype)
         values, n_others = compiled(dtype, value)
+        u_by, u_plus = _scalars(dtype, inner, alpha, shift)
         weight, bias = weight.to(dtype), bias.to(dtype)
-        bias, weight = bias + offset * weight if offset else bias, weight * outer
-        alpha, shift = (p if p is None else p.to(dtype) * inner for p in (alpha, shift))
-        memory = rows.new_empty(1 + n_others, *rows[parts[0]].shape, dtype=dtype)
-        for part in parts:
-            x = rows[part].to(dtype)
-            place, *others = memory[:, : len(x)]
-            f = values(_argument(x, alpha, shift, place), *others)
-            torch.addcmul(bias, f, weight, out=y[part])
+        bias = torch.add(bias, weight, alpha=offset) if offset else bias
+        made = []
+        for x, out in _parts(rows, y):
+            place, *others = _places(1 + n_others, x, dtype, made, out)
+            f = values(_argument(x.to(dtype), u_by, u_plus, place), *others)
+            torch.addcmul(bias, f, weight, value=outer, out=out)
 
     def backward(rows, alpha, shift, weight, bias, grad):
-        dtype, parts = _sum_dtype(grad), _parts(rows)
+        dtype = _sum_dtype(grad)
         value, slope, inner, outer, offset = _quickest(texts, dtype)
         values, n_others = compiled(dtype, value, slope)
-        alpha, shift = (p if p is None else p.to(dtype) * inner for p in (alpha, shift))
+        u_by, u_plus = _scalars(dtype, inner, alpha, shift)
         by = float(alpha)
         tiny = abs(by) < 1e-12  # then the gradient of u itself, of which alpha's is a sum
         by = 1.0 if tiny else by
-        scaled = weight.to(dtype) * (outer * by)
-        d_weight, d_bias = torch.zeros(2, rows.shape[1], dtype=dtype)
-        d_alpha, d_shift = torch.zeros(2, dtype=torch.float64)
-        dx, memory = torch.empty_like(rows), rows.new_empty(1 + n_others, *rows[parts[0]].shape, dtype=dtype)
-        ones = torch.ones(len(memory[0]), dtype=dtype)
-        for part in parts:
-            x, g = rows[part].to(dtype), grad[part].to(dtype)
-            one, (place, *others) = ones[: len(x)], memory[:, : len(x)]
-            f, d = values(_argument(x, alpha, shift, place), g, *others)
-            d = torch.mul(d, scaled, out=dx[part] if dx.dtype == dtype else d)
-            if dx.dtype != dtype:
-                dx[part] = d
+        scaled = weight.to(dtype) * (outer * inner * by)
+        dx, sums, made = torch.empty_like(rows), [], []
+        for x, g, out in _parts(rows, grad, dx):
+            x, g = x.to(dtype), g.to(dtype)
+            place, *others = _places(1 + n_others, x, dtype, made, out)
+            f, d = values(_argument(x, u_by, u_plus, place), g, *others)
             if offset:  # here and not of the sums, between which little would be left
-                torch.addcmul(g, f, g, value=outer / offset, out=f)
+                by_f = torch.addcmul(g, f, g, value=outer / offset, out=f)
             else:
-                f.mul_(g)
-            d_weight.addmv_(f.T, one, alpha=offset or 1)
-            d_bias.addmv_(g.T, one)
-            d_alpha += torch.dot(d.view(-1), x.view(-1))
-            if shift is not None:
-                d_shift += d.sum()
+                by_f = f.mul_(g)
+            by_f = by_f.sum(0)  # before dx is written, where f may be
+            d = torch.mul(d, scaled, out=out if dx.dtype == dtype else d)
+            if dx.dtype != dtype:
+                out.copy_(d)
+            by_shift = 0.0 if shift is None else float(d.sum())
+            sums.append((float(torch.dot(d.view(-1), x.view(-1))), by_shift, by_f, g.sum(0)))
+        by_alpha, by_shift, d_weight, d_bias = (sum(s[1:], s[0]) for s in zip(*sums))
         if tiny:
             dx.mul_(alpha)
-        by /= inner
-        return dx, d_alpha / by, None if shift is None else d_shift / by, d_weight, d_bias
+        d_shift = None if shift is None else torch.full_like(shift, by_shift / by)
+        return dx, torch.full_like(alpha, by_alpha / by), d_shift, d_weight * (offset or 1), d_bias
 
     return forward, backward
 
 
 def _rms_on_cpu(eps):
     def forward(rows, weight, y):
-        for part in _parts(rows):
-            x = rows[part].to(_sum_dtype(y))
+        for x, out in _parts(rows, y):
+            x = x.to(_sum_dtype(y))
             scale = (torch.linalg.vector_norm(x, dim=1, keepdim=True).square_() / x.shape[1] + eps).rsqrt_()
-            y[part] = (x * scale).mul_(weight)
+            out.copy_((x * scale).mul_(weight))
 
     def backward(rows, weight, grad):
         dtype = _sum_dtype(grad)
         dx, d_weight = torch.empty_like(rows), torch.zeros(rows.shape[1], dtype=dtype)
-        for part in _parts(rows):
-            x, g = rows[part].to(dtype), grad[part].to(dtype)
+        for x, g, out in _parts(rows, grad, dx):
+            x, g = x.to(dtype), g.to(dtype)
             scale = (torch.linalg.vector_norm(x, dim=1).square_() / x.shape[1] + eps).rsqrt_()
             product = g * x
             d_weight.addmv_(product.T, scale)
             along = (product @ weight.to(dtype)).mul_(scale**3) / x.shape[1]
             torch.mul(g, weight, out=product).mul_(scale[:, None])
-            dx[part] = product.addcmul_(x, along[:, None], value=-1)
+            out.copy_(product.addcmul_(x, along[:, None], value=-1))
         return dx, d_weight
 
     return forward, backward
