@@ -4,7 +4,8 @@ python docs/results.py          writes them anew, each in the place of the table
 python docs/results.py --check  writes nothing; exits with 1 if a page says something else
 
 docs/results/<name>.csv is the comparison_table.csv of the command that stands on the page; of a sweep <name>_gap.csv is its
-gap_table.csv and <name>_matched.csv its matched_table.csv.
+gap_table.csv and <name>_matched.csv its matched_table.csv; of a comparison at several rates or sizes <name>_rates.json and
+<name>_sizes.json are those parts of its comparison_statistics.json.
 """
 
 import csv
@@ -51,7 +52,7 @@ class Column:
         if not self.against and not self.minus:
             return self._spread(list(values.values()))
         of = self._values(runs, self.against or method, self.minus or self.measure)
-        return self._difference(stats.paired(values, of))
+        return self.difference(stats.paired(values, of))
 
     def _values(self, runs, method, measure):
         return {seed: value * self.scale for seed, value in runs[method].get(measure, {}).items()}
@@ -60,7 +61,8 @@ class Column:
         mean = f"{statistics.mean(values):.{self.decimals}f}"
         return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{self.decimals}f}"
 
-    def _difference(self, known):
+    def difference(self, known):
+        """Text of what stats.paired knows."""
         mean = f"{known['mean']:+.{self.decimals}f}"
         ends = (
             ""
@@ -174,11 +176,50 @@ def _mean(mean, deviation, decimals):
     return f"{mean:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
 
 
+def rates_table(name):
+    """A row a method: its best rate, the validation loss at each, what it is from the reference, where it is flat."""
+    known = files.read_json(KIT / "docs/results" / f"{name}.json")
+    by_method = known["methods"]
+    rates = sorted({rate for of in by_method.values() for rate in of["curve"]}, key=float)
+    titles = [f"to {known['reference']}, each at its best", f"all at {known['common']:g}", "flat (%)"]
+    lines = [["method", *(f"`val_mse` at {float(rate):g}" for rate in rates), *titles]]
+    lines.append(["---"] * len(lines[0]))
+    for method in methods.in_order(by_method):
+        of, best = by_method[method], by_method[method]["chosen"]
+        cells = [_at_rate(of["curve"].get(rate), bold=float(rate) == best) for rate in rates]
+        cells += [_to_reference(known[at].get(method)) for at in ("at_best", "at_common")]
+        lines.append([spoken(method), *cells, "" if of["flat"] is None else f"{100 * of['flat']:.0f}"])
+    return _markdown(lines)
+
+
+def _at_rate(known, bold):
+    if known is None or known["mean"] is None:
+        return "–" if known is None else "diverged"
+    text = f"{known['mean']:.3f}"
+    return (f"**{text}**" if bold else text) + (f", {known['diverged']} diverged" if known["diverged"] else "")
+
+
+def sizes_table(name):
+    """A row a method, a column a number of training images: what its validation loss is from the reference's."""
+    known = files.read_json(KIT / "docs/results" / f"{name}.json")
+    lines = [["method", *(f"{images:,} images" for images in known["images"].values())]]
+    lines.append(["---"] * len(lines[0]))
+    for method, by_size in known["differences"].items():
+        lines.append([spoken(method), *(_to_reference(by_size[size]) for size in known["images"])])
+    return _markdown(lines)
+
+
+def _to_reference(known):
+    if known is None or known["mean"] is None:
+        return ""
+    return VALIDATION.difference(known)
+
+
 def _markdown(lines):
     return "".join(re.sub(" +", " ", f"| {' | '.join(cells)} |\n") for cells in lines)
 
 
-OF_A_SWEEP = {"_matched": matched_table, "_gap": gap_table}
+OF_A_SWEEP = {"_matched": matched_table, "_gap": gap_table, "_rates": rates_table, "_sizes": sizes_table}
 
 
 def spoken(method):

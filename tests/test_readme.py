@@ -13,7 +13,7 @@ import pytest
 import analysis
 from maekit.analysis import matched
 from maekit.drivers.windows import banner
-from maekit.files import write_csv
+from maekit.files import write_csv, write_json
 from maekit.runs.folder import RunFolder
 from maekit.settings import recipes
 from maekit.settings.flags import DEFAULTS
@@ -143,14 +143,61 @@ def test_a_number_that_is_not_the_runs_is_noticed(tmp_path):
     assert page.read_text(encoding="utf-8") == right
 
 
-def test_tables_of_a_sweep_say_what_its_files_do(tmp_path, monkeypatch):
-    """Bold: established; a dash: not compared; of diverged seeds there is no number."""
+def results_in(tmp_path, monkeypatch):
+    """docs/results.py as a module that reads the files of tmp_path."""
     spec = importlib.util.spec_from_file_location("results_of_the_pages", RESULTS)
     results = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec.loader.exec_module(results)
     monkeypatch.setattr(results, "KIT", tmp_path)
     (tmp_path / "docs/results").mkdir(parents=True)
+    return results
+
+
+def test_tables_of_rates_and_sizes_say_what_their_files_do(tmp_path, monkeypatch):
+    """Bold: the rate that was chosen; a dash: no run at that rate."""
+    results = results_in(tmp_path, monkeypatch)
+
+    def difference(mean, low, high):
+        return {"mean": mean, "low": low, "high": high, "n": 3}
+
+    at = {rate: {"mean": mean, "diverged": 0} for rate, mean in (("0.002", 0.5), ("0.004", 0.41))}
+    known = {
+        "reference": "LayerNorm",
+        "common": 0.004,
+        "methods": {
+            "LayerNorm": {"chosen": 0.004, "flat": None, "curve": at},
+            "DynamicTanh-alpha2.0": {"chosen": 0.002, "flat": 0.254, "curve": {"0.002": at["0.002"]}},
+            "NoNorm": {
+                "chosen": None,
+                "flat": None,
+                "curve": {"0.002": {"mean": None, "diverged": 4}, "0.004": {"mean": 0.75, "diverged": 1}},
+            },
+        },
+        "at_best": {"DynamicTanh-alpha2.0": difference(0.09, 0.05, 0.13), "NoNorm": difference(None, None, None)},
+        "at_common": {"DynamicTanh-alpha2.0": difference(None, None, None), "NoNorm": difference(0.3, None, None)},
+    }
+    write_json(tmp_path / "docs/results/a_rates.json", known)
+    assert results.rates_table("a_rates").splitlines() == [
+        "| method | `val_mse` at 0.002 | `val_mse` at 0.004 | to LayerNorm, each at its best | all at 0.004 | flat (%) |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| LayerNorm | 0.500 | **0.410** | | | |",
+        "| DynamicTanh from α = 2.0 | **0.500** | – | +0.090 (+0.050 to +0.130) | | 25 |",
+        "| NoNorm | diverged | 0.750, 1 diverged | | +0.300 | |",
+    ]
+    by_size = {"500": difference(-0.01, -0.03, 0.01), "all": difference(0.02, 0.01, 0.03)}
+    known = {"images": {"500": 500, "all": 9469}, "differences": {"DynamicTanh": by_size}}
+    write_json(tmp_path / "docs/results/a_sizes.json", known)
+    assert results.sizes_table("a_sizes").splitlines() == [
+        "| method | 500 images | 9,469 images |",
+        "| --- | --- | --- |",
+        "| DynamicTanh | -0.010 (-0.030 to +0.010) | +0.020 (+0.010 to +0.030) |",
+    ]
+
+
+def test_tables_of_a_sweep_say_what_its_files_do(tmp_path, monkeypatch):
+    """Bold: established; a dash: not compared; of diverged seeds there is no number."""
+    results = results_in(tmp_path, monkeypatch)
     told = dict.fromkeys(matched.TABLE)
     rows = [
         {

@@ -76,8 +76,9 @@ def describe(found, rates):
     """What comparison_statistics.json says of the rates of runs of one size.
 
     Returns {"selected_on": seeds that chose alone, [] if all did; "reference"; "common": its rate, None without one;
-    "methods": {method: {"chosen": rate or None, "lost": whether a run diverged at every rate, "curve": {rate:
-    stats.t_interval of the final validation losses of all seeds, "diverged": how many are not in it}}};
+    "methods": {method: {"chosen": rate or None, "lost": whether a run diverged at every rate, "flat": at its best rate the
+    share of activations where norm layers are flat, None where they are not point-wise, "curve": {rate: stats.t_interval
+    of the final validation losses of all seeds, "diverged": how many are not in it}}};
     "at_best", "at_common": {method: stats.paired to the reference}}.
     """
     size = found[0]["size"]
@@ -88,10 +89,11 @@ def describe(found, rates):
         "common": rates.common.get(size),
         "methods": {},
     }
+    best = rates.at_best(found)
     for m in names:
-        choice = {"chosen": rates.chosen.get((m, size)), "lost": (m, size) in rates.lost}
+        choice = {"chosen": rates.chosen.get((m, size)), "lost": (m, size) in rates.lost, "flat": _flat(best, m)}
         known["methods"][m] = {**choice, "curve": _curve(found, m)}
-    for name, runs in (("at_best", rates.at_best(found)), ("at_common", rates.at_common(found))):
+    for name, runs in (("at_best", best), ("at_common", rates.at_common(found))):
         losses = {m: _by_seed(runs, m) for m in names}
         reference = losses.get(rates.reference, {})
         known[name] = {m: stats.paired(losses[m], reference) for m in names if m != rates.reference}
@@ -110,6 +112,13 @@ def _curve(found, method):
         known = stats.t_interval(finite) if finite else nothing
         curve[spell(rate)] = {**known, "diverged": len(by_rate[rate]) - len(finite)}
     return curve
+
+
+def _flat(runs, method):
+    """Mean over a method's finished runs of what their last epoch says."""
+    ended = [run for run in runs if run["method"] == method and _seed(run) in _by_seed(runs, method)]
+    shares = [share for run in ended if (share := run["log"][-1].get("norm_flat")) is not None]
+    return math.fsum(shares) / len(shares) if shares else None
 
 
 def sentences(known):

@@ -74,6 +74,19 @@ def test_rates_are_chosen_on_some_seeds_and_reported_on_the_others(found):
     }
 
 
+def test_where_norms_are_flat_is_said_of_the_best_rate_and_the_seeds_that_are_reported(found):
+    for run in found:
+        if run["method"] == "DynamicTanh":
+            seed, rate = run["config"]["identity"]["seed"], run["rate"]
+            run["log"][-1]["norm_flat"] = seed / 10 if (rate, seed) != (0.001, 3) else None
+            run["log"][0]["norm_flat"] = 0.9
+            if rate != 0.001 or seed == 0:
+                run["log"][-1]["norm_flat"] = 0.7
+    methods = Swept(found, "LayerNorm", "0").rates["methods"]
+    assert methods["DynamicTanh"]["flat"] == pytest.approx((0.1 + 0.2) / 2)
+    assert methods["LayerNorm"]["flat"] is methods["NoNorm"]["flat"] is None
+
+
 def test_a_rate_at_which_a_method_diverged_is_lost_and_said(found):
     said = " ".join(Swept(found, "LayerNorm", "0").sentences())
     assert "DynamicTanh is best at a rate of 0.001, the lowest that was tried, so one beyond it may be better" in said
