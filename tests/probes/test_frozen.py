@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maekit import files
-from maekit.probes.frozen import FrozenProbes, OnlineProbe
+from maekit.probes.frozen import FrozenProbes, OnlineProbe, step_all
 from maekit.probes.joint import JointMAE
 from maekit.probes.linear import GlobalBatchNorm1d
 from maekit.settings.probes import READOUTS
@@ -199,6 +199,33 @@ def test_its_normalisation_starts_as_a_plain_mean_and_then_forgets():
         probe.step(batch, labels, 0.0)
         expected = 0.7 * expected + 0.3 * batch.mean(0)
     assert torch.allclose(probe.layers[0].running_mean, expected, rtol=1e-5)
+
+
+def test_several_in_one_step_learn_what_autograd_and_batch_norm_teach_each():
+    """One of them has taken steps before, as where a read-out is new to a run that goes on."""
+    rng = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(2, 32, 8, generator=rng), torch.randint(0, CLASSES, (32,), generator=rng)) for _ in range(6)
+    ]
+    probes = [OnlineProbe(8, CLASSES, torch.device("cpu"), seed) for seed in (0, 1)]
+    others = copy.deepcopy(probes)
+    for number, (features, labels) in enumerate(batches):
+        taught = slice(0, 1 if number < 2 else 2)
+        step_all(probes[taught], list(features)[taught], labels, number / 6)
+        for probe, x in list(zip(others, features))[taught]:
+            probe.steps += 1
+            probe.layers.train()
+            probe.layers[0].momentum = max(0.3, 1 / probe.steps)
+            for group, scale in zip(probe.optimizer.param_groups, (1, 0.001)):
+                group["lr"] = 10 * scale * 0.5 * (1 + math.cos(math.pi * number / 6))
+            probe.optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(probe.layers(x), labels).backward()
+            probe.optimizer.step()
+    assert [probe.steps for probe in probes] == [6, 4]
+    for probe, other in zip(probes, others):
+        assert torch.equal(probe.predict(batches[0][0][0]), other.predict(batches[0][0][0]))
+        for name, expected in other.layers.state_dict().items():
+            torch.testing.assert_close(probe.layers.state_dict()[name], expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_it_does_not_care_how_large_the_features_are():

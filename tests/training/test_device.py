@@ -141,7 +141,7 @@ def test_encoder_and_decoder_may_be_multiplied_as_tf32_pixels_k_nn_and_probes_ne
     monkeypatch.setattr(Device, "products", products)
     watch(Block, "forward", "block")
     watch(knn, "knn_predict", "k-NN")
-    watch(frozen.OnlineProbe, "step", "probe's step")
+    watch(frozen, "step_all", "probe's step")
     watch(frozen.OnlineProbe, "predict", "probe's prediction")
     watch(validation, "smooth_colour", "pixels")
     watch(resident.ResidentImages, "_crop", "crops")
