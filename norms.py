@@ -40,7 +40,6 @@ FUNCTIONS = {  # f(u), and its derivative by u and f = f(u), as torch and Triton
     ),
 }
 
-
 # f as autograd is to differentiate it: at 0 as well, where torch's derivatives of these two are 0
 _AS_FORMULA = {**vars(torch), "abs": lambda u: torch.where(u < 0, -u, u), "sign": lambda u: 1 - 2 * (u < 0).to(u.dtype)}
 _VALUE = {name: eval(f"lambda u: {value}", _AS_FORMULA) for name, (value, _) in FUNCTIONS.items()}
@@ -244,7 +243,8 @@ class BHyT(_PointWise):
         """x / rms(x), rms over the channels."""
         if self.channels_first:
             return F.rms_norm(x.movedim(1, -1), self.normalized_shape, eps=self.eps).movedim(-1, 1)
-        return F.rms_norm(x, self.normalized_shape, eps=self.eps)
+        ones, fused = x.new_ones(self.normalized_shape), FUSED.get(x.device.type)
+        return fused.rescale(lambda x: x.dtype, x, ones, self.eps) if fused else F.rms_norm(x, ones.shape, eps=self.eps)
 
     def forward(self, x):
         return self.squash(self.bounded(x))

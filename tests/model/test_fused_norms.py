@@ -49,7 +49,7 @@ def distance(a, b):
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("name", [*DYNAMIC, "BHyT"])
 @pytest.mark.parametrize("shape", [(3, 5, 48), (1, 1, 7), (40, 65, 192), (131073,), (2, 200000)])
 def test_one_pass_gives_the_numbers_of_the_formula(name, shape, monkeypatch):
     """Shapes of one part, of several and of parts of one row; in float64 to rounding, in float32 to float32's."""
