@@ -5,8 +5,9 @@
     python benchmarks/bench_train.py --mae_dir mae --imagenet_dir /data/ILSVRC --with_data
 
 upstream is engine_pretrain.train_one_epoch of a patched clone with its optimizer and its scaler, on its own model, on a CPU in a
-process of its own, whose threads and memory are as its script has them; without a clone it is left out. Batches lie ready in memory, on a GPU in its memory; --with_data measures image files to trained weights
-instead, each side with its own loader. peak: FLOP/s of the model, without what is computed again, over those of a large matrix product.
+process of its own, whose threads and memory are as its script has them; without a clone it is left out. Batches lie ready in
+memory, on a GPU in its memory; --with_data measures image files to trained weights instead, each side with its own loader. peak:
+FLOP/s of the model, without what is computed again, over those of a large matrix product.
 """
 
 import contextlib
