@@ -92,6 +92,14 @@ def test_help_and_errors_do_not_wait_for_torch(room):
     assert subprocess.run([sys.executable, "-c", code], cwd=KIT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("script", ["train.py", "analysis.py"])
+def test_help_is_there_before_the_packages_are(script):
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = [sys.executable, "-S", KIT / script, "--help"]  # -S: the standard library alone
+    help_ = subprocess.run(run, env=without, capture_output=True, text=True, check=False)
+    assert (help_.returncode, help_.stderr) == (0, "")
+
+
 def of_the_kit(ending):
     """Every file of the kit's that ends so: not those of a .venv or of a clone beside it."""
     below = (file for room in ("maekit", "benchmarks", "docs", "tests") for file in (KIT / room).rglob(f"*{ending}"))

@@ -7,8 +7,6 @@ end. pictures: uint8 (n, H, W, 3); norm alphas: a list of numbers.
 import os
 import uuid
 
-from tqdm import tqdm
-
 from .. import files
 from ..errors import InputError
 
@@ -118,7 +116,7 @@ class TensorBoard:
             function(*args)
         except OSError as error:
             self.writer = None
-            tqdm.write(f"note: {self.folder}: {error.strerror or error}; training goes on without TensorBoard.")
+            _note(f"{self.folder}: {error.strerror or error}; training goes on without TensorBoard.")
 
 
 class WeightsAndBiases:
@@ -177,7 +175,7 @@ class WeightsAndBiases:
             return function()
         except (OSError, self.wandb.Error) as error:
             self.run = None
-            tqdm.write(f"note: Weights & Biases: {error}; training goes on without.")
+            _note(f"Weights & Biases: {error}; training goes on without.")
             return None
 
 
@@ -227,3 +225,10 @@ def log_analysis(project, folder):
 
 def _numbers(summary):
     return {name: float(v) for name, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _note(text):
+    """A line that does not break a progress bar."""
+    from tqdm import tqdm  # here: --help is there before the packages are
+
+    tqdm.write(f"note: {text}")
