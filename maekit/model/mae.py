@@ -12,7 +12,17 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..settings.architectures import Transformer, architecture
-from .patches import patch_statistics, patchify, random_masking, sincos_positions, unpatchify
+from .patches import (
+    in_order_of_noise,
+    mask_of,
+    patch_statistics,
+    patches_at,
+    patchify,
+    random_masking,
+    rows_at,
+    sincos_positions,
+    unpatchify,
+)
 
 
 def build_mae(name, *, img_size=224, decoder_type=None, norm_pix_loss=False, pos_embed="sincos", upstream=None):
@@ -102,28 +112,32 @@ class MaskedAutoencoder(nn.Module):
         """(N, L, patch^2 * 3) -> (N, 3, H, W)."""
         return unpatchify(patches, self.patch_size)
 
-    def embed(self, images):
-        """(N, 3, H, W) -> (N, L, D), each patch by itself.
+    def embed(self, images, ids_keep):
+        """(N, 3, H, W), patches (N, kept) as in_order_of_noise has them -> (N, kept, D), each by itself, with its position.
 
-        The convolution of patch_embed, on CUDA as the matrix product that it is: cuDNN takes ten times as long for it.
+        The convolution of patch_embed as the matrix product that it is, of these patches alone.
         """
-        if not images.is_cuda:
-            return self.patch_embed(images)
+        if tuple(images.shape[-2:]) != self.patch_embed.img_size:
+            raise ValueError(f"images {tuple(images.shape[-2:])} for a model of {self.patch_embed.img_size} pixels")
+        positions = self.pos_embed[0, 1:]
+        if ids_keep.shape[1] == len(positions) and not images.is_cuda:  # all, in place; on CUDA the convolution is slow
+            return self.patch_embed(images) + positions
         projection = self.patch_embed.proj
-        weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # (D, patch^2 * 3), the order of patchify
-        return nn.functional.linear(self.patchify(images), weight, projection.bias)
+        patches = patches_at(images, self.patch_size, ids_keep)
+        x = nn.functional.linear(patches, projection.weight.flatten(1), projection.bias)
+        return x + nn.functional.embedding(ids_keep, positions)
 
     def forward_encoder(self, images, mask_ratio, noise=None):
         """(N, 3, H, W) -> latent (N, 1 + kept, D) with the CLS token first, mask (N, L), ids_restore (N, L)."""
-        x = self.embed(images) + self.pos_embed[:, 1:]
         if noise is None:
-            noise = torch.rand(x.shape[:2], device=x.device)
-        x, mask, ids_restore = random_masking(x, mask_ratio, noise)
+            noise = torch.rand(len(images), self.patch_embed.num_patches, device=images.device)
+        ids_keep, ids_restore = in_order_of_noise(noise, mask_ratio)
+        x = self.embed(images, ids_keep)
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat((cls_token.to(x.dtype), x), dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x), mask, ids_restore
+        return self.norm(x), mask_of(ids_restore, ids_keep.shape[1]), ids_restore
 
     def forward_decoder(self, latent, ids_restore):
         """latent (N, 1 + kept, D), ids_restore (N, L) -> prediction of every patch (N, L, patch^2 * 3)."""
@@ -131,8 +145,7 @@ class MaskedAutoencoder(nn.Module):
         n, length = ids_restore.shape
         hidden = self.mask_token.to(x.dtype).expand(n, length + 1 - x.shape[1], -1)
         patches = torch.cat((x[:, 1:], hidden), dim=1)  # visible ones first, still shuffled
-        patches = patches.gather(1, ids_restore[:, :, None].expand(-1, -1, x.shape[2]))
-        x = torch.cat((x[:, :1], patches), dim=1) + self.decoder_pos_embed
+        x = torch.cat((x[:, :1], rows_at(patches, ids_restore)), dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]

@@ -23,28 +23,45 @@ def random_masking(x, mask_ratio, noise):
 
     x (N, L, D), noise (N, L) -> visible (N, kept, D), mask (N, L), ids_restore (N, L).
     """
-    ids_keep, ids_restore = _kept(noise, mask_ratio)
-    visible = x.gather(1, ids_keep[:, :, None].expand(-1, -1, x.shape[2]))
-    return visible, _mask(ids_restore, ids_keep.shape[1]), ids_restore
+    ids_keep, ids_restore = in_order_of_noise(noise, mask_ratio)
+    return rows_at(x, ids_keep), mask_of(ids_restore, ids_keep.shape[1]), ids_restore
 
 
 def hidden_patches(noise, mask_ratio):
     """Mask (N, L), 1 where hidden, of mask noise (N, L)."""
-    ids_keep, ids_restore = _kept(noise, mask_ratio)
-    return _mask(ids_restore, ids_keep.shape[1])
+    ids_keep, ids_restore = in_order_of_noise(noise, mask_ratio)
+    return mask_of(ids_restore, ids_keep.shape[1])
 
 
-def _kept(noise, mask_ratio):
-    """ids_keep (N, kept), the patches of least noise, and ids_restore (N, L), the rank of each patch's noise."""
+def in_order_of_noise(noise, mask_ratio):
+    """ids_keep (N, kept), the patches of least noise, and ids_restore (N, L), the rank of each patch's noise.
+
+    Where none is hidden all are in place, whatever their noise: a transformer's tokens have no order.
+    """
+    in_place = torch.arange(noise.shape[1], device=noise.device).expand(len(noise), -1)
+    kept = visible_patches(noise.shape[1], mask_ratio)
+    if kept == noise.shape[1]:
+        return in_place, in_place
     ids_shuffle = noise.argsort(dim=1)
-    return ids_shuffle[:, : visible_patches(noise.shape[1], mask_ratio)], ids_shuffle.argsort(dim=1)
+    return ids_shuffle[:, :kept], torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, in_place)
 
 
-def _mask(ids_restore, kept):
+def mask_of(ids_restore, kept):
     """float32 (N, L), 1 where a patch's rank is `kept` or more."""
-    mask = torch.ones_like(ids_restore, dtype=torch.float32)
-    mask[:, :kept] = 0
-    return mask.gather(1, ids_restore)
+    return (ids_restore >= kept).float()
+
+
+def rows_at(x, ids):
+    """x (N, L, D), ids (N, K) -> (N, K, D): rows `ids` of each x."""
+    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def patches_at(images, patch_size, ids):
+    """(N, C, H, W), ids (N, K) -> (N, K, C * patch^2): patches by their numbers, row by row, values channel by channel."""
+    n, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = images.reshape(n, channels, rows, patch_size, columns, patch_size).permute(0, 2, 4, 1, 3, 5)
+    return grid[torch.arange(n, device=ids.device)[:, None], ids // columns, ids % columns].flatten(2)
 
 
 def patchify(images, patch_size):

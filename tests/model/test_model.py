@@ -240,6 +240,36 @@ def test_the_patches_of_least_noise_stay_visible(small, ratio):
     np.testing.assert_array_equal(ids_restore, np.argsort(np.argsort(noise, axis=1), axis=1))
 
 
+def test_where_nothing_is_hidden_all_patches_are_in_place(small):
+    with torch.no_grad():
+        latent, mask, ids_restore = small.forward_encoder(torch.randn(3, 3, 32, 32), 0.0, torch.rand(3, 16))
+    assert latent.shape[1] == 17 and not mask.any()
+    assert torch.equal(ids_restore, torch.arange(16).expand(3, -1))
+
+
+@pytest.mark.parametrize("kept", [4, 16])
+def test_patches_are_embedded_as_the_convolution_does(kept):
+    """Values, and the gradients of the projection and of learned positions, in float64."""
+    mae = build_mae("mae_vit_demo_patch8", img_size=32, pos_embed="learned").double()
+    images, ids = torch.randn(3, 3, 32, 32).double(), torch.arange(16).expand(3, -1)
+    if kept < 16:
+        ids = torch.rand(3, 16).argsort(dim=1)[:, :kept]
+    everything = mae.patch_embed.proj(images).flatten(2).mT + mae.pos_embed[:, 1:]
+    expected = torch.stack([embedded[of] for embedded, of in zip(everything, ids)])
+    parameters = [*mae.patch_embed.parameters(), mae.pos_embed]
+    towards = torch.randn_like(expected)
+    torch.testing.assert_close(mae.embed(images, ids), expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(mae.embed(images, ids), parameters, towards),
+        torch.autograd.grad(expected, parameters, towards),
+    )
+
+
+def test_images_of_another_size_than_the_model_are_refused(small):
+    with pytest.raises(ValueError, match=r"\(40, 40\).*\(32, 32\)"):
+        small(torch.randn(1, 3, 40, 40), 0.75, torch.rand(1, 16))
+
+
 def test_without_noise_masks_are_random_and_follow_the_global_seed(small):
     images = torch.randn(8, 3, 32, 32)
     masks = []
