@@ -42,12 +42,9 @@ class OnlineProbe:
         norm.running_var.lerp_(variance, momentum)
         norm.num_batches_tracked += 1
 
-    @torch.no_grad()
     def predict(self, features):
-        """Class index (N,) for features (N, D)."""
-        with torch.autocast(features.device.type, enabled=False):
-            self.layers.eval()
-            return self.layers(features.float()).argmax(dim=1)
+        """predict_all of this one."""
+        return predict_all([self], [features])[0]
 
     def state_dict(self):
         return {"layers": self.layers.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps}
@@ -68,13 +65,12 @@ def step_all(probes, features, labels, progress):
     """
     layers = [probe.layers[1] for probe in probes]
     with torch.autocast(labels.device.type, enabled=False):
-        x = torch.stack([of.float() for of in features])
+        x = _stacked(features)
         variance, mean = torch.var_mean(x, dim=1, correction=0)
         for probe, *moments in zip(probes, mean, variance * (x.shape[1] / max(1, x.shape[1] - 1))):
             probe.follow(*moments)
         x = (x - mean[:, None]) * (variance[:, None] + probes[0].layers[0].eps).rsqrt()
-        weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-        error = torch.baddbmm(bias[:, None], x, weight.mT).softmax(dim=2)
+        error = _scores(layers, x).softmax(dim=2)
         truth = labels[:, None] == torch.arange(error.shape[2], device=labels.device)
         error.sub_(truth.to(error.dtype)).div_(len(labels))
         for layer, *gradients in zip(layers, error.mT @ x, error.sum(dim=1)):
@@ -83,6 +79,27 @@ def step_all(probes, features, labels, progress):
         for group in probe.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * PROBE_LR * 0.5 * (1 + math.cos(math.pi * progress))
         probe.optimizer.step()
+
+
+@torch.no_grad()
+def predict_all(probes, features):
+    """Class index (N,), of each of K probes, for features (N, D) of its own, of any dtype."""
+    norms, layers = zip(*(probe.layers for probe in probes))
+    with torch.autocast(features[0].device.type, enabled=False):
+        mean, variance = (_stacked([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var"))
+        x = (_stacked(features) - mean[:, None]) * (variance[:, None] + norms[0].eps).rsqrt()
+        return _scores(layers, x).argmax(dim=2).unbind()
+
+
+def _stacked(tensors):
+    """K of (...) of any dtype -> float32 (K, ...)."""
+    return torch.stack([tensor.float() for tensor in tensors])
+
+
+def _scores(layers, x):
+    """(K, N, C): what each of K linear layers makes of its own x (N, D) of (K, N, D)."""
+    weight, bias = (_stacked([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    return torch.baddbmm(bias[:, None], x, weight.mT)
 
 
 class FrozenProbes(Probe):
@@ -144,7 +161,7 @@ class FrozenProbes(Probe):
 
     def predict(self, out, features):
         """{accuracy: class index (N,)} for what `features` returned."""
-        return {name: probe.predict(features[name]) for name, probe in self.probes.items()}
+        return dict(zip(self.probes, predict_all(self.probes.values(), [features[name] for name in self.probes])))
 
     def state_dict(self):
         return {name: probe.state_dict() for name, probe in self.probes.items()}

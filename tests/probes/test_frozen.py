@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maekit import files
-from maekit.probes.frozen import FrozenProbes, OnlineProbe, step_all
+from maekit.probes.frozen import FrozenProbes, OnlineProbe, predict_all, step_all
 from maekit.probes.joint import JointMAE
 from maekit.probes.linear import GlobalBatchNorm1d
 from maekit.settings.probes import READOUTS
@@ -222,8 +222,10 @@ def test_several_in_one_step_learn_what_autograd_and_batch_norm_teach_each():
             torch.nn.functional.cross_entropy(probe.layers(x), labels).backward()
             probe.optimizer.step()
     assert [probe.steps for probe in probes] == [6, 4]
-    for probe, other in zip(probes, others):
-        assert torch.equal(probe.predict(batches[0][0][0]), other.predict(batches[0][0][0]))
+    features = batches[0][0]
+    for probe, other, x, predicted in zip(probes, others, features, predict_all(probes, features)):
+        assert torch.equal(predicted, other.layers.eval()(x).argmax(dim=1))
+        assert torch.equal(predicted, probe.predict(x))
         for name, expected in other.layers.state_dict().items():
             torch.testing.assert_close(probe.layers.state_dict()[name], expected, rtol=1e-5, atol=1e-7, msg=name)
 
