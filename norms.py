@@ -30,7 +30,7 @@ FUNCTIONS = {  # f(u), and its derivative by u and f = f(u), as torch and Triton
     "Softsign": ("u / (1 + abs(u))", "1 / ((1 + abs(u)) * (1 + abs(u)))"),
     "Satursin": (
         "sin(clamp(u, -1.5707963267948966, 1.5707963267948966))",
-        "cos(clamp(u, -1.5707963267948966, 1.5707963267948966))",
+        "clamp(cos(clamp(u, -1.5707963267948966, 1.5707963267948966)), 0, 1)",  # beyond them 0, not -4e-8
     ),
     "Expsign": ("sign(u) * (1 - exp(-abs(u)))", "exp(-abs(u))"),
     "Relsign": ("u / (1 + sqrt(1 + u * u))", "1 / (sqrt(1 + u * u) * (1 + sqrt(1 + u * u)))"),

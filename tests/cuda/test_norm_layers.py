@@ -27,7 +27,7 @@ POINT_WISE = {
     "Saturlog": lambda u: u.sign() * torch.log1p(u.abs()) / (torch.log1p(u.abs()) + 1),
 }
 # what a difference to 1 leaves of small values is within 1e-7 of them, absolutely; tanh is exact on a GPU alone
-WITHIN_1E_7 = ("Expsign", "Saturlog", "DynamicTanh", "AdaptiveDynamicTanh")
+WITHIN_1E_7 = ("Expsign", "Saturlog", "DynamicTanh", "AdaptiveDynamicTanh", "BHyT")
 
 
 @pytest.fixture(autouse=True)
@@ -115,11 +115,18 @@ def test_nothing_but_the_input_is_kept_for_the_backward_pass(name, device):
     assert sizes.count(x.numel()) == 1
 
 
-def assert_float32(layer, x, grad):
+def assert_float32(layer, x, grad, each=0.0):
+    """each: what a value of f may be off by, which the gradient of the weight sums up."""
+    if isinstance(layer, norms.Hardtanh):  # beside its kinks float32 may be on the other side
+        u = layer.alpha * x + layer.shift
+        x = x.masked_fill_((u.abs() - 1).abs() < 1e-5, 0.0)
     found = by_layer(layer, x, grad)
     for part, ours, exact in zip(parts_of(layer), found, exactly(layer, x, grad)):
         assert ours.dtype == torch.float32 and ours.shape == exact.shape
-        assert distance(ours, exact) < 1e-5, (part, tuple(x.shape), distance(ours, exact))
+        allowed = 1e-5
+        if part == "weight" and each:
+            allowed += each * float(grad.abs().flatten(0, -2).sum(0).norm()) / float(exact.norm())
+        assert distance(ours, exact) < allowed, (part, tuple(x.shape), distance(ours, exact))
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -142,7 +149,9 @@ def test_layers_of_two_bytes_a_number_are_as_exact_as_torch_s_own_operations(nam
             results = by_layer(layer, x, grad), by_formula(layer, x, grad), exactly(layer, x, grad)
             for part, ours, plain, exact in zip(parts_of(layer), *results):
                 assert ours.dtype == dtype and ours.shape == exact.shape
-                allowed = 1.05 * distance(plain, exact) + (torch.finfo(dtype).eps if ours.numel() == 1 else 1e-5)
+                # BHyT rounds x / rms(x), too, as torch's operations do: which of the two is nearer is chance
+                of_plain = (1.25 if name == "BHyT" else 1.05) * distance(plain, exact)
+                allowed = of_plain + (torch.finfo(dtype).eps if ours.numel() == 1 else 1e-5)
                 assert distance(ours, exact) <= allowed, (part, tuple(x.shape), distance(ours, exact), allowed)
 
 
@@ -200,13 +209,13 @@ def test_tiny_values_keep_their_digits(name, device):
     layer = layer_of(name, 192).to(device)
     x, grad = values(64, 192)
     x *= 1e-4
-    assert_float32(layer, x.to(device), grad.to(device))
+    exact_here = name not in WITHIN_1E_7 or (device.type == "cuda" and name not in ("Expsign", "Saturlog"))
+    assert_float32(layer, x.to(device), grad.to(device), each=0.0 if exact_here else 2e-7)
     with torch.no_grad():
         for parameter, value in (("weight", 1.0), ("bias", 0.0), ("shift", 0.0)):
             if getattr(layer, parameter, None) is not None:
                 getattr(layer, parameter).fill_(value)
     found, exact = by_layer(layer, x.to(device), grad.to(device))[0].cpu(), exactly(layer, x, grad)[0]
-    exact_here = name not in WITHIN_1E_7 or (device.type == "cuda" and "Tanh" in name)
     if name != "LayerNorm" and exact_here:  # LayerNorm takes the mean away first
         assert float(((found - exact) / exact).abs().max()) < 1e-5
 

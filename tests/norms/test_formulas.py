@@ -124,6 +124,16 @@ def test_derivatives_at_points_where_a_part_of_the_formula_has_none(name, fused,
         assert slope.item() == pytest.approx((high - low) / 2e-6, abs=5e-6)
 
 
+@pytest.mark.parametrize("name", ["Hardtanh", "Satursin"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_function_that_ends_has_no_derivative_beyond_however_large_the_value(name, fused, monkeypatch):
+    """In float32, where the number next to pi / 2 has a cosine below 0, which values of 1e4 would blow up in alpha's gradient."""
+    monkeypatch.setattr(norms, "FUSED", {"cpu": one_pass.CPU} if fused else {})
+    layer, x = norms.NORMS[name](3), torch.tensor([[4.0, -50.0, 1e4]], requires_grad=True)
+    found = torch.autograd.grad(layer(x).sum(), [x, layer.alpha, layer.shift])
+    assert all(not bool(gradient.any()) for gradient in found)
+
+
 @pytest.mark.parametrize("name", [*norms.FUNCTIONS, "AdaptiveDynamicTanh", "BHyT"])
 def test_flat_is_where_the_derivative_is_below_a_tenth_of_its_largest(name):
     """Of the layer's output by what the function reads, which for BHyT is x / rms(x)."""
