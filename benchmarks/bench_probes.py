@@ -6,7 +6,8 @@
 
 All flags but --json, --device, --threads and --rounds are train.py's; --alpha, --probes and --readout are this one's to say. An
 epoch of each in turn, so that a machine's moods meet all of them alike; a round is --eval_every epochs, of which the last one
-scores what is not scored in each. `of_none` is an epoch's time as a multiple of that without probes; medians over --rounds.
+scores what is not scored in each. `epoch_s` is the mean of a round, of_none that of an epoch's time over the same one's without
+probes; of the last epochs and of all others the medians over --rounds.
 """
 
 import statistics
@@ -37,28 +38,31 @@ def main():
     trainers = {name: open_trainer([*flags, *chosen, "--device", str(device)]) for name, chosen in SETS.items()}
     every = trainers["all"].task.run.probes.eval_every
     seconds = {name: [] for name in SETS}
-    for number in range(args.rounds + 1):  # the first does not count: caches, kernels, components of patches
-        taken = dict.fromkeys(SETS, 0.0)
-        for epoch in range(number * every, (number + 1) * every):
-            for name, trainer in trainers.items():
-                started = time.perf_counter()
-                if trainer.measure_epoch(epoch) is None:
-                    sys.exit(f"error: the run with {name} diverged at epoch {epoch}. Use a smaller --lr.")
-                taken[name] += time.perf_counter() - started
-        for name in SETS:
-            seconds[name].append(taken[name] / every)
-    plain = seconds["none"][1:]
-    rows = [
-        {
-            "probes": name,
-            "epoch_s": round(statistics.median(taken[1:]), 3),
-            "of_none": round(statistics.median(one / none for one, none in zip(taken[1:], plain)), 3),
-        }
-        for name, taken in seconds.items()
-    ]
+    # the first round does not count: caches, kernels, components of patches
+    for epoch in range((args.rounds + 1) * every):
+        for name, trainer in trainers.items():
+            started = time.perf_counter()
+            if trainer.measure_epoch(epoch) is None:
+                sys.exit(f"error: the run with {name} diverged at epoch {epoch}. Use a smaller --lr.")
+            seconds[name].append(time.perf_counter() - started)
+    plain = seconds["none"][every:]
+    rows = []
+    for name, taken in seconds.items():
+        taken = taken[every:]
+        of_none = [one / none for one, none in zip(taken, plain)]
+        rows.append(
+            {"probes": name, "epoch_s": round(typical(taken, every), 3), "of_none": round(typical(of_none, every), 3)}
+        )
     images = trainers["all"].task.source
     name = f"probes, {len(images.train):,} images, {len(images.val):,} of validation"
     report(name, rows, args, device, eval_every=every, rounds=args.rounds, flags=" ".join(flags))
+
+
+def typical(values, every):
+    """Mean over a round of values, one an epoch: the last of a round, which score, and all others are each their median."""
+    last = values[every - 1 :: every]
+    others = [value for i, value in enumerate(values) if i % every < every - 1]
+    return (statistics.median(last) + (every - 1) * (statistics.median(others) if others else 0)) / every
 
 
 def open_trainer(words):

@@ -70,9 +70,14 @@ def test_what_probes_cost_is_a_multiple_of_an_epoch_without_them(tmp_path):
     found = json.loads(file.read_text())
     plain, *others = found["rows"]
     assert (plain["probes"], plain["of_none"], found["eval_every"]) == ("none", 1, 2)
-    for row in others:
-        assert row["of_none"] == pytest.approx(row["epoch_s"] / plain["epoch_s"], rel=0.01)
-    assert others[-1]["probes"] == "all"
+    assert all(0.3 < row["of_none"] < 10 for row in others) and others[-1]["probes"] == "all"
+
+
+def test_an_epoch_that_scores_and_the_others_are_each_a_median():
+    import bench_probes
+
+    assert bench_probes.typical([1, 2, 9, 10, 1, 3, 3, 20], every=4) == (3 * 2.5 + 15) / 4
+    assert bench_probes.typical([5, 6, 70], every=1) == 6
 
 
 def test_images_that_live_on_the_device_do_not_hinder_batches_that_are_ready(monkeypatch):
