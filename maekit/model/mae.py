@@ -156,7 +156,7 @@ class MaskedAutoencoder(nn.Module):
         if self.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
-        loss = ((pred - target) ** 2).mean(dim=-1)
+        loss = nn.functional.mse_loss(pred, target, reduction="none").mean(dim=-1)
         return (loss * mask).sum() / mask.sum()
 
     def forward(self, images, mask_ratio=0.75, noise=None):
