@@ -142,7 +142,7 @@ def test_encoder_and_decoder_may_be_multiplied_as_tf32_pixels_k_nn_and_probes_ne
     watch(Block, "forward", "block")
     watch(knn, "knn_predict", "k-NN")
     watch(frozen, "step_all", "probe's step")
-    watch(frozen.OnlineProbe, "predict", "probe's prediction")
+    watch(frozen, "predict_all", "probe's prediction")
     watch(validation, "smooth_colour", "pixels")
     watch(resident.ResidentImages, "_crop", "crops")
     monkeypatch.setattr(
