@@ -50,15 +50,15 @@ def trained(mae, loss_of, images, noise):
     return found
 
 
-def compared(label, ours, expected, record_property, tolerance=TOLERANCE):
-    """Assert that what `trained` found for two models is equal to a tolerance; the largest differences are printed."""
+def compared(label, ours, expected, record_property):
+    """Assert that what `trained` found for two models is equal to TOLERANCE; the largest differences are printed."""
     assert torch.equal(ours["mask"], expected["mask"])
     largest = {"loss": (max(abs(a - b) / b for a, b in zip(ours["losses"], expected["losses"])), None)}
     largest |= {part: difference(ours[part], expected[part]) for part in ("pred", "gradients", "weights")}
     for part, (value, where) in largest.items():
         record_property(part, value)
         print(f"{label}: {part} differ by {value:.1e} {where or ''}")
-    assert all(value <= tolerance for value, _ in largest.values()), largest
+    assert all(value <= TOLERANCE for value, _ in largest.values()), largest
     assert all(math.isfinite(loss) for loss in ours["losses"]) and ours["losses"][-1] < ours["losses"][0]
 
 
@@ -95,6 +95,8 @@ def test_five_steps_of_our_model_are_five_steps_of_upstreams(case, theirs, monke
     shapes = [{n: tuple(t.shape) for n, t in mae.state_dict().items()} for mae in (ours, other)]
     assert shapes[0] == shapes[1]
     other.load_state_dict(ours.state_dict())
+    if norm == "Hardtanh":  # whose derivative jumps: rounding in float32 puts values beside a kink on its other side
+        ours, other, images = ours.double(), other.double(), images.double()
 
     with monkeypatch.context() as patched:
         given = GivenNoise(patched)
@@ -104,8 +106,7 @@ def test_five_steps_of_our_model_are_five_steps_of_upstreams(case, theirs, monke
     gc.collect()
     found = trained(ours, with_our_noise, images, noise)
     assert len(found["gradients"]) == sum(p.requires_grad for p in ours.parameters())
-    # Hardtanh's derivative jumps: rounding puts a value beside a kink on its other side, and Adam makes steps of that
-    compared(case, found, expected, record_property, TOLERANCE * (10 if norm == "Hardtanh" else 1))
+    compared(case, found, expected, record_property)
 
 
 def test_the_class_that_the_kit_trains_is_upstreams_own_to_the_last_bit(theirs, monkeypatch):
