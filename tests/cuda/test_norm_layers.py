@@ -149,9 +149,7 @@ def test_layers_of_two_bytes_a_number_are_as_exact_as_torch_s_own_operations(nam
             results = by_layer(layer, x, grad), by_formula(layer, x, grad), exactly(layer, x, grad)
             for part, ours, plain, exact in zip(parts_of(layer), *results):
                 assert ours.dtype == dtype and ours.shape == exact.shape
-                # BHyT rounds x / rms(x), too, as torch's operations do: which of the two is nearer is chance
-                of_plain = (1.25 if name == "BHyT" else 1.05) * distance(plain, exact)
-                allowed = of_plain + (torch.finfo(dtype).eps if ours.numel() == 1 else 1e-5)
+                allowed = 1.05 * distance(plain, exact) + (torch.finfo(dtype).eps if ours.numel() == 1 else 1e-5)
                 assert distance(ours, exact) <= allowed, (part, tuple(x.shape), distance(ours, exact), allowed)
 
 
@@ -210,7 +208,8 @@ def test_tiny_values_keep_their_digits(name, device):
     x, grad = values(64, 192)
     x *= 1e-4
     exact_here = name not in WITHIN_1E_7 or (device.type == "cuda" and name not in ("Expsign", "Saturlog"))
-    assert_float32(layer, x.to(device), grad.to(device), each=0.0 if exact_here else 2e-7)
+    by_sigmoid = device.type == "cpu" and name in ("DynamicTanh", "AdaptiveDynamicTanh", "BHyT")
+    assert_float32(layer, x.to(device), grad.to(device), each=2e-7 if by_sigmoid else 0.0)
     with torch.no_grad():
         for parameter, value in (("weight", 1.0), ("bias", 0.0), ("shift", 0.0)):
             if getattr(layer, parameter, None) is not None:

@@ -61,13 +61,9 @@ def without_key_bias(name, tensor):
 
 
 def difference(ours, theirs):
-    """Largest ‖a - b‖ / ‖b‖ over the tensors of two dicts, and the name of that tensor.
-
-    Scalars of one name, as the alphas of all norm layers, count as one tensor: the gradient of one is a sum over all values
-    of a layer, and where that nearly cancels, its own size says nothing of what rounding may change.
-    """
+    """Largest ‖a - b‖ / ‖b‖ over the tensors of two dicts, and the name of that tensor."""
     assert ours.keys() == theirs.keys()
-    worst, (ours, theirs) = (0.0, None), map(_scalars_together, (ours, theirs))
+    worst = (0.0, None)
     for name, b in theirs.items():
         a, b = without_key_bias(name, ours[name]), without_key_bias(name, b)
         assert a.shape == b.shape, name
@@ -76,14 +72,6 @@ def difference(ours, theirs):
             a, b = a.double(), b.double()
             worst = max(worst, (((a - b).norm() / b.norm()).item(), name))
     return worst
-
-
-def _scalars_together(tensors):
-    found = {name: tensor for name, tensor in tensors.items() if tensor.numel() > 1}
-    for name, tensor in tensors.items():
-        if tensor.numel() == 1:
-            found.setdefault("*." + name.rpartition(".")[2], []).append(tensor.flatten())
-    return {name: torch.cat(of) if isinstance(of, list) else of for name, of in found.items()}
 
 
 def trained_by(folder):

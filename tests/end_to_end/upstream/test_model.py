@@ -95,7 +95,9 @@ def test_five_steps_of_our_model_are_five_steps_of_upstreams(case, theirs, monke
     shapes = [{n: tuple(t.shape) for n, t in mae.state_dict().items()} for mae in (ours, other)]
     assert shapes[0] == shapes[1]
     other.load_state_dict(ours.state_dict())
-    if norm == "Hardtanh":  # whose derivative jumps: rounding in float32 puts values beside a kink on its other side
+    if (
+        norm != "LayerNorm"
+    ):  # float32 leaves little of a scalar's gradient that cancels, and moves values over Hardtanh's kink
         ours, other, images = ours.double(), other.double(), images.double()
 
     with monkeypatch.context() as patched:
