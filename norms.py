@@ -76,7 +76,7 @@ class _AffineNorm(nn.Module):
         """Type that is written of x (N, ..., C): the larger one of x and weight, or what a linear layer would make of it."""
         if self.before_linear and torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
-        return torch.result_type(x, self.weight)
+        return torch.result_type(x, x if self.weight is None else self.weight)
 
     def extra_repr(self):
         return f"{self.normalized_shape}, channels_first={self.channels_first}"
@@ -237,17 +237,18 @@ class BHyT(_PointWise):
     @property
     def alpha(self):
         """What x / rms(x) is multiplied with, shape (1,)."""
-        return self.lam * self.bound
+        return self.bound * self.lam.to(torch.promote_types(self.lam.dtype, torch.float32))
 
     def bounded(self, x):
-        """x / rms(x), rms over the channels."""
-        if self.channels_first:
-            return F.rms_norm(x.movedim(1, -1), self.normalized_shape, eps=self.eps).movedim(-1, 1)
-        ones, fused = x.new_ones(self.normalized_shape), FUSED.get(x.device.type)
-        return fused.rescale(lambda x: x.dtype, x, ones, self.eps) if fused else F.rms_norm(x, ones.shape, eps=self.eps)
+        """x / rms(x), rms over the channels, not rounded to two bytes."""
+        x, fused = x.to(torch.promote_types(x.dtype, torch.float32)), FUSED.get(x.device.type)
+        if fused and not self.channels_first:
+            return fused.rescale(lambda x: x.dtype, x, x.new_ones(self.normalized_shape), self.eps)
+        at = -3 if self.channels_first else -1
+        return F.rms_norm(x.movedim(at, -1), self.normalized_shape, eps=self.eps).movedim(-1, at)
 
     def forward(self, x):
-        return self.squash(self.bounded(x))
+        return self.squash(self.bounded(x)).to(self.written(x))
 
     def flat(self, x):
         return super().flat(self.bounded(x))
@@ -395,6 +396,5 @@ def norm_alphas(model):
 
 def _formula(function, x, alpha, shift, weight, bias):
     y = _VALUE[function](alpha * x if shift is None else alpha * x + shift)
-    if weight is not None:
-        y = y * weight
+    y = y if weight is None else y * weight
     return y if bias is None else y + bias

@@ -189,3 +189,20 @@ def test_fresh_layers_have_the_initial_values_of_their_papers():
     expected = {"alpha_base": [0.5], "grad_norm_smoothed": [1], "weight": [1, 1], "bias": [0, 0]}
     assert {k: v.tolist() for k, v in norms.AdaptiveDynamicTanh(2).state_dict().items()} == expected
     assert norms.DynamicTanh(2, alpha_init=2.0).alpha.item() == 2.0
+
+
+@pytest.mark.parametrize("fused", [{}, {"cpu": one_pass.CPU}], ids=["torch's own operations", "one pass"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_bhyt_in_two_bytes_rounds_its_result_alone(dtype, channels_first, fused, monkeypatch):
+    """Neither x / rms(x) nor what that is multiplied with, each of which would be off by as much as the result may be."""
+    monkeypatch.setattr(norms, "FUSED", fused)
+    layer = norms.BHyT(48, lam_init=3.0, channels_first=channels_first).to(dtype)
+    x = torch.randn(7, 48, 5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = x if channels_first else x.movedim(1, -1)
+    y, exact = layer(x), layer.double()(x.double())
+    assert y.dtype == dtype
+    rounding = (
+        torch.finfo(dtype).eps / 2 * 1.001 * exact.abs() + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    )
+    assert ((y.double() - exact).abs() <= rounding).all()
