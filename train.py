@@ -27,7 +27,7 @@ from maekit.runs.folder import RunFolder
 from maekit.runs.journal import Journal, one_line
 from maekit.runs.status import DIVERGED, FINISHED, RUNNING
 from maekit.settings.parser import build_parser
-from maekit.settings.resolution import resolve
+from maekit.settings.resolution import counted, resolve
 from maekit.settings.tasks import PRETRAIN
 from maekit.training import checks, failures
 
@@ -42,6 +42,7 @@ def main(argv=None):
     source = sources.open_source(run.data, run.seed)
     loggers.check_wandb(run.wandb_project)
     checks.check_images(run, source)
+    run = counted(run, len(source.train))
     if run.dry_run:
         print(checks.size(run, source))
         return 0

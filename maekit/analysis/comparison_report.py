@@ -24,7 +24,7 @@ CAPTIONS = {  # {reference}: the method that the others are held against
     "difference_over_images": (
         "Final loss minus that of {reference} with the same seed over the number of training images: means, seeds, 95 % "
         "intervals. Below the line is better than {reference}. A method whose line crosses 0 upwards helps on few images and hurts on "
-        "many. Epochs are equal, so fewer images are fewer steps."
+        "many."
     ),
     "timing_comparison": (
         "Mean training time per epoch, without validation, and its ratio to {reference}. Dots are single runs. "

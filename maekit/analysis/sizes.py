@@ -13,10 +13,13 @@ def largest(found):
 
 
 def describe(found, reference):
-    """{"images": {size: training images}, "differences": {method: {size: stats.paired to the reference}}, "sentences"} of runs in
-    a grid of sizes, each method at its best rate where there are several; a size as it was typed."""
+    """{"images": {size: training images}, "steps": {size: optimizer steps}, "differences": {method: {size: stats.paired to the
+    reference}}, "sentences"} of runs in a grid of sizes, each method at its best rate where there are several; a size as it
+    was typed."""
     sizes = sorted({run["size"] for run in found})
-    images = {spelled(size): _images(found, size) for size in sizes}
+    of = {spelled(size): next(run for run in found if run["size"] == size) for size in sizes}
+    images = {size: _images(run) for size, run in of.items()}
+    steps = {size: _steps(run) for size, run in of.items()}
     differences = {}
     for method in dict.fromkeys(run["method"] for run in found):
         if method != reference:
@@ -24,7 +27,8 @@ def describe(found, reference):
                 spelled(size): stats.paired(_losses(found, method, size), _losses(found, reference, size))
                 for size in sizes
             }
-    return {"images": images, "differences": differences, "sentences": _sentences(differences, images, reference)}
+    said = [*_on_steps(images, steps), *_sentences(differences, images, reference)]
+    return {"images": images, "steps": steps, "differences": differences, "sentences": said}
 
 
 def spelled(size):
@@ -32,9 +36,27 @@ def spelled(size):
     return "all" if size == math.inf else str(size)
 
 
-def _images(found, size):
-    run = next(run for run in found if run["size"] == size)
-    return min(size, run["config"]["data"]["train_images"])
+def _images(run):
+    return min(run["size"], run["config"]["data"]["train_images"])
+
+
+def _steps(run):
+    """Optimizer steps of the whole run."""
+    return _images(run) // run["config"]["effective_batch"] * run["config"]["identity"]["epochs"]
+
+
+def _on_steps(images, steps):
+    """How long the runs of each size were: what differs with the number of images beside it."""
+    few, many = min(images, key=images.get), max(images, key=images.get)
+    least, most = min(steps.values()), max(steps.values())
+    if len(images) < 2:
+        return []
+    if most <= 1.1 * least:  # --steps, in whole epochs
+        about = f"{most:,}" if most == least else f"{least:,} to {most:,}"
+        return [f"All numbers of images have {about} steps, so fewer images were seen more often."]
+    known = f"{steps[few]:,} with {images[few]:,} images and {steps[many]:,} with {images[many]:,}"
+    what = "what a method gains or loses on few images may be of how short the runs were"
+    return [f"Fewer images are fewer steps as well, {known}: {what}. --steps makes them equal."]
 
 
 def _losses(found, method, size):

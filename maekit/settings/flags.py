@@ -184,6 +184,15 @@ GROUPS = {
             decides=TRAININGS,
         ),
         Flag(
+            "steps",
+            int,
+            None,
+            "length of the run in optimizer steps, in place of --epochs: the whole number of epochs that comes nearest, so "
+            "that on fewer images there are more; default: --epochs",
+            metavar="N",
+            legal=legal.positive,
+        ),
+        Flag(
             "batch_size",
             int,
             64,

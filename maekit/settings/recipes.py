@@ -44,3 +44,8 @@ def min_lr(task, lr, *, demo):
 def warmup_epochs(task, model, epochs):
     """The recipe's warm-up in epochs, as much less as the run is shorter than the recipe."""
     return WARMUP_EPOCHS[task] * min(1, epochs / of(task, model)["epochs"])
+
+
+def warmup_of_steps(task, model, epochs):
+    """The warm-up of a run whose length was given in steps, in epochs: the recipe's share of it, however many epochs."""
+    return WARMUP_EPOCHS[task] * (epochs / of(task, model)["epochs"])

@@ -2,12 +2,13 @@
 
 import math
 import os
+from dataclasses import replace
 
 from .. import distributed
 from ..errors import InputError
 from . import label_map, recipes, start
 from .architectures import architecture, visible_patches
-from .flags import FLAGS
+from .flags import FLAGS, TRAININGS
 from .methods import OPTIONS, norm_name, options_of
 from .probes import evaluation_name, probe_names, readout_names
 from .tasks import DECODER, FINETUNE, LINPROBE, PRETRAIN
@@ -84,21 +85,37 @@ def resolve(typed):
 
 
 def _optim(v, demo):
-    task, processes = v["task"], distributed.size()
+    task, processes, steps = v["task"], distributed.size(), v["steps"] if v["task"] in TRAININGS else None
     lr = v["lr"] if v["lr"] is not None else v["blr"] * v["batch_size"] * v["accum_iter"] * processes / 256
     warmup = v["warmup_epochs"]
+    if warmup is None and steps is None:
+        warmup = recipes.warmup_epochs(task, v["model"], v["epochs"])
     return OptimSettings(
-        v["epochs"],
+        v["epochs"] if steps is None else None,
         v["batch_size"],
         v["accum_iter"],
         lr,
         recipes.min_lr(task, lr, demo=demo) if v["min_lr"] is None else v["min_lr"],
-        recipes.warmup_epochs(task, v["model"], v["epochs"]) if warmup is None else warmup,
+        warmup,
         v["weight_decay"],
         processes,
         v["clip_grad"],
         v["ema"] if task == PRETRAIN else None,
+        steps,
     )
+
+
+def counted(run, images):
+    """Settings whose --steps are epochs, of so many training images. Raises InputError if the warm-up is as long."""
+    optim = run.optim
+    if optim.steps is None:
+        return run
+    epochs = max(1, round(optim.steps / (images // optim.effective_batch)))
+    warmup = optim.warmup_epochs
+    if warmup is None:
+        warmup = recipes.warmup_of_steps(run.task, run.model.name, epochs)
+    _check_warmup(warmup, epochs)
+    return replace(run, optim=replace(optim, epochs=epochs, warmup_epochs=warmup))
 
 
 def _part(task, freeze, readouts):
@@ -172,12 +189,8 @@ def _check_together(v):
     low, high = v["adyt_alpha_min"], v["adyt_alpha_max"]
     if not 0 <= low < high < math.inf:
         raise InputError(f"--adyt_alpha_min {low} --adyt_alpha_max {high}: need 0 <= min < max.")
-    if v["warmup_epochs"] is not None and v["warmup_epochs"] >= v["epochs"]:
-        raise InputError(
-            f"--warmup_epochs {v['warmup_epochs']:g}: as long as the run or longer (--epochs {v['epochs']}). "
-            "Lower it, or leave it out for the recipe's share of the run."
-        )
-
+    if v["warmup_epochs"] is not None and v["steps"] is None:
+        _check_warmup(v["warmup_epochs"], v["epochs"])
     if "frozen" in probe_names(v["probes"], v["alpha"]) and v["batch_size"] * v["accum_iter"] < 2:
         raise InputError(
             "--batch_size 1: the frozen probe normalises over the images of a step, of which it needs 2 or "
@@ -196,4 +209,12 @@ def _check_together(v):
         raise InputError(
             f"--mask_ratio {v['mask_ratio']}: of {patches} patches {kept} would be visible; "
             "at least one must be, and at least one hidden."
+        )
+
+
+def _check_warmup(warmup, epochs):
+    if warmup >= epochs:
+        raise InputError(
+            f"--warmup_epochs {warmup:g}: as long as the run or longer (--epochs {epochs}). "
+            "Lower it, or leave it out for the recipe's share of the run."
         )

@@ -68,18 +68,20 @@ class DataSettings:
 @dataclass(frozen=True)
 class OptimSettings:
     """lr is the actual peak rate; warmup_epochs may be a fraction; clip_grad: largest norm of a gradient, None for any; ema: decay
-    of the weights' moving average, None for no average."""
+    of the weights' moving average, None for no average. steps: the length as it was typed, None if that was epochs; epochs and
+    a warm-up that was not typed are None with it until images are counted, see resolution.counted."""
 
-    epochs: int
+    epochs: int | None
     batch_size: int
     accum_iter: int
     lr: float
     min_lr: float
-    warmup_epochs: float
+    warmup_epochs: float | None
     weight_decay: float
     processes: int = 1
     clip_grad: float | None = None
     ema: float | None = None
+    steps: int | None = None
 
     @property
     def effective_batch(self):

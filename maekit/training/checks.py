@@ -95,7 +95,8 @@ def identity(run, source, clone):
 def size(run, source):
     """A sentence on how many images and steps a run has."""
     steps = len(source.train) // run.optim.effective_batch
+    epochs = "an epoch" if run.optim.steps is None else f"in each of {run.optim.epochs} epochs"
     return (
         f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
-        f"{steps} steps of {run.optim.effective_batch} images an epoch."
+        f"{steps} steps of {run.optim.effective_batch} images {epochs}."
     )

@@ -13,9 +13,10 @@ from tests.support import train_here
 from tests.support.runs import QUICK, fabricated
 
 
-def in_grid(method, seed, rate, last, *, size=None, status="finished"):
+def in_grid(method, seed, rate, last, *, size=None, status="finished", epochs=2):
     """A run of a grid that ended with a loss, as comparison.load gives it."""
-    run = fabricated(method, seed, [1.0, last], lr=rate, status=status)
+    run = fabricated(method, seed, [1.0, last], lr=rate, status=status, epochs=epochs)
+    run["config"]["effective_batch"] = 64
     parts = [method, *([f"n{size}"] if size else []), *([f"lr{rate}"] if rate else []), f"seed{seed}"]
     run["path"] = Path("out", *parts)
     run["config"]["data"] = {"train_images": 9469}
@@ -155,6 +156,30 @@ def test_differences_over_the_number_of_images_are_paired_at_each():
     assert "With 200 images DynamicTanh ended 0.029" in said and "With 9,469 images DynamicTanh ended 0.051" in said
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps", "says"),
+    [
+        ((10, 10), (30, 1470), "Fewer images are fewer steps as well, 30 with 200 images and 1,470 with 9,469: "),
+        ((490, 10), (1470, 1470), "All numbers of images have 1,470 steps, so fewer images were seen more often."),
+        (
+            (480, 10),
+            (1440, 1470),
+            "All numbers of images have 1,440 to 1,470 steps, so fewer images were seen more often.",
+        ),
+    ],
+)
+def test_it_is_said_what_the_number_of_images_changes_beside_itself(epochs, steps, says):
+    found = [
+        in_grid(method, seed, None, 0.4, size=size, epochs=of)
+        for method in ("LayerNorm", "DynamicTanh")
+        for seed in range(3)
+        for size, of in zip((200, "all"), epochs)
+    ]
+    known = Swept(found, "LayerNorm", "").sizes
+    assert tuple(known["steps"].values()) == steps
+    assert known["sentences"][0].startswith(says)
+
+
 def test_rates_are_chosen_anew_on_every_number_of_images():
     found = []
     for size, better in ((200, 0.001), (1000, 0.004)):
@@ -238,3 +263,20 @@ def test_the_page_names_what_diverged_at_another_rate_than_the_chosen(tmp_path):
         assert f'<b>diverged</b> <a href="LayerNorm/lr1000.0/seed{seed}' in page
     known = json.loads((tmp_path / "comparison_statistics.json").read_text())["rates"]["methods"]["LayerNorm"]
     assert (known["chosen"], known["curve"]["1000.0"]["diverged"]) == (0.001, 2)
+
+
+@pytest.mark.slow
+def test_runs_of_as_many_steps_on_other_numbers_of_images_are_seen_as_such(tmp_path):
+    """A length in steps is that in epochs: the same command with these has nothing to do."""
+    length = {32: "4", 64: "2"}  # epochs of 16 images a step
+    for images, epochs in length.items():
+        for norm in ("LayerNorm", "DynamicTanh"):
+            folder = tmp_path / norm / f"n{images}" / "seed0"
+            flags = (*QUICK, "--max_images", images, "--batch_size", "16", "--norm", norm, "--output_dir", folder)
+            train_here(*flags, "--steps", "8", check=0)
+            again = train_here(*flags, "--epochs", epochs, check=0)
+            assert again.stdout.strip() == f"{folder}: finished already, nothing to do."
+    comparison.write(tmp_path)
+    known = json.loads((tmp_path / "comparison_statistics.json").read_text())["sizes"]
+    assert known["steps"] == {"32": 8, "64": 8}
+    assert "All numbers of images have 8 steps" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import pytest
 from maekit.errors import InputError
 from maekit.settings import probes, recipes
 from maekit.settings.flags import DEFAULTS
+from maekit.settings.resolution import counted
 from maekit.settings.tasks import EVALUATIONS
 from tests.support import KIT, run, train
 from tests.support.commands import resolved
@@ -89,6 +90,27 @@ def test_only_settings_that_matter_to_the_norm_make_its_identity():
     assert same == resolved().identity()
 
 
+def test_a_length_in_steps_is_as_many_on_few_images_as_on_many():
+    typed = resolved("--steps", "1470", "--batch_size", "32", "--accum_iter", "2")
+    lengths = {images: counted(typed, images).optim for images in (500, 9469, 1_281_167)}
+    assert {images: optim.epochs for images, optim in lengths.items()} == {500: 210, 9469: 10, 1_281_167: 1}
+    assert lengths[500].epochs * (500 // 64) == lengths[9469].epochs * (9469 // 64) == 1470
+    assert [optim.warmup_epochs for optim in lengths.values()] == [
+        21,
+        1,
+        0.1,
+    ]  # a tenth, though a recipe's is 10 at most
+    in_epochs = resolved("--epochs", "10", "--batch_size", "32", "--accum_iter", "2")
+    assert counted(typed, 9469).identity() == in_epochs.identity()
+
+
+def test_a_warm_up_that_was_typed_with_a_length_in_steps_is_kept_if_it_ends_before_the_run():
+    typed = resolved("--steps", "1470", "--warmup_epochs", "10")
+    assert counted(typed, 500).optim.warmup_epochs == 10
+    with pytest.raises(InputError, match=r"--warmup_epochs 10: as long as the run or longer \(--epochs 10\)"):
+        counted(typed, 9469)
+
+
 ANOTHER = {  # flag: a value that makes another run of a pre-training, and what makes the flag one of its
     "task": ("linprobe", ["--init", "untrained"]),
     "norm": ("RMSNorm", []),
@@ -107,6 +129,7 @@ ANOTHER = {  # flag: a value that makes another run of a pre-training, and what 
     "mask_ratio": (0.5, []),
     "norm_pix_loss": (True, []),
     "epochs": (99, []),
+    "steps": (99, []),
     "batch_size": (32, []),
     "accum_iter": (2, []),
     "lr": (1e-4, []),
@@ -167,7 +190,7 @@ def test_another_value_of_a_flag_is_another_run(flag):
     plain = resolved(*([] if flag == "task" else around)).identity()
     other = resolved(*around, f"--{flag}", *([] if value is True else [str(value)])).identity()
     assert other != plain
-    if flag != "blr":  # which is seen in the rate
+    if flag not in ("blr", "steps"):  # which are seen in the rate and in the epochs
         assert other[flag] == value != plain.get(flag)
 
 
@@ -293,6 +316,7 @@ def test_alpha_and_probes_make_another_run():
         (["--weight_decay", "-0.1"], "--weight_decay -0.1: must not be negative"),
         (["--min_lr", "-0.1"], "--min_lr -0.1: must not be negative"),
         (["--epochs", "10", "--warmup_epochs", "10"], "--warmup_epochs 10: as long as the run"),
+        (["--steps", "0"], "--steps 0: must be positive"),
         (["--adyt_alpha_min", "2", "--adyt_alpha_max", "1"], "need 0 <= min < max"),
         (["--adyt_lambda", "-0.1"], "--adyt_lambda -0.1: must be finite and not negative"),
         (["--adyt_lambda", "nan"], "--adyt_lambda nan: must be finite and not negative"),
