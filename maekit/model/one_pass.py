@@ -174,22 +174,28 @@ def _point_wise_on_cpu(texts):
 
 def _rms_on_cpu(eps):
     def forward(rows, weight, y):
+        dtype, made = _sum_dtype(y), []
         for x, out in _parts(rows, y):
-            x = x.to(_sum_dtype(y))
+            x = x.to(dtype)
             scale = (torch.linalg.vector_norm(x, dim=1, keepdim=True).square_() / x.shape[1] + eps).rsqrt_()
-            out.copy_((x * scale).mul_(weight))
+            (place,) = _places(1, x, dtype, made, out)
+            normal = torch.mul(x, scale, out=place).mul_(weight)
+            if place is not out:
+                out.copy_(normal)
 
     def backward(rows, weight, grad):
         dtype = _sum_dtype(grad)
-        dx, d_weight = torch.empty_like(rows), torch.zeros(rows.shape[1], dtype=dtype)
+        dx, d_weight, made = torch.empty_like(rows), torch.zeros(rows.shape[1], dtype=dtype), []
         for x, g, out in _parts(rows, grad, dx):
             x, g = x.to(dtype), g.to(dtype)
             scale = (torch.linalg.vector_norm(x, dim=1).square_() / x.shape[1] + eps).rsqrt_()
-            product = g * x
+            (place,) = _places(1, x, dtype, made, out)
+            product = torch.mul(g, x, out=place)
             d_weight.addmv_(product.T, scale)
             along = (product @ weight.to(dtype)).mul_(scale**3) / x.shape[1]
-            torch.mul(g, weight, out=product).mul_(scale[:, None])
-            out.copy_(product.addcmul_(x, along[:, None], value=-1))
+            product = torch.mul(g, weight, out=place).mul_(scale[:, None]).addcmul_(x, along[:, None], value=-1)
+            if place is not out:
+                out.copy_(product)
         return dx, d_weight
 
     return forward, backward
