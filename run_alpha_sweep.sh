@@ -59,7 +59,7 @@ alphas="$alphas 0.0 0.00001 0.0001 0.001 0.005 0.01 0.05 0.1 0.5 1.0 2.0 5.0 10.
 lrs=default
 norms=LayerNorm
 seeds=0
-epochs=50
+length=(--epochs 50)
 batch_size=${BATCH_SIZE:-}
 num_workers=${NUM_WORKERS:-}
 model=
@@ -91,7 +91,7 @@ while [ $# -gt 0 ]; do
     --lrs | --lr) read_value "$@" && lrs=$VALUE ;;
     --norms | --norm | --methods) read_value "$@" && norms=$VALUE ;;
     --seeds | --seed) read_value "$@" && seeds=$VALUE ;;
-    --epochs) read_value "$@" && epochs=$VALUE ;;
+    --epochs | --steps) read_value "$@" && length=("${1%%=*}" "$VALUE") ;; # the last of them
     --batch_size) read_value "$@" && batch_size=$VALUE ;;
     --num_workers) read_value "$@" && num_workers=$VALUE ;;
     --model) read_value "$@" && model=$VALUE ;;
@@ -123,7 +123,7 @@ train_flags+=(${wandb_flags[@]+"${wandb_flags[@]}"})
 if [ -n "$dry_run$help$status" ]; then use_any_python; else use_environment; fi
 if [ -n "$help" ]; then
     print_banner "${BASH_SOURCE[0]}"
-    echo "Here: --name $name --alphas \"$alphas\" --lrs \"$lrs\" --epochs $epochs"
+    echo "Here: --name $name --alphas \"$alphas\" --lrs \"$lrs\" ${length[*]}"
     echo
     exec "$PYTHON" "$KIT/train.py" --help
 fi
@@ -153,8 +153,8 @@ for flag in num_workers model; do
     [ -z "${!flag}" ] || shared_flags+=("--$flag" "${!flag}")
 done
 shared_flags=(${data_flags[@]+"${data_flags[@]}"} ${shared_flags[@]+"${shared_flags[@]}"})
-decoder_flags=(${data_flags[@]+"${data_flags[@]}"} --epochs "$epochs" ${train_flags[@]+"${train_flags[@]}"})
-train_flags=(${data_flags[@]+"${data_flags[@]}"} --epochs "$epochs" --probes "$probes"
+decoder_flags=(${data_flags[@]+"${data_flags[@]}"} "${length[@]}" ${train_flags[@]+"${train_flags[@]}"})
+train_flags=(${data_flags[@]+"${data_flags[@]}"} "${length[@]}" --probes "$probes"
     ${train_flags[@]+"${train_flags[@]}"})
 checkpoint_dir=${checkpoint_dir:+$checkpoint_dir$own}
 : "${checkpoint_dir:=$output_dir/checkpoints/$sweep}"
@@ -222,10 +222,10 @@ fi
 
 # What is wrong with the data is wrong for every run: said once, before the first.
 for alpha in $alphas; do [ "$alpha" = 0.0 ] || break; done
-"$PYTHON" "$KIT/train.py" --dry_run --alpha "$alpha" "${train_flags[@]}"
+check_data --alpha "$alpha" "${train_flags[@]}"
 for task in $evals; do
     case $task in
-    decoder) "$PYTHON" "$KIT/train.py" --dry_run "${decoder_flags[@]}" --freeze encoder --init untrained ;;
+    decoder) check_data "${decoder_flags[@]}" --freeze encoder --init untrained ;;
     *) check_evaluation "$task" ;;
     esac
 done

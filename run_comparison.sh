@@ -170,10 +170,15 @@ print_evaluation() {
     (set -f && print_run "$1" $(task_of "$task") "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
 }
 
+# set_images: those of a size of for_each as flags, in images
+set_images() {
+    case $size in every | all) images=() ;; *) images=(--max_images "$size") ;; esac
+}
+
 # print_run FOLDER FLAG...: of the run of for_each; the method's own options come last, so they win
 print_run() {
-    local images=()
-    case $size in every | all) ;; *) images=(--max_images "$size") ;; esac
+    local images
+    set_images
     # shellcheck disable=SC2086 # a list of words
     train_command --norm "${method%%-*}" --seed "$seed" --output_dir "$output_dir/$1" \
         ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$1"} "${@:2}" ${images[@]+"${images[@]}"} $own
@@ -205,8 +210,11 @@ if [ -n "$dry_run" ]; then
     exit
 fi
 
-# What is wrong with the data is wrong for every run: said once, before the first.
-"$PYTHON" "$KIT/train.py" --dry_run ${train_flags[@]+"${train_flags[@]}"}
+# What is wrong with the data is wrong for every run of a number of images: said once, before the first.
+for size in ${sizes:-every}; do
+    set_images
+    check_data ${train_flags[@]+"${train_flags[@]}"} ${images[@]+"${images[@]}"}
+done
 for task in $evals; do check_evaluation "$task"; done
 
 run_and_analyse "commands${evals:+ evaluations}" "$output_dir" \

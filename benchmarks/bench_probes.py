@@ -73,7 +73,7 @@ def open_trainer(words):
     from maekit.settings.resolution import resolve
     from maekit.training.trainer import Trainer
 
-    run = resolve(build_parser("train.py", "").parse_args([*words, "--epochs", "1000"]))
+    run = resolve(build_parser("train.py", "").parse_args([*words, "--epochs", "1000"]))  # which refuses --steps
     source = sources.open_source(run.data, run.seed)
     task = train.open_task(run, cache.cached(source, run.data.cache, run.model.input_size, print))
     task.prepare()

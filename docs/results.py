@@ -181,7 +181,8 @@ def rates_table(name):
     known = files.read_json(KIT / "docs/results" / f"{name}.json")
     by_method = known["methods"]
     rates = sorted({rate for of in by_method.values() for rate in of["curve"]}, key=float)
-    titles = [f"to {known['reference']}, each at its best", f"all at {known['common']:g}", "flat (%)"]
+    common = "the reference's" if known["common"] is None else f"{known['common']:g}"
+    titles = [f"to {known['reference'] or 'the reference'}, each at its best", f"all at {common}", "flat (%)"]
     lines = [["method", *(f"`val_mse` at {float(rate):g}" for rate in rates), *titles]]
     lines.append(["---"] * len(lines[0]))
     for method in methods.in_order(by_method):
@@ -210,9 +211,11 @@ def sizes_table(name):
 
 
 def _to_reference(known):
-    if known is None or known["mean"] is None:
+    """A rates.difference; empty for the reference, a dash where there are no runs."""
+    if known is None:
         return ""
-    return VALIDATION.difference(known)
+    lost = [f"{n} of {method} diverged" for method, n in known["diverged"].items()]
+    return ", ".join([*([] if known["mean"] is None else [VALIDATION.difference(known)]), *lost]) or "–"
 
 
 def _markdown(lines):

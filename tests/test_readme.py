@@ -158,8 +158,8 @@ def test_tables_of_rates_and_sizes_say_what_their_files_do(tmp_path, monkeypatch
     """Bold: the rate that was chosen; a dash: no run at that rate."""
     results = results_in(tmp_path, monkeypatch)
 
-    def difference(mean, low, high):
-        return {"mean": mean, "low": low, "high": high, "n": 3}
+    def difference(mean, low, high, **diverged):
+        return {"mean": mean, "low": low, "high": high, "n": 3, "diverged": diverged}
 
     at = {rate: {"mean": mean, "diverged": 0} for rate, mean in (("0.002", 0.5), ("0.004", 0.41))}
     known = {
@@ -175,16 +175,21 @@ def test_tables_of_rates_and_sizes_say_what_their_files_do(tmp_path, monkeypatch
             },
         },
         "at_best": {"DynamicTanh-alpha2.0": difference(0.09, 0.05, 0.13), "NoNorm": difference(None, None, None)},
-        "at_common": {"DynamicTanh-alpha2.0": difference(None, None, None), "NoNorm": difference(0.3, None, None)},
+        "at_common": {
+            "DynamicTanh-alpha2.0": difference(None, None, None, LayerNorm=3),
+            "NoNorm": difference(0.3, None, None, NoNorm=1),
+        },
     }
     write_json(tmp_path / "docs/results/a_rates.json", known)
     assert results.rates_table("a_rates").splitlines() == [
         "| method | `val_mse` at 0.002 | `val_mse` at 0.004 | to LayerNorm, each at its best | all at 0.004 | flat (%) |",
         "| --- | --- | --- | --- | --- | --- |",
         "| LayerNorm | 0.500 | **0.410** | | | |",
-        "| DynamicTanh from α = 2.0 | **0.500** | – | +0.090 (+0.050 to +0.130) | | 25 |",
-        "| NoNorm | diverged | 0.750, 1 diverged | | +0.300 | |",
+        "| DynamicTanh from α = 2.0 | **0.500** | – | +0.090 (+0.050 to +0.130) | 3 of LayerNorm diverged | 25 |",
+        "| NoNorm | diverged | 0.750, 1 diverged | – | +0.300, 1 of NoNorm diverged | |",
     ]
+    write_json(tmp_path / "docs/results/b_rates.json", known | {"common": None, "at_common": {}})
+    assert "| all at the reference's | flat (%) |" in results.rates_table("b_rates").splitlines()[0]
     by_size = {"500": difference(-0.01, -0.03, 0.01), "all": difference(0.02, 0.01, 0.03)}
     known = {"images": {"500": 500, "all": 9469}, "differences": {"DynamicTanh": by_size}}
     write_json(tmp_path / "docs/results/a_sizes.json", known)

@@ -57,8 +57,9 @@ def write(root, reference=findings.REFERENCE, select_seeds=""):
         if run["log"] and not (run["summary"] and folder.loss_curve.exists()):  # one that has ended has drawn it itself
             figures.save(figures.loss_curve(run["log"], summary), folder.loss_curve)
     logs, pictures = stack(found, "log"), load_pictures(found)
-    known = findings.describe(found, table, reference)
-    known |= grid.known() | {"sentences": [*known["sentences"], *grid.sentences()]}
+    known = findings.describe(grid.compared(), table, reference)
+    known |= grid.known()
+    known |= {"sentences": [*known["sentences"], *grid.sentences()], "notes": [*known["notes"], *grid.notes()]}
     files.write_json(root / "comparison_statistics.json", known)
     draw = drawings(found, evaluations, table, known, pictures) | grid.drawings(reference)
     figures.save_all({root / f"{name}.png": figure for name, figure in draw.items()})
@@ -67,10 +68,11 @@ def write(root, reference=findings.REFERENCE, select_seeds=""):
     if scored(evaluations, table):
         print(render_evaluations(table))
     print("\n".join(["", *known["sentences"]]))
-    notices = [*known["notes"], *damaged, *repeated, *grid.notices, *notices_on(found, evaluations, table)]
+    unfair = list(dict.fromkeys(text for group in grid.alike() for text in unequal_settings(group)))
+    notices = [*known["notes"], *damaged, *repeated, *grid.notices, *unfair, *notices_on(found, evaluations, table)]
     for notice in notices:
         print(f"note: {notice}")
-    plot, unequal = report.plot("losses", logs, table), any(unequal_settings(found))
+    plot, unequal = report.plot("losses", logs, table), bool(unfair)
     shown = {"notices": notices, "unequal": unequal, "drawn": draw, "pictures": pictures, "plot": plot, "tried": tried}
     report.write(root / "report.html", comparison_report.page(root, found, evaluations, table, known, **shown))
     print(f"written to {root}: report.html, comparison_table.csv, comparison_statistics.json, {', '.join(draw)}")
@@ -157,7 +159,7 @@ def notices_on(found, evaluations, table):
     same = {}
     for run in evaluations:
         same.setdefault(evaluation_column(run).removeprefix("untrained_"), []).append(run)
-    yield from (notice for group in (found, *same.values()) for notice in unequal_settings(group))
+    yield from (notice for group in same.values() for notice in unequal_settings(group))
     yield from unended(table)
     yield from unended(tabulate(evaluations))
     together = max((run["config"].get("runs_at_a_time", 1) for run in found), default=1)

@@ -23,8 +23,8 @@ CAPTIONS = {  # {reference}: the method that the others are held against
     ),
     "difference_over_images": (
         "Final loss minus that of {reference} with the same seed over the number of training images: means, seeds, 95 % "
-        "intervals. Below the line is better than {reference}. A method whose line crosses 0 upwards helps on few images and hurts on "
-        "many."
+        "intervals; crossed, where all its runs diverged. Below the line is better than {reference}. Whether a method helps on few "
+        "images and hurts on many is not seen from where its line crosses 0, but from the interval of what changes, above."
     ),
     "timing_comparison": (
         "Mean training time per epoch, without validation, and its ratio to {reference}. Dots are single runs. "
@@ -157,7 +157,7 @@ def methods_table(table, known):
         means = known["means"].get(method, {})
         cells = [spelled(means[name]) if name in means else least(table, method, name) for name in columns]
         of = int((table["model"] == method).sum())
-        n = known["n"].get(method, 0)
+        n = int(((table["model"] == method) & (table["status"] == FINISHED)).sum())
         rows.append([method, str(n) if n == of else f"{n} of {of}", *cells])
     for name in measures.BASELINES:
         if name in table and table[name].notna().any():
@@ -232,7 +232,7 @@ def rates_table(known):
     rows = []
     for method, m in of["methods"].items():
         chosen = f"{m['chosen']:g}" if m["chosen"] is not None else "all diverged" if m["lost"] else "not yet"
-        differences = [signed(of[name][method]) if method in of[name] else "" for name in ("at_best", "at_common")]
+        differences = [of_rates(of[name], method) for name in ("at_best", "at_common")]
         rows.append([method, chosen, *differences, *(at_rate(m["curve"].get(rate)) for rate in all_rates)])
     common = "the reference's" if of["common"] is None else f"{of['common']:g}"
     columns = ["method", "best rate", "difference, each at its best", f"difference, all at {common}"]
@@ -241,6 +241,14 @@ def rates_table(known):
         f"every rate, means over all seeds with 95 % intervals. {of['sentences'][-1]}"
     )
     return [{"title": "Learning rates", "columns": columns + all_rates, "rows": rows, "caption": caption}]
+
+
+def of_rates(known, method):
+    """A method's rates.difference; empty for the reference."""
+    if method not in known:
+        return ""
+    lost = [f"{n} of {m} diverged" for m, n in known[method]["diverged"].items()]
+    return "\n".join([*([signed(known[method])] if known[method]["n"] or not lost else []), *lost])
 
 
 def at_rate(known):

@@ -157,7 +157,7 @@ def on_difference(method, reference, difference, what="validation loss"):
 
 def no_interval(n):
     """Why a mean over n seeds has no interval, and the way out."""
-    return f'{"1 seed" if n == 1 else f"mean of {n} seeds"}, so no interval; --seeds "0 1 2" gives one'
+    return f"{'1 seed' if n == 1 else f'mean of {n} seeds'}, so no interval, which takes {stats.MIN_SEEDS}: --seeds"
 
 
 def on_speed(method, reference, reached):
@@ -229,7 +229,7 @@ def notes(known, reference):
         each = ", ".join(f"{method} ({n})" for method, n in few.items())
         said.append(
             f"Too few finished seeds for an interval, which takes {stats.MIN_SEEDS}: {each}. Their differences may be "
-            'chance; --seeds "0 1 2" gives intervals.'
+            "chance; add seeds with --seeds."
         )
     if known["n"] and known["reference"] is None:
         said.append(f"No {reference} run has finished, so there are no differences to it; --reference takes another.")

@@ -63,7 +63,7 @@ def _side_by_side(methods, ticks):
 @styled
 def difference_over_images(known, reference, narrow=False):
     """Final validation loss minus the reference's over the number of training images, with 95 % intervals, methods side by
-    side. known: of sizes.describe."""
+    side; crossed on the line of 0 where a method has no difference because its runs diverged. known: of sizes.describe."""
     figure = new_figure(COLUMN if narrow else PAGE, HEIGHT)
     ax = figure.subplots()
     ax.axhline(0, color=GREY, linewidth=1)
@@ -80,6 +80,9 @@ def difference_over_images(known, reference, narrow=False):
             )
             seeds = list(of["differences"].values())
             ax.plot(np.full(len(seeds), place), seeds, ".", color=colour, markersize=3, alpha=0.6)
+        for size, of in known["differences"][method].items():
+            if of["diverged"] and not of["n"]:
+                ax.plot(images[size] * shift, 0, "x", color=colour, markersize=8, markeredgewidth=2)
     ax.set_xscale("log")
     ax.set_xticks(list(images.values()), [f"{n:,}" for n in images.values()])
     ax.set_xticks([], minor=True)

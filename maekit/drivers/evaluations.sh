@@ -36,6 +36,5 @@ flags_of() {
 # check_evaluation NAME: exit code 2 if the data are not enough for it.
 check_evaluation() {
     # shellcheck disable=SC2046 # a list of words
-    (set -f && exec "$PYTHON" "$KIT/train.py" --dry_run $(task_of "$1") --init untrained \
-        ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$1"))
+    (set -f && check_data $(task_of "$1") --init untrained ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$1"))
 }

@@ -138,6 +138,11 @@ show_status() {
     exec "$PYTHON" "$KIT/maekit/drivers/pool.py" --status "${files[@]}"
 }
 
+# check_data FLAG...: exit code 2 if the data are not enough for a run with these flags, in as many processes as --nproc says.
+check_data() {
+    WORLD_SIZE=$nproc "$PYTHON" "$KIT/train.py" --dry_run "$@"
+}
+
 # train_command FLAG...: a line that trains, in as many processes as --nproc says.
 train_command() {
     if [ "$nproc" = 1 ]; then

@@ -169,13 +169,18 @@ class Comparison:
         norm, *options = methods.flags_of(method)[1:]
         kept = self.typed["--checkpoint_dir"]
         kept = ["--checkpoint_dir", f"{kept}/{where}"] if kept else []
-        images = ["--max_images", own["size"]] if own["size"] not in ("", "all") else []
+        images = images_of(own["size"])
         flags = ["--norm", norm, "--seed", own["seed"], "--output_dir", f"{self.output_dir}/{where}", *kept, *flags]
         flags += [*images, *options]
         if self.typed["--nproc"] == "1":
             return [sys.executable, str(KIT / "train.py"), *flags]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", self.typed["--nproc"]]
         return [sys.executable, *launcher, str(KIT / "train.py"), *flags]
+
+
+def images_of(size):
+    """The flags of a number of images, as the grid has it."""
+    return [] if size in ("", "all") else ["--max_images", size]
 
 
 def main(argv):
@@ -253,10 +258,13 @@ def status(folder):
 
 
 def check_data(comparison):
-    """What is wrong with the data is wrong for every run: said once, before the first. Returns the exit code."""
-    checked = [comparison.flags, *(comparison.task_flags(task, "untrained") for task in comparison.evals)]
+    """What is wrong with the data is wrong for every run of a number of images: said once, before the first. Returns the exit
+    code."""
+    checked = [[*comparison.flags, *images_of(size)] for size in comparison.sizes or ("",)]
+    checked += [comparison.task_flags(task, "untrained") for task in comparison.evals]
+    processes = {**os.environ, "WORLD_SIZE": comparison.typed["--nproc"]}
     for flags in checked:
-        if code := subprocess.call([sys.executable, str(KIT / "train.py"), "--dry_run", *flags]):
+        if code := subprocess.call([sys.executable, str(KIT / "train.py"), "--dry_run", *flags], env=processes):
             return code
     return 0
 

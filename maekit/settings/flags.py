@@ -187,8 +187,8 @@ GROUPS = {
             "steps",
             int,
             None,
-            "length of the run in optimizer steps, in place of --epochs: the whole number of epochs that comes nearest, so "
-            "that on fewer images there are more; default: --epochs",
+            "length of the run in optimizer steps, in place of --epochs, as the whole number of epochs that comes nearest, so that "
+            "fewer images have more; its warm-up is the recipe's share of it, however long; default: --epochs",
             metavar="N",
             legal=legal.positive,
         ),
@@ -237,7 +237,7 @@ GROUPS = {
             "warmup_epochs",
             float,
             None,
-            "linear warm-up, may be a fraction; default: the recipe's, less in a shorter run",
+            "linear warm-up, may be a fraction; default: the recipe's, less in a shorter run; with --steps its share of the run",
             legal=legal.not_negative,
             decides=TRAININGS,
         ),

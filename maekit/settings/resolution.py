@@ -49,6 +49,8 @@ def resolve(typed):
     recipe = recipes.of(task, model, demo=typed.demo, processes=distributed.size())
     v = {**recipe, **stored, **given}
     _check_source(typed)
+    if "steps" in given and "epochs" in given:
+        raise InputError(f"--epochs {given['epochs']} and --steps {given['steps']}: choose one of them.")
     _check(v)
     name, probes = norm_name(v["norm"]), _probes(v)
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
@@ -106,16 +108,23 @@ def _optim(v, demo):
 
 
 def counted(run, images):
-    """Settings whose --steps are epochs, of so many training images. Raises InputError if the warm-up is as long."""
+    """Settings whose --steps are epochs, of so many training images. Raises InputError if they are less than one, or no longer
+    than the warm-up."""
     optim = run.optim
     if optim.steps is None:
         return run
-    epochs = max(1, round(optim.steps / (images // optim.effective_batch)))
-    warmup = optim.warmup_epochs
+    epoch = images // optim.effective_batch
+    if optim.steps < epoch:
+        raise InputError(
+            f"--steps {optim.steps}: an epoch of the {images} images has {epoch} steps. Use at least as many, or fewer images "
+            "with --max_images."
+        )
+    epochs, warmup = round(optim.steps / epoch), optim.warmup_epochs
     if warmup is None:
         warmup = recipes.warmup_of_steps(run.task, run.model.name, epochs)
-    _check_warmup(warmup, epochs)
-    return replace(run, optim=replace(optim, epochs=epochs, warmup_epochs=warmup))
+    optim = replace(optim, epochs=epochs, warmup_epochs=warmup)
+    _check_warmup(warmup, epochs, optim.length)
+    return replace(run, optim=optim)
 
 
 def _part(task, freeze, readouts):
@@ -190,7 +199,7 @@ def _check_together(v):
     if not 0 <= low < high < math.inf:
         raise InputError(f"--adyt_alpha_min {low} --adyt_alpha_max {high}: need 0 <= min < max.")
     if v["warmup_epochs"] is not None and v["steps"] is None:
-        _check_warmup(v["warmup_epochs"], v["epochs"])
+        _check_warmup(v["warmup_epochs"], v["epochs"], f"--epochs {v['epochs']}")
     if "frozen" in probe_names(v["probes"], v["alpha"]) and v["batch_size"] * v["accum_iter"] < 2:
         raise InputError(
             "--batch_size 1: the frozen probe normalises over the images of a step, of which it needs 2 or "
@@ -212,9 +221,9 @@ def _check_together(v):
         )
 
 
-def _check_warmup(warmup, epochs):
+def _check_warmup(warmup, epochs, length):
     if warmup >= epochs:
         raise InputError(
-            f"--warmup_epochs {warmup:g}: as long as the run or longer (--epochs {epochs}). "
+            f"--warmup_epochs {warmup:g}: as long as the run or longer ({length}). "
             "Lower it, or leave it out for the recipe's share of the run."
         )

@@ -84,6 +84,13 @@ class OptimSettings:
     steps: int | None = None
 
     @property
+    def length(self):
+        """The length of the run as its flag."""
+        return (
+            f"--epochs {self.epochs}" if self.steps is None else f"--steps {self.steps}, which is {self.epochs} epochs"
+        )
+
+    @property
     def effective_batch(self):
         """Images of an optimizer step, over all processes."""
         return self.batch_size * self.accum_iter * self.processes

@@ -145,7 +145,7 @@ class Task:
         self.load_more(path, state)
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.epochs:
-            raise InputError(f"--resume {path}: has {first_epoch} epochs already; --epochs {self.epochs} adds none.")
+            raise InputError(f"--resume {path}: has {first_epoch} epochs already; {self.run.optim.length} adds none.")
         position = state.get("position")
         if position and not (own or self._has_place(position, state["args"], identity)):
             distributed.say(

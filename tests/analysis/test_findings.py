@@ -68,7 +68,7 @@ def test_sentences_on_differences_say_what_the_numbers_say():
     above, below = "DynamicTanh ended 0.087 above LayerNorm", "DynamicTanh ended 0.031 below LayerNorm"
     assert say(difference(0.087, 0.007)) == f"{above} in validation loss (95 % interval 0.080 to 0.094, 3 seeds)."
     assert say(difference(-0.031, 0.006)) == f"{below} in validation loss (95 % interval 0.025 to 0.037, 3 seeds)."
-    way_out = 'so no interval; --seeds "0 1 2" gives one'
+    way_out = "so no interval, which takes 3: --seeds"
     assert (
         say(difference(0.45, n=1)) == f"DynamicTanh ended 0.45 above LayerNorm in validation loss (1 seed, {way_out})."
     )
@@ -225,7 +225,12 @@ SATURATED, FREE = [[0.5, 0.6, 0.7, 2.0], [2.0, 2.0, 1.0, 2.0]], [[0.5, 0.6, 0.7,
             (0.5, 0.5, 0.5),
             "was found: if adapting made a difference, these runs do not show it",
         ),
-        (SATURATED, (0.5,), (0.4,), "ended at a bound, but the loss cannot answer it (1 seed, so no interval; --seeds"),
+        (
+            SATURATED,
+            (0.5,),
+            (0.4,),
+            "ended at a bound, but the loss cannot answer it (1 seed, so no interval, which takes 3",
+        ),
         (
             SATURATED,
             (0.5, 0.52, 0.48),

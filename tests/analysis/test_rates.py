@@ -1,4 +1,4 @@
-"""Every method at its best learning rate, and over numbers of training images."""
+"""Every method at its best learning rate."""
 
 import json
 from pathlib import Path
@@ -6,23 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maekit.analysis import comparison, grid_figures, rates, sizes
+from maekit.analysis import comparison, grid_figures, rates
 from maekit.analysis.swept import Swept
 from maekit.errors import InputError
 from tests.support import train_here
-from tests.support.runs import QUICK, fabricated
-
-
-def in_grid(method, seed, rate, last, *, size=None, status="finished", epochs=2):
-    """A run of a grid that ended with a loss, as comparison.load gives it."""
-    run = fabricated(method, seed, [1.0, last], lr=rate, status=status, epochs=epochs)
-    run["config"]["effective_batch"] = 64
-    parts = [method, *([f"n{size}"] if size else []), *([f"lr{rate}"] if rate else []), f"seed{seed}"]
-    run["path"] = Path("out", *parts)
-    run["config"]["data"] = {"train_images": 9469}
-    rates.place_in_grid(run, Path("out"))
-    return run
-
+from tests.support.runs import QUICK, fabricated, in_grid
 
 LOSSES = {  # of seed 0, which chooses, and of seeds 1, 2, 3
     ("LayerNorm", 0.001): (0.40, 0.41, 0.42, 0.43),
@@ -90,11 +78,61 @@ def test_where_norms_are_flat_is_said_of_the_best_rate_and_the_seeds_that_are_re
 
 def test_a_rate_at_which_a_method_diverged_is_lost_and_said(found):
     said = " ".join(Swept(found, "LayerNorm", "0").sentences())
-    assert "DynamicTanh is best at a rate of 0.001, the lowest that was tried, so one beyond it may be better" in said
-    assert "it diverged at 0.004." in said
-    assert "NoNorm has no best rate: at every one of 0.001, 0.002, 0.004 a run diverged." in said
-    assert "LayerNorm is best at a rate of 0.002. " in said
+    assert (
+        "For DynamicTanh the rate 0.001 was chosen, the lowest that was tried, so one beyond it may be better; at 0.004 1 of 4 "
+        "runs diverged." in said
+    )
+    assert "NoNorm has no best rate: at every one of 0.001, 0.002, 0.004 a run that chooses diverged." in said
+    assert "For LayerNorm the rate 0.002 was chosen; the seeds that did not choose ended lower at 0.004. " in said
     assert "Both at 0.002: DynamicTanh ended 0.05" in said and "Rates were chosen on seed 0; " in said
+
+
+def test_a_method_without_a_best_rate_has_no_difference_though_seeds_that_did_not_choose_ended():
+    found = [in_grid("LayerNorm", seed, rate, 0.4 + rate) for seed in range(3) for rate in (0.001, 0.002)]
+    for seed in range(3):
+        for rate in (0.001, 0.002):
+            found.append(in_grid("DynamicTanh", seed, rate, 0.3, status="finished" if seed else "diverged"))
+    grid = Swept(found, "LayerNorm", "0")
+    assert {run["method"] for run in grid.main} == {"LayerNorm", "DynamicTanh"}  # a row in the table
+    assert {run["method"] for run in grid.compared()} == {"LayerNorm"}
+    assert grid.rates["methods"]["DynamicTanh"]["chosen"] is grid.rates["methods"]["DynamicTanh"]["flat"] is None
+    assert grid.rates["at_best"]["DynamicTanh"]["n"] == 0
+    assert "DynamicTanh has no best rate: at every one of 0.001, 0.002 a run that chooses diverged." in grid.sentences()
+
+
+def test_a_rate_is_out_as_soon_as_a_seed_that_chooses_diverged_there():
+    found = [in_grid("LayerNorm", seed, rate, 0.4 - rate) for seed in range(2) for rate in (0.001, 0.004)]
+    found.append(in_grid("LayerNorm", 2, 0.004, 0.9, status="diverged"))
+    found.append(in_grid("LayerNorm", 2, 0.001, 0.9, status=None))
+    assert Swept(found, "LayerNorm", "").rates["methods"]["LayerNorm"]["chosen"] == 0.001
+
+
+def test_runs_that_diverged_at_the_common_rate_are_said_not_to_be_in_the_difference():
+    found = []
+    for seed in range(6):
+        for rate in (0.001, 0.004):
+            lost = rate == 0.004 and seed > 3
+            found.append(in_grid("LayerNorm", seed, rate, 0.4 - rate + 0.01 * seed))
+            status = "diverged" if lost else "finished"
+            found.append(in_grid("DynamicTanh", seed, rate, 0.41 + rate + 0.011 * seed, status=status))
+    grid = Swept(found, "LayerNorm", "0")
+    known = grid.rates["at_common"]["DynamicTanh"]
+    assert grid.rates["methods"]["DynamicTanh"]["chosen"] == 0.001 and known["diverged"] == {"DynamicTanh": 2}
+    said = [text for text in grid.sentences() if text.startswith("Both at 0.004")]
+    assert len(said) == 1 and said[0].endswith("3 seeds); not in it: 2 runs of DynamicTanh that diverged.")
+    for run in found:
+        if run["method"] == "DynamicTanh" and run["rate"] == 0.004 and run["config"]["identity"]["seed"]:
+            run["summary"]["status"] = "diverged"
+    said = " ".join(Swept(found, "LayerNorm", "0").sentences())
+    assert "DynamicTanh cannot be compared with LayerNorm: 5 runs of DynamicTanh diverged, no seed is left." in said
+
+
+def test_a_rate_at_which_a_method_was_not_tried_is_noted(found):
+    left = [run for run in found if (run["method"], run["rate"]) != ("DynamicTanh", 0.002)]
+    assert Swept(found, "LayerNorm", "0").notices == []
+    assert Swept(left, "LayerNorm", "0").notices == [
+        "DynamicTanh has no run at a rate of 0.002, others have: not the same budget."
+    ]
 
 
 def test_without_seeds_of_their_own_all_choose_and_the_page_says_what_that_does(found):
@@ -122,8 +160,11 @@ def test_a_choice_on_other_seeds_does_not_flatter():
 
 
 def test_what_cannot_be_chosen_is_one_line(found):
-    with pytest.raises(InputError, match="no seed of --select_seeds 7 has ended at all rates"):
+    with pytest.raises(InputError, match="--select_seeds 7: no run is of this seed"):
         Swept(found, "LayerNorm", "7")
+    waiting = [in_grid("LayerNorm", seed, rate, 0.4, status=None) for seed in (0, 1) for rate in (0.001, 0.002)]
+    with pytest.raises(InputError, match="no seed of --select_seeds 0 has ended at all rates"):
+        Swept(waiting, "LayerNorm", "0")
     with pytest.raises(InputError, match="no run of another seed is there"):
         Swept([run for run in found if run["config"]["identity"]["seed"] == 0], "LayerNorm", "0")
     with pytest.raises(InputError, match="--select_seeds x: must be whole numbers"):
@@ -138,57 +179,6 @@ def test_one_run_a_rate_and_number_of_images_is_none_twice(found):
     again = in_grid("LayerNorm", 0, 0.001, 0.4)
     kept, said = comparison.without_repeats([*found, again])
     assert len(kept) == len(found) and len(said) == 1
-
-
-def test_differences_over_the_number_of_images_are_paired_at_each():
-    gains = {200: -0.03, 1000: 0.0, "all": 0.05}  # of DynamicTanh: better on few images, worse on many
-    found = []
-    for size, gain in gains.items():
-        for seed, noise in enumerate((0.0, 0.02, 0.05)):
-            found.append(in_grid("LayerNorm", seed, None, 0.4 + noise, size=size))
-            found.append(in_grid("DynamicTanh", seed, None, 0.4 + noise + gain + 0.001 * seed, size=size))
-    grid = Swept(found, "LayerNorm", "")
-    assert {run["size"] for run in grid.main} == {float("inf")} and len(grid.main) == 6
-    assert grid.sizes["images"] == {"200": 200, "1000": 1000, "all": 9469}
-    for size, gain in gains.items():
-        assert grid.sizes["differences"]["DynamicTanh"][str(size)]["mean"] == pytest.approx(gain + 0.001)
-    said = " ".join(grid.sentences())
-    assert "With 200 images DynamicTanh ended 0.029" in said and "With 9,469 images DynamicTanh ended 0.051" in said
-
-
-@pytest.mark.parametrize(
-    ("epochs", "steps", "says"),
-    [
-        ((10, 10), (30, 1470), "Fewer images are fewer steps as well, 30 with 200 images and 1,470 with 9,469: "),
-        ((490, 10), (1470, 1470), "All numbers of images have 1,470 steps, so fewer images were seen more often."),
-        (
-            (480, 10),
-            (1440, 1470),
-            "All numbers of images have 1,440 to 1,470 steps, so fewer images were seen more often.",
-        ),
-    ],
-)
-def test_it_is_said_what_the_number_of_images_changes_beside_itself(epochs, steps, says):
-    found = [
-        in_grid(method, seed, None, 0.4, size=size, epochs=of)
-        for method in ("LayerNorm", "DynamicTanh")
-        for seed in range(3)
-        for size, of in zip((200, "all"), epochs)
-    ]
-    known = Swept(found, "LayerNorm", "").sizes
-    assert tuple(known["steps"].values()) == steps
-    assert known["sentences"][0].startswith(says)
-
-
-def test_rates_are_chosen_anew_on_every_number_of_images():
-    found = []
-    for size, better in ((200, 0.001), (1000, 0.004)):
-        for rate in (0.001, 0.004):
-            for seed in range(3):
-                found.append(in_grid("LayerNorm", seed, rate, 0.4 if rate == better else 0.5, size=size))
-    grid = Swept(found, "LayerNorm", "")
-    assert {run["rate"] for run in grid.main} == {0.004} and {run["size"] for run in grid.main} == {1000}
-    assert grid.rates["common"] == 0.004 and sizes.spelled(200) == "200"
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -263,20 +253,3 @@ def test_the_page_names_what_diverged_at_another_rate_than_the_chosen(tmp_path):
         assert f'<b>diverged</b> <a href="LayerNorm/lr1000.0/seed{seed}' in page
     known = json.loads((tmp_path / "comparison_statistics.json").read_text())["rates"]["methods"]["LayerNorm"]
     assert (known["chosen"], known["curve"]["1000.0"]["diverged"]) == (0.001, 2)
-
-
-@pytest.mark.slow
-def test_runs_of_as_many_steps_on_other_numbers_of_images_are_seen_as_such(tmp_path):
-    """A length in steps is that in epochs: the same command with these has nothing to do."""
-    length = {32: "4", 64: "2"}  # epochs of 16 images a step
-    for images, epochs in length.items():
-        for norm in ("LayerNorm", "DynamicTanh"):
-            folder = tmp_path / norm / f"n{images}" / "seed0"
-            flags = (*QUICK, "--max_images", images, "--batch_size", "16", "--norm", norm, "--output_dir", folder)
-            train_here(*flags, "--steps", "8", check=0)
-            again = train_here(*flags, "--epochs", epochs, check=0)
-            assert again.stdout.strip() == f"{folder}: finished already, nothing to do."
-    comparison.write(tmp_path)
-    known = json.loads((tmp_path / "comparison_statistics.json").read_text())["sizes"]
-    assert known["steps"] == {"32": 8, "64": 8}
-    assert "All numbers of images have 8 steps" in (tmp_path / "report.html").read_text(encoding="utf-8")

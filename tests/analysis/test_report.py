@@ -220,7 +220,7 @@ def test_one_seed_is_said_to_have_no_interval(comparison, tmp_path):
         )
         for item in page.items
     )
-    assert 'in validation loss (1 seed, so no interval; --seeds "0 1 2" gives one).' in out
+    assert "in validation loss (1 seed, so no interval, which takes 3: --seeds)." in out
     assert not any(" 95 % interval " in item for item in page.items if " ended " in item)
     assert any("No intervals: they need 3 seeds" in item for item in page.items)
 

@@ -284,3 +284,23 @@ def test_the_lists_of_methods_in_the_banner_are_the_registry():
     for name, norm in methods.NORMS.items():
         named = f"{name} ({norm.alias})" if norm.alias not in (name.lower(), methods.NONE) else norm.alias
         assert re.search(rf"{re.escape(named)}[,;]", banner), name
+
+
+def test_a_length_in_steps_takes_the_place_of_a_sweep_s_epochs():
+    for driver in ("run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh"):
+        out = run(KIT / driver, "--demo", "--steps", "300", "--eval", "decoder", "--dry_run", check=0).stdout
+        commands = [shlex.split(line) for line in out.splitlines()]
+        assert commands and all(value(c, "--steps") == "300" and "--epochs" not in c for c in commands)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", [[DRIVER], WINDOWS], ids=["bash", "Windows"])
+def test_data_are_checked_for_every_number_of_images_and_of_processes_before_the_first_run(driver, tmp_path):
+    start = (*driver, "--demo", "--methods", "ln dyt", "--output_dir", tmp_path / "out", "--batch_size", "48")
+    error = run(*start, "--max_images", "32 64", check=2).stderr
+    assert "--batch_size 48: the data set has 32 training images" in error
+    error = run(*start, "--max_images", "64 100", "--nproc", "2", check=2).stderr
+    assert "--accum_iter 1: 96 images a step, the data set has 64" in error
+    error = run(*start, "--max_images", "100 200", "--steps", "3", check=2).stderr
+    assert "--steps 3: an epoch of the 200 images has 4 steps" in error
+    assert not (tmp_path / "out").exists()

@@ -92,14 +92,13 @@ def test_only_settings_that_matter_to_the_norm_make_its_identity():
 
 def test_a_length_in_steps_is_as_many_on_few_images_as_on_many():
     typed = resolved("--steps", "1470", "--batch_size", "32", "--accum_iter", "2")
-    lengths = {images: counted(typed, images).optim for images in (500, 9469, 1_281_167)}
-    assert {images: optim.epochs for images, optim in lengths.items()} == {500: 210, 9469: 10, 1_281_167: 1}
+    lengths = {images: counted(typed, images).optim for images in (500, 9469, 64_000)}
+    assert {images: optim.epochs for images, optim in lengths.items()} == {500: 210, 9469: 10, 64_000: 1}
     assert lengths[500].epochs * (500 // 64) == lengths[9469].epochs * (9469 // 64) == 1470
-    assert [optim.warmup_epochs for optim in lengths.values()] == [
-        21,
-        1,
-        0.1,
-    ]  # a tenth, though a recipe's is 10 at most
+    warmups = [optim.warmup_epochs for optim in lengths.values()]
+    assert warmups == [21, 1, 0.1]  # a tenth, though a recipe's is 10 at most
+    with pytest.raises(InputError, match="--steps 1470: an epoch of the 1281167 images has 20018 steps"):
+        counted(typed, 1_281_167)
     in_epochs = resolved("--epochs", "10", "--batch_size", "32", "--accum_iter", "2")
     assert counted(typed, 9469).identity() == in_epochs.identity()
 
@@ -107,7 +106,9 @@ def test_a_length_in_steps_is_as_many_on_few_images_as_on_many():
 def test_a_warm_up_that_was_typed_with_a_length_in_steps_is_kept_if_it_ends_before_the_run():
     typed = resolved("--steps", "1470", "--warmup_epochs", "10")
     assert counted(typed, 500).optim.warmup_epochs == 10
-    with pytest.raises(InputError, match=r"--warmup_epochs 10: as long as the run or longer \(--epochs 10\)"):
+    with pytest.raises(
+        InputError, match=r"--warmup_epochs 10: as long as the run or longer \(--steps 1470, which is 10 epochs\)"
+    ):
         counted(typed, 9469)
 
 
@@ -317,6 +318,7 @@ def test_alpha_and_probes_make_another_run():
         (["--min_lr", "-0.1"], "--min_lr -0.1: must not be negative"),
         (["--epochs", "10", "--warmup_epochs", "10"], "--warmup_epochs 10: as long as the run"),
         (["--steps", "0"], "--steps 0: must be positive"),
+        (["--steps", "100", "--epochs", "10"], "--epochs 10 and --steps 100: choose one of them"),
         (["--adyt_alpha_min", "2", "--adyt_alpha_max", "1"], "need 0 <= min < max"),
         (["--adyt_lambda", "-0.1"], "--adyt_lambda -0.1: must be finite and not negative"),
         (["--adyt_lambda", "nan"], "--adyt_lambda nan: must be finite and not negative"),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from maekit import files
+from maekit.analysis import rates
 from maekit.settings.spelling import spell
 
 QUICK = ("--demo", "--epochs", "2", "--max_images", "64", "--batch_size", "16", "--num_workers", "0")
@@ -81,6 +82,17 @@ def fabricated(method, seed, val, *, norm=None, seconds=2.0, layers=(), status="
         "norm_alpha": alphas,
         "summary": status and {"seed": seed, "status": status, "val_mse": val[-1], **dict(measured)},
     }
+
+
+def in_grid(method, seed, rate, last, *, size=None, status="finished", epochs=2):
+    """A run of a grid that ended with a loss, as comparison.load gives it."""
+    run = fabricated(method, seed, [1.0, last], lr=rate, status=status, epochs=epochs)
+    run["config"]["effective_batch"] = 64
+    parts = [method, *([f"n{size}"] if size else []), *([f"lr{rate}"] if rate else []), f"seed{seed}"]
+    run["path"] = Path("out", *parts)
+    run["config"]["data"] = {"train_images": 9469}
+    rates.place_in_grid(run, Path("out"))
+    return run
 
 
 def write_trajectory(root, alpha, *, lr=1.5e-4, norm="LayerNorm", seed=0, epochs=6, status="finished", probes=True):
