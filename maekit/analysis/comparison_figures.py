@@ -228,21 +228,17 @@ def flat_activations(layers, narrow=False):
     figure, axes = panels(len(methods), PAGE, 2.2, narrow, sharex=True, sharey=True)
     for ax, (method, rows) in zip(axes, methods):
         by_layer = 100 * rows.groupby(["epoch", "layer"], sort=False)["flat"].mean().unstack("layer")
-        marker = "." if len(by_layer) == 1 else None
+        marker = "." if len(by_layer) <= 10 else None
         for layer in by_layer:
-            ax.plot(
-                by_layer.index,
-                by_layer[layer],
-                color=_layer_colour(layer, list(by_layer)),
-                linewidth=0.9,
-                marker=marker,
-            )
+            colour = _layer_colour(layer, list(by_layer))
+            ax.plot(by_layer.index, by_layer[layer], color=colour, linewidth=0.9, marker=marker)
         ax.plot(by_layer.index, by_layer.mean(axis=1), color="black", linewidth=1.8, marker=marker)
         name = method if narrow or len(methods) < 3 else broken_name(method)
         ax.set_title(f"{name}\n{by_layer.shape[1]} layers, n = {rows['seed'].nunique()}", loc="left")
         ax.set_ylim(-4, 104)
-        epoch_axis(ax, label=not narrow or ax is axes[-1])
-        if ax is axes[0] or narrow:
+        columns = ax.get_subplotspec().get_gridspec().ncols
+        epoch_axis(ax, label=ax in axes[-columns:])
+        if ax.get_subplotspec().is_first_col():
             ax.set_ylabel("flat activations (%)")
     legend_below(figure, [Line2D([], [], color="black", linewidth=1.8, label="mean of the layers"), *_shades()])
     return figure

@@ -19,7 +19,8 @@ CAPTIONS = {  # {reference}: the method that the others are held against
     ),
     "rate_curve": (
         "Validation loss that methods ended with over their learning rates: means over all seeds, bars their 95 % intervals. "
-        "Ringed: the rate chosen, with which all else on this page was made. A method that diverges at a rate has lost there."
+        "Ringed: the rate chosen, with which all else on this page was made. A method that diverges at a rate has lost there. An "
+        "arrow at the upper edge, with its number: far above the others."
     ),
     "difference_over_images": (
         "Final loss minus that of {reference} with the same seed over the number of training images: means, seeds, 95 % "

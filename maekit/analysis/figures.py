@@ -176,6 +176,8 @@ def panels(n, width, height, narrow, most=4, **shared):
     axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
     for ax in axes[n:]:
         ax.remove()
+    for ax in axes[max(0, n - columns) : n]:  # the lowest of their columns, though there may be a row below
+        ax.tick_params(labelbottom=True)
     return figure, axes[:n]
 
 

@@ -1,5 +1,7 @@
 """The figures of a comparison over learning rates and over numbers of training images."""
 
+import math
+
 import numpy as np
 from matplotlib.lines import Line2D
 
@@ -13,12 +15,15 @@ HEIGHT = 3.0  # inches
 @styled
 def rate_curve(known, narrow=False):
     """Final validation loss over learning rates, a line a method; the rate chosen is ringed, one at which a run diverged
-    crossed, above all others where none of its runs ended. known: of rates.describe."""
+    crossed, above all others where none of its runs ended. A loss far above the others is an arrow at the upper edge, with its
+    number, so that the others can be told apart. known: of rates.describe."""
     figure = new_figure(COLUMN if narrow else PAGE, HEIGHT)
     ax = figure.subplots()
     methods = in_order(known["methods"])
     look = looks(methods)
     means = [at["mean"] for of in known["methods"].values() for at in of["curve"].values() if at["mean"] is not None]
+    edge = _upper_edge(known["methods"])
+    means = [mean for mean in means if mean <= edge]
     top = max(means, default=1.0) + 0.08 * (max(means, default=1.0) - min(means, default=0.0) or 1.0)
     ticks = sorted({float(rate) for of in known["methods"].values() for rate in of["curve"]})
     for method, shift in zip(methods, _side_by_side(methods, ticks)):
@@ -27,16 +32,23 @@ def rate_curve(known, narrow=False):
         places, line = [rate * shift for rate in ended], {"color": colour, "linestyle": style}
         ax.plot(places, [at["mean"] for at in ended.values()], marker="o", markersize=3, **line)
         for place, at in zip(places, ended.values()):
-            if at["low"] is not None:
+            if at["mean"] > edge:
+                ax.plot(place, top, "^", color=colour, markersize=6, clip_on=False)
+                ax.annotate(
+                    f"{at['mean']:.3g}", (place, top), (-6, -3), textcoords="offset points", ha="right", color=colour
+                )
+            elif at["low"] is not None:
                 ax.errorbar(place, at["mean"], at["high"] - at["mean"], color=colour, capsize=2, linewidth=1)
         for rate, at in curve.items():
             if at["diverged"]:
-                height = top if at["mean"] is None else at["mean"]
+                height = top if at["mean"] is None else min(at["mean"], top)
                 ax.plot(float(rate) * shift, height, "x", color=colour, markersize=8, markeredgewidth=2, zorder=4)
         chosen = known["methods"][method]["chosen"]
         if chosen is not None:
             ring = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.5}
             ax.plot(chosen * shift, ended[chosen]["mean"], "o", **ring)
+    if math.isfinite(edge):
+        ax.set_ylim(top=top)
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     ax.set_xticks([], minor=True)
@@ -51,6 +63,17 @@ def rate_curve(known, narrow=False):
         handles.append(Line2D([], [], marker="x", markersize=8, markeredgewidth=2, label="a run diverged", **mark))
     legend_below(figure, handles)
     return figure
+
+
+def _upper_edge(methods):
+    """Mean loss above which one is far above the others: Tukey's fence, but no method's best is; inf if none is."""
+    of_each = [[at["mean"] for at in of["curve"].values() if at["mean"] is not None] for of in methods.values()]
+    means = [mean for of in of_each for mean in of]
+    if not means:
+        return math.inf
+    low, high = np.percentile(means, (25, 75))
+    edge = max(high + 1.5 * (high - low), *(min(of) for of in of_each if of))
+    return edge if max(means) > edge else math.inf
 
 
 def _side_by_side(methods, ticks):

@@ -346,3 +346,24 @@ def test_no_two_epochs_are_written_over_each_other(epochs, methods, narrow):
         assert all(float(tick.get_loc()).is_integer() for tick in ticks)
         boxes = [tick.label1.get_window_extent() for tick in ticks]
         assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize(("n", "narrow", "lowest"), [(5, False, [2, 3, 4]), (2, False, [0, 1]), (3, True, [2])])
+def test_panels_of_flat_activations_have_their_epochs_below_every_column(n, narrow, lowest):
+    """Five panels in rows of three: the third one has no other below it."""
+    names = ("DynamicTanh", "DynamicErf", "Hardtanh", "Arctan", "ISRU")[:n]
+    rows = [
+        {"model": name, "seed": seed, "epoch": epoch, "layer": layer, "flat": 0.1 * i + 0.01 * seed}
+        for name in names
+        for seed in range(2)
+        for epoch in (4, 9)
+        for i, layer in enumerate(("blocks.0.norm1", "decoder_norm"))
+    ]
+    figure = comparison_figures.flat_activations(pd.DataFrame(rows), narrow)
+    figure.draw_without_rendering()
+    labelled = [i for i, ax in enumerate(figure.axes) if any(label.get_visible() for label in ax.get_xticklabels())]
+    assert labelled == [i for i, ax in enumerate(figure.axes) if ax.get_xlabel() == "epoch"] == lowest
+    (mean,) = (line for line in figure.axes[0].lines if line.get_color() == "black")
+    assert mean.get_ydata() == pytest.approx(
+        [5.5, 5.5]
+    )  # percent: of both layers, mean of 0 and 10 with seed 0, 1 more with 1

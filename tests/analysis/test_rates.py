@@ -194,6 +194,17 @@ def test_the_curve_rings_the_rate_chosen_and_crosses_where_a_run_diverged(found,
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0.001", "0.002", "0.004"]
 
 
+def test_a_loss_far_above_the_others_does_not_flatten_their_curves():
+    found = [in_grid("LayerNorm", seed, rate, 0.4 + rate) for seed in range(3) for rate in (0.001, 0.002, 0.004)]
+    found += [in_grid("NoNorm", s, r, 5.0 if r > 0.002 else 0.44 + r) for s in range(3) for r in (0.001, 0.002, 0.004)]
+    (ax,) = grid_figures.rate_curve(Swept(found, "LayerNorm", "").rates).axes
+    assert 0.442 < ax.get_ylim()[1] < 0.46
+    (arrow,) = (line for line in ax.lines if line.get_marker() == "^")
+    assert arrow.get_xdata()[0] == pytest.approx(0.004, rel=0.03) and [t.get_text() for t in ax.texts] == ["5"]
+    alike = grid_figures.rate_curve(Swept(found[:9], "LayerNorm", "").rates).axes[0]
+    assert not alike.texts and all(line.get_marker() != "^" for line in alike.lines)
+
+
 def test_rates_are_compared_on_the_seeds_that_ended_at_all_of_them():
     """0.004 has ended with the easier of two seeds alone."""
     found = [
