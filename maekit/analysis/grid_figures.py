@@ -35,7 +35,7 @@ def rate_curve(known, narrow=False):
             if at["mean"] > edge:
                 ax.plot(place, top, "^", color=colour, markersize=6, clip_on=False)
                 ax.annotate(
-                    f"{at['mean']:.3g}", (place, top), (-6, -3), textcoords="offset points", ha="right", color=colour
+                    f"{at['mean']:.3g}", (place, top), (-8, -3), textcoords="offset points", ha="right", color=colour
                 )
             elif at["low"] is not None:
                 ax.errorbar(place, at["mean"], at["high"] - at["mean"], color=colour, capsize=2, linewidth=1)
@@ -46,9 +46,9 @@ def rate_curve(known, narrow=False):
         chosen = known["methods"][method]["chosen"]
         if chosen is not None:
             ring = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.5}
-            ax.plot(chosen * shift, ended[chosen]["mean"], "o", **ring)
+            ax.plot(chosen * shift, min(ended[chosen]["mean"], top), "o", clip_on=False, **ring)
     if math.isfinite(edge):
-        ax.set_ylim(top=top)
+        ax.set_ylim(min(means) - 0.25 * (top - min(means)), top)
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     ax.set_xticks([], minor=True)
@@ -66,13 +66,12 @@ def rate_curve(known, narrow=False):
 
 
 def _upper_edge(methods):
-    """Mean loss above which one is far above the others: Tukey's fence, but no method's best is; inf if none is."""
-    of_each = [[at["mean"] for at in of["curve"].values() if at["mean"] is not None] for of in methods.values()]
-    means = [mean for of in of_each for mean in of]
+    """Mean loss above which one is far above the others, Tukey's fence; inf if none is."""
+    means = [at["mean"] for of in methods.values() for at in of["curve"].values() if at["mean"] is not None]
     if not means:
         return math.inf
     low, high = np.percentile(means, (25, 75))
-    edge = max(high + 1.5 * (high - low), *(min(of) for of in of_each if of))
+    edge = high + 1.5 * (high - low)
     return edge if max(means) > edge else math.inf
 
 
