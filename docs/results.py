@@ -19,6 +19,7 @@ KIT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(KIT))
 
 from maekit import files, stats
+from maekit.analysis import rates as of_rates
 from maekit.data.pixels import IMAGENET_STD
 from maekit.runs import measures
 from maekit.settings import methods
@@ -214,8 +215,7 @@ def _to_reference(known):
     """A rates.difference; empty for the reference, a dash where there are no runs."""
     if known is None:
         return ""
-    lost = [f"{n} of {method} diverged" for method, n in known["diverged"].items()]
-    return ", ".join([*([] if known["mean"] is None else [VALIDATION.difference(known)]), *lost]) or "–"
+    return ", ".join([*([] if known["mean"] is None else [VALIDATION.difference(known)]), *of_rates.lost(known)]) or "–"
 
 
 def _markdown(lines):

@@ -5,7 +5,7 @@ import time
 from ..runs import measures
 from ..runs.folder import RunFolder
 from ..runs.status import FINISHED
-from . import findings, provenance, report
+from . import findings, provenance, rates, report
 
 CAPTIONS = {  # {reference}: the method that the others are held against
     "loss_comparison": (
@@ -248,7 +248,7 @@ def of_rates(known, method):
     """A method's rates.difference; empty for the reference."""
     if method not in known:
         return ""
-    lost = [f"{n} of {m} diverged" for m, n in known[method]["diverged"].items()]
+    lost = rates.lost(known[method])
     return "\n".join([*([signed(known[method])] if known[method]["n"] or not lost else []), *lost])
 
 

@@ -41,7 +41,9 @@ def rate_curve(known, narrow=False):
                 ax.errorbar(place, at["mean"], at["high"] - at["mean"], color=colour, capsize=2, linewidth=1)
         for rate, at in curve.items():
             if at["diverged"]:
-                height = top if at["mean"] is None else min(at["mean"], top)
+                height = (
+                    top if at["mean"] is None else at["mean"] if at["mean"] <= edge else top - 0.1 * (top - min(means))
+                )
                 ax.plot(float(rate) * shift, height, "x", color=colour, markersize=8, markeredgewidth=2, zorder=4)
         chosen = known["methods"][method]["chosen"]
         if chosen is not None:

@@ -99,6 +99,11 @@ def difference(runs, method, reference):
     return {**known, "diverged": {m: n for m, n in diverged.items() if n}}
 
 
+def lost(known):
+    """What is not in a `difference`, as cells of tables have it."""
+    return [f"{n} of {method} diverged" for method, n in known["diverged"].items()]
+
+
 def on_difference(method, reference, known):
     """A `difference` as a sentence, with what is not in it."""
     diverged = [f"{n} run{'s' * (n > 1)} of {m}" for m, n in known["diverged"].items()]
