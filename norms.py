@@ -15,6 +15,7 @@
 This file needs torch only and nothing of the kit around it: copy it into your project.
 """
 
+import copy
 from functools import partial
 
 import torch
@@ -55,6 +56,9 @@ class _AffineNorm(nn.Module):
     """
 
     before_linear = False
+    shown = ()  # what else of a layer's settings its repr has
+    scalars = ()  # learned ones, each with the attribute that has its initial value
+    eps = float("nan")  # so that no LayerNorm is made of it, as by torch's fast path of encoder layers
 
     def __init__(self, normalized_shape, *, affine=True, bias=True, channels_first=False):
         super().__init__()
@@ -67,10 +71,9 @@ class _AffineNorm(nn.Module):
 
     def reset_parameters(self):
         """The initial values again, as nn.LayerNorm's."""
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        for name, value in ("weight", 1), ("bias", 0), *((name, getattr(self, at, None)) for name, at in self.scalars):
+            if getattr(self, name, None) is not None:
+                nn.init.constant_(getattr(self, name), value)
 
     def written(self, x):
         """Type that is written of x (N, ..., C): the larger one of x and weight, or what a linear layer would make of it."""
@@ -79,15 +82,18 @@ class _AffineNorm(nn.Module):
         return torch.result_type(x, x if self.weight is None else self.weight)
 
     def extra_repr(self):
-        return f"{self.normalized_shape}, channels_first={self.channels_first}"
+        shown = ("channels_first", *self.shown)
+        return ", ".join([str(self.normalized_shape), *(f"{name}={getattr(self, name)}" for name in shown)])
 
 
 class RMSNorm(_AffineNorm):
     """x / rms(x) * weight, rms over the channels. arXiv 1910.07467."""
 
-    def __init__(self, normalized_shape, *, eps=1e-6, affine=True, bias=False, channels_first=False):
-        super().__init__(normalized_shape, affine=affine, bias=False, channels_first=channels_first)
-        self.eps = eps
+    shown = ("rms_eps",)
+
+    def __init__(self, normalized_shape, *, eps=1e-6, **layout):
+        super().__init__(normalized_shape, **layout | {"bias": False})
+        self.rms_eps = eps
 
     def forward(self, x):
         return self.rescale(x.movedim(1, -1)).movedim(-1, 1) if self.channels_first else self.rescale(x)
@@ -95,11 +101,8 @@ class RMSNorm(_AffineNorm):
     def rescale(self, x):
         fused = FUSED.get(x.device.type)
         if fused and self.weight is not None:
-            return fused.rescale(self.written, x, self.weight, self.eps)
-        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}, eps={self.eps}"
+            return fused.rescale(self.written, x, self.weight, self.rms_eps)
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.rms_eps)
 
 
 class _PointWise(_AffineNorm):
@@ -107,13 +110,12 @@ class _PointWise(_AffineNorm):
 
     function = "DynamicTanh"
 
-    def squash(self, x, shift=None):
-        weight, bias, fused = self.weight, self.bias, FUSED.get(x.device.type)
+    def forward(self, x):
+        weight, bias, shift, fused = self.weight, self.bias, getattr(self, "shift", None), FUSED.get(x.device.type)
         formula = partial(_formula, self.function)
         if fused and weight is not None and not self.channels_first:
             bias = torch.zeros_like(weight) if bias is None else bias
-            values = x, self.alpha, shift, weight, bias
-            return fused.squash(FUNCTIONS[self.function], formula, self.written, *values)
+            return fused.squash(FUNCTIONS[self.function], formula, self.written, x, self.alpha, shift, weight, bias)
         if self.channels_first:  # (C,) -> (C, 1, 1)
             weight, bias = (p if p is None else p[:, None, None] for p in (weight, bias))
         return formula(x, self.alpha, shift, weight, bias)
@@ -128,30 +130,16 @@ class _PointWise(_AffineNorm):
 
 
 class Dynamic(_PointWise):
-    """f(alpha x + shift) * weight + bias with learned scalars alpha and shift, f the `function` of the class.
+    """f(alpha x + shift) * weight + bias, f the class's `function`, alpha and shift learned scalars; shift_init None: no shift."""
 
-    shift_init: None for no shift.
-    """
+    shown = ("alpha_init", "shift_init")
+    scalars = (("alpha", "alpha_init"), ("shift", "shift_init"))
 
-    def __init__(
-        self, normalized_shape, *, alpha_init=0.5, shift_init=0.0, affine=True, bias=True, channels_first=False
-    ):
-        super().__init__(normalized_shape, affine=affine, bias=bias, channels_first=channels_first)
+    def __init__(self, normalized_shape, *, alpha_init=0.5, shift_init=0.0, **layout):
+        super().__init__(normalized_shape, **layout)
         self.alpha_init, self.shift_init = alpha_init, shift_init
         self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
         self.shift = None if shift_init is None else nn.Parameter(torch.full((1,), float(shift_init)))
-
-    def reset_parameters(self):
-        super().reset_parameters()
-        nn.init.constant_(self.alpha, self.alpha_init)
-        if self.shift is not None:
-            nn.init.constant_(self.shift, self.shift_init)
-
-    def forward(self, x):
-        return self.squash(x, self.shift)
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}, alpha_init={self.alpha_init}, shift_init={self.shift_init}"
 
 
 class DynamicTanh(Dynamic):
@@ -181,58 +169,43 @@ class AdaptiveDynamicTanh(_PointWise):
     State-dict names are those of the original scripts: alpha_base, weight, bias, grad_norm_smoothed.
     """
 
+    shown = ("alpha_init", "lam", "smooth", "alpha_min", "alpha_max", "gradient_eps")
+    scalars = (("alpha_base", "alpha_init"),)
+
     def __init__(
-        self,
-        normalized_shape,
-        *,
-        alpha_init=0.5,
-        lam=0.1,
-        smooth=0.9,
-        alpha_min=0.1,
-        alpha_max=2.0,
-        eps=1e-6,
-        affine=True,
-        bias=True,
-        channels_first=False,
+        self, normalized_shape, *, alpha_init=0.5, lam=0.1, smooth=0.9, alpha_min=0.1, alpha_max=2.0, eps=1e-6, **layout
     ):
-        super().__init__(normalized_shape, affine=affine, bias=bias, channels_first=channels_first)
-        self.alpha_init, self.lam, self.smooth, self.eps = alpha_init, lam, smooth, eps
+        super().__init__(normalized_shape, **layout)
+        self.alpha_init, self.lam, self.smooth, self.gradient_eps = alpha_init, lam, smooth, eps
         self.alpha_min, self.alpha_max = alpha_min, alpha_max
         self.alpha_base = nn.Parameter(torch.full((1,), float(alpha_init)))
         self.register_buffer("grad_norm_smoothed", torch.ones(1))
 
     def reset_parameters(self):
         super().reset_parameters()
-        nn.init.constant_(self.alpha_base, self.alpha_init)
         nn.init.ones_(self.grad_norm_smoothed)
 
     @property
     def alpha(self):
         """a(t), shape (1,)."""
-        unclipped = self.alpha_base * (1 + self.lam / (self.eps + self.grad_norm_smoothed))
+        unclipped = self.alpha_base * (1 + self.lam / (self.gradient_eps + self.grad_norm_smoothed))
         return unclipped.clamp(self.alpha_min, self.alpha_max)
 
-    def forward(self, x):
-        return self.squash(x)
-
-    def extra_repr(self):
-        own = f"alpha_init={self.alpha_init}, lam={self.lam}, smooth={self.smooth}"
-        return f"{super().extra_repr()}, {own}, range=({self.alpha_min}, {self.alpha_max})"
+    def saturated(self, alpha):
+        """Whether a value of a(t) is a bound of its range."""
+        return not self.alpha_min * (1 + 1e-6) < alpha < self.alpha_max * (1 - 1e-6)
 
 
 class BHyT(_PointWise):
     """tanh(lam bound x / rms(x)) * weight with a learned scalar lam. arXiv 2601.09719."""
 
-    def __init__(
-        self, normalized_shape, *, lam_init=2.0, bound=0.1, eps=1e-6, affine=True, bias=False, channels_first=False
-    ):
-        super().__init__(normalized_shape, affine=affine, bias=False, channels_first=channels_first)
-        self.lam_init, self.bound, self.eps = lam_init, bound, eps
-        self.lam = nn.Parameter(torch.full((1,), float(lam_init)))
+    shown = ("lam_init", "bound", "rms_eps")
+    scalars = (("lam", "lam_init"),)
 
-    def reset_parameters(self):
-        super().reset_parameters()
-        nn.init.constant_(self.lam, self.lam_init)
+    def __init__(self, normalized_shape, *, lam_init=2.0, bound=0.1, eps=1e-6, **layout):
+        super().__init__(normalized_shape, **layout | {"bias": False})
+        self.lam_init, self.bound, self.rms_eps = lam_init, bound, eps
+        self.lam = nn.Parameter(torch.full((1,), float(lam_init)))
 
     @property
     def alpha(self):
@@ -243,18 +216,15 @@ class BHyT(_PointWise):
         """x / rms(x), rms over the channels, not rounded to two bytes."""
         x, fused = x.to(torch.promote_types(x.dtype, torch.float32)), FUSED.get(x.device.type)
         if fused and not self.channels_first:
-            return fused.rescale(lambda x: x.dtype, x, x.new_ones(self.normalized_shape), self.eps)
+            return fused.rescale(lambda x: x.dtype, x, x.new_ones(self.normalized_shape), self.rms_eps)
         at = -3 if self.channels_first else -1
-        return F.rms_norm(x.movedim(at, -1), self.normalized_shape, eps=self.eps).movedim(-1, at)
+        return F.rms_norm(x.movedim(at, -1), self.normalized_shape, eps=self.rms_eps).movedim(-1, at)
 
     def forward(self, x):
-        return self.squash(self.bounded(x)).to(self.written(x))
+        return super().forward(self.bounded(x)).to(self.written(x))
 
     def flat(self, x):
         return super().flat(self.bounded(x))
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}, lam_init={self.lam_init}, bound={self.bound}"
 
 
 class NoNorm(nn.Module):
@@ -267,7 +237,7 @@ class NoNorm(nn.Module):
         """Nothing: it has none."""
 
     def forward(self, x):
-        return x
+        return x.clone()  # as of every norm: what writes over the result leaves x, which a residual branch begins with
 
 
 class Scale(nn.Module):
@@ -309,9 +279,10 @@ def convert_norms(model, name, *, alpha_before_attention=None, **options):
 
     `options` go to the layer's constructor (alpha_init, lam, ...); alpha_before_attention: another alpha_init for the norm1
     of blocks that have an `attn`. Device, dtype, training mode, affine or not, and channels-first layers (timm's and
-    torchvision's LayerNorm2d) are kept; no random number is drawn. "LayerNorm" leaves the model as it is; "NoNorm" puts a
-    Scale into ls1 and ls2 of timm's blocks. Raises KeyError for an unknown name, TypeError for an option that the layer does
-    not have and, with NoNorm, for a model without such a place.
+    torchvision's LayerNorm2d) are kept, as is what a subclass has behind the norm (timm's LayerNormAct); no random number is
+    drawn. "LayerNorm" leaves the model as it is; "NoNorm" puts a Scale into ls1 and ls2 of timm's blocks. Raises KeyError for
+    an unknown name, TypeError for an option that the layer does not have, for a subclass that computes something else than
+    nn.LayerNorm and, with NoNorm, for a model without ls1 and ls2.
     """
     layer_class = NORMS[ALIASES.get(name, name)]
     if layer_class is nn.LayerNorm:
@@ -323,6 +294,8 @@ def convert_norms(model, name, *, alpha_before_attention=None, **options):
         return _like(model, layer_class, options, around)
     new = {}  # a layer that is used in several places stays one layer
     for parent in list(model.modules()):
+        if isinstance(parent, nn.TransformerEncoder):
+            parent.use_nested_tensor = False  # torch's fast path alone can read one
         for child_name, child in parent._modules.items():  # named_children() would name a shared layer once
             if isinstance(child, nn.LayerNorm):
                 if child not in new:
@@ -345,13 +318,39 @@ def _scale_branches(model, around):
 
 def _like(norm, layer_class, options, around):
     """A layer of `layer_class` for the place of the LayerNorm `norm`; `around`: a parameter of the model, or None."""
-    affine = {"affine": norm.weight is not None, "bias": norm.bias is not None}
-    first = "2d" in type(norm).__name__  # this file knows neither timm nor torchvision, whose classes both end so
-    new = layer_class(norm.normalized_shape, channels_first=first, **affine, **options)
     like = around if norm.weight is None else norm.weight
+    affine = {"affine": norm.weight is not None, "bias": norm.bias is not None}
+    first = _reads_channels_first(norm, None if like is None else like.device)
+    new = layer_class(norm.normalized_shape, channels_first=first, **affine, **options)
     if like is not None:
         new.to(device=like.device, dtype=like.dtype)
-    return new.train(norm.training)
+    behind = list(norm.children())  # an activation, in timm's LayerNormAct
+    return nn.Sequential(new, *behind).train(norm.training) if behind else new.train(norm.training)
+
+
+@torch.no_grad()
+def _reads_channels_first(norm, device):
+    """Whether the LayerNorm `norm` reads (N, C, H, W). A subclass is asked for a result: its name may say nothing.
+
+    Raises TypeError for one that computes something else than a LayerNorm over C with its own modules behind it.
+    """
+    if type(norm).forward is nn.LayerNorm.forward:
+        return False
+    norm, shape = copy.deepcopy(norm).float().eval(), norm.normalized_shape
+    n = 3 if shape[0] == 2 else 2  # no place for C
+    for first, of_x in (False, (1, n, n, *shape)), (True, (1, *shape, n, n)):
+        x = torch.sin(torch.ones(of_x, device=device).flatten().cumsum(0)).view(of_x)
+        try:
+            found = norm(x.clone())
+            y = F.layer_norm(x.movedim(1, -1) if first else x, shape, norm.weight, norm.bias, norm.eps)
+        except RuntimeError:  # no C where it reads one
+            continue
+        y = nn.Sequential(*norm.children())(y.movedim(-1, 1) if first else y)
+        if y.is_meta or torch.allclose(found, y, atol=1e-4):
+            return first
+    raise TypeError(
+        f"{type(norm).__name__} computes something else than nn.LayerNorm; put a layer of norms.py in its place"
+    )
 
 
 @torch.no_grad()
@@ -386,15 +385,13 @@ def norm_alphas(model):
     if not named:
         return []
     values = torch.cat([m.alpha.float() for _, m in named]).tolist()  # one transfer for all layers
-    rows = []
-    for (name, m), value in zip(named, values):
-        bounds = (m.alpha_min, m.alpha_max) if isinstance(m, AdaptiveDynamicTanh) else None
-        saturated = None if bounds is None else not (bounds[0] * (1 + 1e-6) < value < bounds[1] * (1 - 1e-6))
-        rows.append((name, value, saturated))
-    return rows
+    return [
+        (name, value, m.saturated(value) if isinstance(m, AdaptiveDynamicTanh) else None)
+        for (name, m), value in zip(named, values)
+    ]
 
 
 def _formula(function, x, alpha, shift, weight, bias):
     y = _VALUE[function](alpha * x if shift is None else alpha * x + shift)
-    y = y if weight is None else y * weight
+    y = y.clone() if weight is None else y * weight  # autograd keeps f's own result
     return y if bias is None else y + bias

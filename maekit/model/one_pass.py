@@ -21,9 +21,9 @@ class OnePass(torch.autograd.Function):
         ctx.save_for_backward(x, *parameters)
         ctx.formula, ctx.backward_of_rows = formula, backward
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty_like(rows, dtype=dtype)
-        forward(rows, *parameters, y)
-        return y.view(x.shape)
+        y = torch.empty(x.shape, dtype=dtype, device=x.device)  # no view: what follows may write over it
+        forward(rows, *parameters, y.view(rows.shape))
+        return y
 
     @staticmethod
     def backward(ctx, grad):

@@ -62,14 +62,14 @@ def formula(layer, parameters, x):
     if isinstance(layer, torch.nn.LayerNorm):
         return F.layer_norm(x, x.shape[-1:], p["weight"], p["bias"], layer.eps)
     if isinstance(layer, norms.RMSNorm):
-        return formula_of_rms(x, layer.eps) * p["weight"]
+        return formula_of_rms(x, layer.rms_eps) * p["weight"]
     if isinstance(layer, norms.BHyT):
-        return torch.tanh(p["lam"] * layer.bound * formula_of_rms(x, layer.eps)) * p["weight"]
+        return torch.tanh(p["lam"] * layer.bound * formula_of_rms(x, layer.rms_eps)) * p["weight"]
     if isinstance(layer, norms.Dynamic):
         t = POINT_WISE[type(layer).__name__](p["alpha"] * x + p.get("shift", 0))
     else:
         smoothed = layer.grad_norm_smoothed.to(x.device, p["alpha_base"].dtype)
-        alpha = p["alpha_base"] * (1 + layer.lam / (layer.eps + smoothed))
+        alpha = p["alpha_base"] * (1 + layer.lam / (layer.gradient_eps + smoothed))
         t = torch.tanh(alpha.clamp(layer.alpha_min, layer.alpha_max) * x)
     return t * p["weight"] + p["bias"]
 

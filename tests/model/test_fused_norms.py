@@ -156,7 +156,7 @@ def test_rows_of_unequal_number_in_one_nested_tensor(name):
 def test_half_precision_under_float32_weights_is_rescaled_as_torch_does(dtype):
     layer, x = layer_of("RMSNorm", 96), torch.randn(8, 33, 96).to(dtype)
     y = layer(x)
-    expected = torch.nn.functional.rms_norm(x, (96,), layer.weight, layer.eps)
+    expected = torch.nn.functional.rms_norm(x, (96,), layer.weight, layer.rms_eps)
     assert y.dtype == expected.dtype and torch.equal(y, expected)
 
 
