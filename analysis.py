@@ -20,7 +20,7 @@ import os
 import sys
 from pathlib import Path
 
-from maekit import errors
+from maekit import errors, surroundings
 from maekit.errors import InputError
 from maekit.runs import loggers, measures
 from maekit.settings import recipes
@@ -30,6 +30,7 @@ from maekit.settings.parser import Parser
 def main(argv=None):
     """Do what is asked for. Returns the exit code."""
     typed = build_parser().parse_args(argv)
+    surroundings.settle()
     project = typed.wandb_project or (os.environ.get("WANDB_PROJECT") or recipes.WANDB_PROJECT if typed.wandb else None)
     loggers.check_wandb(project)
     page = Path(typed.output_dir).resolve() / "report.html"

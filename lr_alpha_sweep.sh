@@ -5,5 +5,6 @@
 #   ./lr_alpha_sweep.sh               Imagenette
 
 set -euo pipefail
-exec bash "$(dirname "${BASH_SOURCE[0]}")/run_alpha_sweep.sh" --name lr --lrs "1e-3 1e-4" --alphas "-0.5 0.0 0.5" --epochs 10 \
+SELF=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null || echo "${BASH_SOURCE[0]}") # where a link to this script leads
+exec bash "$(dirname "$SELF")/run_alpha_sweep.sh" --name lr --lrs "1e-3 1e-4" --alphas "-0.5 0.0 0.5" --epochs 10 \
     --batch_size "${BATCH_SIZE:-64}" "$@"

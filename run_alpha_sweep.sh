@@ -49,7 +49,8 @@
 # Exit codes: 0 all runs ended, 1 some failed (listed last), 2 bad input, 130 interrupted.
 
 set -euo pipefail
-KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+SELF=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null || echo "${BASH_SOURCE[0]}") # where a link to this script leads
+KIT=$(unset CDPATH && cd "$(dirname "$SELF")" && pwd)
 . "$KIT/maekit/drivers/env.sh"
 . "$KIT/maekit/drivers/grid.sh"
 . "$KIT/maekit/drivers/evaluations.sh"

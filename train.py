@@ -20,7 +20,7 @@ Loops over norms and seeds are run_comparison.sh's, those over alphas and learni
 import sys
 from functools import partial
 
-from maekit import distributed, errors, files, machine
+from maekit import distributed, errors, files, machine, surroundings
 from maekit.model import upstream
 from maekit.runs import loggers
 from maekit.runs.folder import RunFolder
@@ -35,6 +35,7 @@ from maekit.training import checks, failures
 def main(argv=None):
     """Check everything that can be checked at once, then train. Returns the exit code."""
     run = resolve(build_parser("train.py", __doc__).parse_args(argv))
+    surroundings.settle()
     from maekit.data import sources  # numpy and PIL, which --help does not need
 
     folder = RunFolder(run.output_dir, run.checkpoint_dir)

@@ -11,7 +11,7 @@
 # IMAGES=DIR     ILSVRC or class folders of full-size JPEGs; default: as many as Imagenette's, made of the demo's photographs
 
 set -euo pipefail
-KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+KIT=$(unset CDPATH && cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$KIT"
 PYTHON=${PYTHON:-python3}
 results=${RESULTS:-$KIT/benchmarks/results}

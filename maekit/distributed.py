@@ -12,22 +12,31 @@ from .errors import Busy, InputError
 
 def size():
     """Number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", "1")
 
 
 def rank():
     """Number of this process, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", "0") if size() > 1 else 0
 
 
 def local_rank():
     """Number of this process on its node, from 0: its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", "0") if size() > 1 else 0
 
 
 def local_size():
     """Number of processes on this node."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _number("LOCAL_WORLD_SIZE", "1") if size() > 1 else 1
+
+
+def _number(name, otherwise):
+    text = os.environ.get(name) or otherwise
+    if not text.isdecimal():
+        raise InputError(
+            f"{name}={text}: is no number of a process, as torchrun sets it. unset {name} for one process."
+        )
+    return int(text)
 
 
 def is_main():
@@ -39,6 +48,13 @@ def start():
     """Meet the other processes: gloo for tensors on the CPU, NCCL for CUDA. Nothing to do for one process."""
     if size() == 1:
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE={size()} is set, but not {' or '.join(missing)}: another program's, perhaps. unset WORLD_SIZE for one "
+            "process; torchrun sets them all for several."
+        )
+    rank(), local_rank(), local_size()  # are numbers
     import torch
 
     store, own_rank, processes = next(torch.distributed.rendezvous("env://"))

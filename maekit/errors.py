@@ -30,6 +30,9 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 def exit_code(main):
     """Run main() and return the process's exit code, with one line on stderr for what the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
     try:
         return main() or 0
     except InputError as error:
@@ -73,7 +76,8 @@ def each_for_itself(so=True):
 
 def _complain(text):
     """One line, in the first of several processes; what only another one met it says as well, by its number."""
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    rank = rank if rank.isdecimal() else "0"
     if rank != "0" and _ALIKE:  # torchrun ends all processes as soon as one has ended: not before the first has spoken
         time.sleep(10)
     if rank == "0" or not _ALIKE:

@@ -11,7 +11,7 @@ if [ "${1-}" = --quick ]; then
     quick=(-m "not slow")
     shift
 fi
-KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+KIT=$(unset CDPATH && cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$KIT/maekit/drivers/env.sh"
 cd "$KIT"
 use_environment

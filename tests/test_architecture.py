@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import KIT
 
-GROUND = {"distributed", "errors", "files", "locks", "machine", "stats"}
+GROUND = {"distributed", "errors", "files", "locks", "machine", "stats", "surroundings"}
 MAY_USE = {  # room: rooms; the ground is open to all
     "settings": set(),
     "data": {"settings"},

@@ -11,7 +11,7 @@ import re
 from functools import partial
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.colors import to_hex, to_rgb
@@ -26,7 +26,8 @@ from ..settings.methods import NORMS, in_order
 
 COLUMN, PAGE = 85 / 25.4, 174 / 25.4  # widths in inches
 
-STYLE = {
+STYLE = {  # and of the rest matplotlib's own, whatever the user's matplotlibrc says
+    **{name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")},
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,

@@ -24,7 +24,7 @@ from PIL import UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import files
+from .. import files, surroundings
 from ..errors import InputError
 from ..locks import Lock
 from ..machine import available_cores
@@ -83,11 +83,8 @@ def read(images, index, whole=False, stored=False):
 
 
 def home(setting):
-    """Folder of --cache DIR or auto: $MAEKIT_CACHE, else maekit in $XDG_CACHE_HOME or ~/.cache."""
-    if setting != "auto":
-        return Path(setting).expanduser()
-    own = os.environ.get("MAEKIT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maekit"
+    """Folder of --cache DIR or auto."""
+    return surroundings.caches() if setting == "auto" else Path(os.path.expanduser(setting))
 
 
 def short_side(input_size):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .. import surroundings
 from ..errors import InputError
 from ..files import KIT
 
@@ -43,9 +44,12 @@ RECIPE = {
 
 
 def ensure():
-    """Path of the demo's ILSVRC folder, written on first use beside the scripts (or in $MAEKIT_DATA)."""
-    home = Path(os.environ.get("MAEKIT_DATA") or KIT / "data")
+    """Path of the demo's ILSVRC folder, written on first use: in $MAEKIT_DATA, else in the first of data beside the scripts,
+    the caches and the temporary folder that can be written."""
     key = sha256(json.dumps([PHOTOGRAPHS, RECIPE]).encode()).hexdigest()[:8]
+    own = os.environ.get("MAEKIT_DATA")
+    homes = [Path(own)] if own else [KIT / "data", surroundings.caches(), surroundings.temporary()]
+    home = next((h for h in homes if (h / f"demo-{key}").is_dir() or _can_be_written(h)), homes[0])
     folder = home / f"demo-{key}"
     if not folder.is_dir():
         print(f"demo: cutting {len(PHOTOGRAPHS)} photographs into {folder}", file=sys.stderr)
@@ -61,6 +65,13 @@ def ensure():
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _can_be_written(folder):
+    """Whether files can be made in a folder, or it in the nearest one around it that there is."""
+    return os.access(
+        next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), os.W_OK
+    )
 
 
 def write(folder):

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import hashlib
 import io
+import os
 import queue
 import re
 import threading
@@ -43,7 +44,7 @@ def open_splits(name, config=None):
     val is the split validation, val, valid or test, the first there is; its labels are None where one is negative.
     The fingerprint, 16 hex digits, is of labels and sizes of images, whatever they are stored in. Raises InputError.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     try:
         splits = _open_folder(name, folder, config) if folder.is_dir() else _open_hub(name, config)
         return _train_and_val(name, config, splits)

@@ -11,12 +11,15 @@ from torch.utils.data import DataLoader
 from .. import distributed
 from ..errors import InputError
 from ..machine import available_cores
+from ..settings.tasks import PRETRAIN
 from . import cache, resident
 from .crops import CROPS
 from .datasets import AugmentedImages, TrainImages, ValImages, check_root
 from .streams import ORDER, generator
-from .workers import leave_to_the_run, tell_of_no_dead_worker, tell_of_one_dead_worker
+from .workers import leave_to_the_run, tell_of_no_dead_worker, tell_of_one_dead_worker, with_room
 
+# Of a batch; the rest is copied: what a worker process has made is an open file as long as it is kept.
+LARGE = ("images", "noise")
 BROKEN_SHARE = 0.01  # more unreadable images than this end the run
 
 
@@ -105,7 +108,7 @@ class Batches:
             tell_of_one_dead_worker()
             for batch in batches:
                 self.broken.check(self.dataset.images, batch)
-                yield batch
+                yield {name: t if name in LARGE else t.clone() for name, t in batch.items()}
         except (ConnectionError, EOFError) as error:  # before the system says that the worker is dead
             tell_of_no_dead_worker()
             raise RuntimeError(f"DataLoader worker exited unexpectedly, {type(error).__name__}") from error
@@ -119,6 +122,12 @@ def workers(setting, images, device):
         return setting
     stored = isinstance(images, cache.CachedImages)
     return 0 if stored and device.type == "cpu" else min(4, available_cores())
+
+
+def batch_bytes(run):
+    """Size of a batch, or more. run: Settings."""
+    image = 3 * run.model.input_size**2 * (1 if run.task == PRETRAIN else 4)  # what is augmented may be float32
+    return run.optim.batch_size * (image + 4 * run.model.patches)
 
 
 def train_batches(
@@ -204,7 +213,7 @@ class Loaders:
         self.broken = BrokenImages(say)
         self.how = {
             "broken": self.broken,
-            "workers": workers(run.data.num_workers, source.train, device),
+            "workers": with_room(workers(run.data.num_workers, source.train, device), batch_bytes(run), say),
             "pin": device.type == "cuda",
             "with_labels": with_labels,
             "crop": CROPS[run.data.crop],

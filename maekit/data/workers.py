@@ -1,8 +1,26 @@
-"""The processes that decode images: how they end, and what a dead one means."""
+"""The processes that decode images: how many there can be, how they end, and what a dead one means."""
 
 import os
+import shutil
 import signal
 import threading
+
+from .. import distributed
+
+SHARED = "/dev/shm"  # where Linux has the memory that processes share; 64 MiB in Docker's containers
+MORE_SHARED = "docker run --shm-size 8g, or --ipc host, makes more of it"
+_WAITING = 2  # batches that each worker has ready, and that the run itself may hold
+
+
+def with_room(workers, batch, say):
+    """How many worker processes there is room for in shared memory, through which their batches of `batch` bytes come."""
+    if not os.path.isdir(SHARED):
+        return workers
+    room = shutil.disk_usage(SHARED).free // distributed.local_size() // batch
+    fit = min(workers, max(0, (room - _WAITING) // _WAITING))
+    if fit < workers:
+        say(f"num_workers: {fit} in place of {workers}, as many as {SHARED} has room for; {MORE_SHARED}.")
+    return fit
 
 
 def leave_to_the_run(_worker):

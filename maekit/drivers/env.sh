@@ -6,6 +6,10 @@
 #                     afresh, so that a missing pin shows
 #   use_any_python    PYTHON becomes any Python new enough for --help and --dry_run, which need no packages
 
+# What other programs' settings would change: where cd leads, whether a script finds what lies beside it, and how many
+# processes a run has, which torchrun says to those that it starts.
+unset CDPATH PYTHONSAFEPATH RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
+
 use_environment() {
     if [ -n "${PYTHON:-}" ]; then
         "$PYTHON" "$KIT/maekit/drivers/check_environment.py" ||
@@ -33,7 +37,7 @@ fail() {
 first_new_python() {
     local candidate
     for candidate in "$@"; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             command -v "$candidate"
             return
         fi
@@ -60,6 +64,8 @@ make_venv() (
     if [ -z "${CI:-}" ] && venv_is_whole; then
         return
     fi
+    [ -w "$KIT" ] || fail "$KIT/.venv cannot be made: you may not write there. Have one who may run this first, or set" \
+        "PYTHON to a Python that has what requirements.txt names."
     lock=$KIT/.venv.lock
     waiting=
     nameless=0

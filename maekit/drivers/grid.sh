@@ -28,8 +28,11 @@ read_text() {
 }
 
 # ask PROGRAM WORD...: what a program of maekit/drivers answers, which needs no packages; or its exit code.
+# A PYTHON that is a script may have something of its own to say, such as which modules it loads: that is no answer.
 ask() {
-    PYTHONPATH=$KIT "$PYTHON" -P -m "maekit.drivers.$1" "${@:2}"
+    local answer='import runpy, sys; sys.path.insert(0, sys.argv[1]); del sys.argv[:2]; sys.stdout = open(3, "w"); '
+    answer+='runpy.run_module(f"maekit.drivers.{sys.argv[0]}", run_name="__main__")'
+    PYTHONPATH='' "$PYTHON" -P -c "$answer" "$KIT" "$@" 3>&1 >&2
 }
 
 # read_train_flag FLAG ...: a flag of train.py and its value into FLAG, the value into VALUE, how many words it took into
@@ -66,7 +69,7 @@ print_banner() {
 # no packages, so it can come before the environment.
 clone_mae() (
     use_any_python
-    set -- env "PYTHONPATH=$KIT" "$PYTHON" -m maekit.model.upstream "$KIT/mae"
+    set -- env "PYTHONPATH=$KIT" "$PYTHON" -P -m maekit.model.upstream "$KIT/mae"
     if [ -n "$dry_run" ]; then command_line "$@"; else exec "$@"; fi
 )
 
@@ -148,7 +151,7 @@ train_command() {
     if [ "$nproc" = 1 ]; then
         command_line "$PYTHON" "$KIT/train.py" "$@"
     else
-        command_line "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" "$KIT/train.py" "$@"
+        command_line "$PYTHON" -P -m torch.distributed.run --standalone --nproc_per_node "$nproc" "$KIT/train.py" "$@"
     fi
 }
 

@@ -110,7 +110,7 @@ def across_nodes(words, nproc):
     job = os.environ["SLURM_JOB_ID"]
     port = 20000 + int(job) % 10000  # below those that systems deal out
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    torchrun = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={nproc}"]
+    torchrun = ["-P", "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={nproc}"]
     meeting = ["--rdzv_backend=c10d", f"--rdzv_id={job}", f"--rdzv_endpoint={head}:{port}"]
     return ["bash", "-c", _RELAY, "bash", *srun, words[0], *torchrun, *meeting, *words[script:]]
 
@@ -190,7 +190,10 @@ def _sbatch(options, script):
     result = _ask("sbatch", "--parsable", *options, str(script))
     if result.returncode:
         raise InputError(f"--slurm: sbatch refuses ({_reason(result.stderr)}); nothing is submitted. See man sbatch.")
-    return result.stdout.strip().split(";")[0]
+    numbers = re.findall(r"^(\d+)(?:;.*)?$", result.stdout, re.MULTILINE)  # some sites' sbatch has more to say
+    if not numbers:
+        raise InputError(f"--slurm: sbatch gives no job number but {result.stdout.strip()[:200]!r}. See squeue.")
+    return numbers[-1]
 
 
 def _ask(*words):

@@ -174,7 +174,7 @@ class Comparison:
         flags += [*images, *options]
         if self.typed["--nproc"] == "1":
             return [sys.executable, str(KIT / "train.py"), *flags]
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", self.typed["--nproc"]]
+        launcher = ["-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", self.typed["--nproc"]]
         return [sys.executable, *launcher, str(KIT / "train.py"), *flags]
 
 
@@ -239,7 +239,7 @@ def banner(script):
 
 def clone(dry_run):
     """Clone upstream's MAE, patched, into mae beside the scripts. Returns the exit code."""
-    words = [sys.executable, "-m", "maekit.model.upstream", str(KIT / "mae")]
+    words = [sys.executable, "-P", "-m", "maekit.model.upstream", str(KIT / "mae")]
     if not dry_run:
         return subprocess.call(words, env={**os.environ, "PYTHONPATH": str(KIT)})
     setting = f'set "PYTHONPATH={KIT}" & ' if os.name == "nt" else for_shell(["env", f"PYTHONPATH={KIT}"]) + " "

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+import types
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Clone:
 
     def module(self):
         """Upstream's `models_mae`, imported from this clone. Raises InputError if that fails."""
-        _forget_other_clone(self.path)
+        _make_way(self.path)
         while str(self.path) in sys.path:
             sys.path.remove(str(self.path))
         sys.path.insert(0, str(self.path))
@@ -304,17 +305,16 @@ def _entries(listing):
     return {name: max(fields.split(), key=len) for fields, _, name in entries}
 
 
-def _forget_other_clone(path):
-    """Make Python forget the models_mae of another folder and the `util` that came with it."""
+def _make_way(path):
+    """Have Python import the clone's `models_mae` and `util`: as a folder without an __init__.py, any other util hides it."""
     loaded = sys.modules.get("models_mae")
-    if loaded is None or Path(loaded.__file__).resolve().parent == path.resolve():
+    if loaded is not None and Path(loaded.__file__).resolve().parent == path.resolve():
         return
-    other = Path(loaded.__file__).resolve().parent
-    for name, module in list(sys.modules.items()):
+    for name in list(sys.modules):
         if name.split(".")[0] in ("models_mae", "util"):
-            file = getattr(module, "__file__", None)  # upstream's util is a folder without a file of its own
-            if file is None or other in Path(file).resolve().parents:
-                del sys.modules[name]
+            del sys.modules[name]
+    sys.modules["util"] = util = types.ModuleType("util")
+    util.__path__ = [str(path / "util")]
 
 
 def _quoted(path):

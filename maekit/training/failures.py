@@ -3,7 +3,7 @@
 import re
 
 from .. import distributed, files
-from ..data.workers import tell_of_no_dead_worker
+from ..data.workers import MORE_SHARED, SHARED, tell_of_no_dead_worker
 from ..errors import Busy, InputError, NothingToDo, Stopped
 from ..runs.status import FAILED
 
@@ -26,6 +26,11 @@ def explained(error, run):
     if is_out_of_memory(error):
         return InputError(_out_of_memory(run, text))
     if _DEAD_WORKER.search(text):
+        if re.search("shared memory|shm", text):
+            return InputError(
+                f"--num_workers: {SHARED}, through which worker processes hand their batches on, is full; {MORE_SHARED}. Or "
+                "--num_workers 0. The same command goes on from the last checkpoint."
+            )
         typed = f" {run.data.num_workers}" if run.data.num_workers else ""
         return InputError(
             f"--num_workers{typed}: a worker process that decodes images has died ({_first_line(text)}). The system kills "

@@ -31,7 +31,7 @@ def test_without_slurm_it_is_one_line(tmp_path):
 
 def test_a_command_across_nodes_is_torchrun_on_each(monkeypatch, tmp_path):
     line = ["/my python", "/kit/train.py", "--output_dir", "a/train.py", "--seed", "0"]
-    torchrun = ["/my python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "8", *line[1:]]
+    torchrun = ["/my python", "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "8", *line[1:]]
     monkeypatch.setenv("SLURM_NNODES", "1")
     assert slurm.across_nodes(torchrun, 8) == torchrun
     monkeypatch.delenv("SLURM_NNODES")
@@ -45,7 +45,7 @@ def test_a_command_across_nodes_is_torchrun_on_each(monkeypatch, tmp_path):
     assert words[:2] == ["bash", "-c"]
     assert words[4:9] == ["srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "/my python"]
     meeting = "--rdzv_backend=c10d --rdzv_id=123456 --rdzv_endpoint=node7:23456"
-    torchrun = f"-m torch.distributed.run --nnodes=3 --nproc_per_node=8 {meeting}"
+    torchrun = f"-P -m torch.distributed.run --nnodes=3 --nproc_per_node=8 {meeting}"
     assert words[9:] == f"{torchrun} /kit/train.py --output_dir a/train.py --seed 0".split()
     assert slurm.across_nodes(line, 8) == words
 

@@ -155,6 +155,7 @@ class TestDrivers:
             "env",
             f"PYTHONPATH={kit}",
             forkserver.python(),
+            "-P",
             "-m",
             "maekit.model.upstream",
             str(kit / "mae"),
