@@ -81,7 +81,7 @@ def write_csv(path, columns, rows):
     table.writeheader()
     table.writerows(rows)
     with atomic_write(path) as f:
-        f.write(text.getvalue().encode())
+        f.write(text.getvalue().encode(errors="backslashreplace"))
 
 
 def write_arrays(path, arrays):

@@ -50,7 +50,7 @@ def write(root, reference=findings.REFERENCE, select_seeds=""):
     table = tabulate(found, evaluations)
     with_seeds = add_means(table)
     with files.atomic_write(root / "comparison_table.csv") as f:
-        f.write(with_seeds.to_csv(index=False, lineterminator="\n").encode())
+        f.write(with_seeds.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
 
     for run, (_, summary) in zip(found, table.iterrows()):
         folder = RunFolder(run["path"])

@@ -37,7 +37,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
     _make(output_dir)
     table = tabulate(found, points)
     with files.atomic_write(output_dir / "gap_table.csv") as f:
-        f.write(table.to_csv(index=False, lineterminator="\n").encode())
+        f.write(table.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
 
     notes = [*_unlike(found), *_unended(found)]
     described = {}

@@ -74,7 +74,9 @@ def read(images, index):
 def decode(image):
     """uint8 (h, w, 3), RGB, of an image that PIL has opened. Raises what PIL raises.
 
-    torchvision gives JPEGs the pixels that PIL gives them, and sooner. What it refuses is left to PIL.
+    torchvision gives JPEGs the pixels that PIL gives them, and sooner. What it refuses is left to PIL. Grey values of 16 bits
+    are scaled from 0 to 65535, floats from 0 to 1; ValueError for others, which PIL would make all white or black. A tag that
+    says how the camera was held (EXIF) turns no image, as in upstream.
     """
     if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
         start = image.fp.tell()
@@ -85,7 +87,19 @@ def decode(image):
             return decode_jpeg(data, ImageReadMode.RGB).permute(1, 2, 0).numpy()
         except RuntimeError:
             pass
-    return np.array(image.convert("RGB"))
+    return np.array((_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB"))
+
+
+def _eight_bits(image):
+    """A grey PIL image with 8 bits a pixel of one with more."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(f"floats from {values.min():g} to {values.max():g}, where 0 to 1 are read")
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if not (image.mode.startswith("I;16") or image.format in ("PNG", "PPM")):
+        raise ValueError("whole numbers of 32 bits, where 8 and 16 are read")
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def reduce(pixels, short):

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+from .listing import Listing, some
 
 
 class FolderImages:
@@ -65,9 +64,10 @@ class FolderImages:
 
 
 def open_splits(root):
-    """(name, train, val, classes, fingerprint) of a folder: FolderImages twice; classes are the names of the training folders.
+    """(name, train, val, classes, fingerprint, left out) of a folder: FolderImages twice, the second None where there are none.
 
-    name is ILSVRC or folders; the fingerprint, 16 hex digits, is of the paths of all images. Raises InputError.
+    name is ILSVRC or folders; classes are the names of the training folders; the fingerprint, 16 hex digits, is of the paths of
+    all images; what was left out are phrases. Raises InputError.
     """
     root = Path(root)
     if not root.is_dir():
@@ -80,62 +80,67 @@ def open_splits(root):
         raise InputError(
             f"--imagenet_dir {root}: no Data/CLS-LOC/train and no train/ in it. Try --demo, or see docs/data.md."
         )
+    train, classes, left_out = _training(root, base / "train")
     val_folder = next((base / n for n in ("val", "validation", "test") if (base / n).is_dir()), None)
     if val_folder is None:
-        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has no val/ beside it. See docs/data.md.")
-
-    train_paths = _list_images(base / "train")
-    train_classes = _class_names(train_paths)
-    classes = sorted(set(train_classes) - {""})
-    if not classes:
-        what = "images directly in it but no class folders" if len(train_paths) else "no images in it"
-        raise InputError(f"--imagenet_dir {root}: {base / 'train'} has {what}. See docs/data.md.")
-    if "" in train_classes:
-        stray = train_paths[train_classes.index("")]
-        raise InputError(f"{base / 'train' / os.fsdecode(stray)}: an image outside the class folders. Move it away.")
-    index = {name: i for i, name in enumerate(classes)}
-    labels = np.array([index[c] for c in train_classes])
-    train = FolderImages(base / "train", train_paths, lambda: labels)
-
-    val_paths = _list_images(val_folder)
-    if not len(val_paths):
-        raise InputError(f"--imagenet_dir {root}: {val_folder} has no images in it. See docs/data.md.")
-    val_classes = _class_names(val_paths)
-    table = val_folder / "val_annotations.txt"  # Tiny-ImageNet's, whose images lie in val/images
-    if table.is_file():
-        val = FolderImages(val_folder, val_paths, lambda: _listed_labels(table, val_paths, index))
-        return name, train, val, classes, _fingerprint(train_paths, val_paths)
-    unknown = sorted(set(val_classes) - {""} - set(classes))
-    if unknown:
+        return name, train, None, classes, _fingerprint(train.paths), left_out
+    listing = Listing(val_folder)
+    left_out += _left_out(listing)
+    if not len(listing.paths):
         raise InputError(
-            f"{val_folder / unknown[0]}: {train.root} has no class of that name (it has {_some(classes)}). "
+            f"--imagenet_dir {root}: {val_folder} has no images in it{_besides(listing)}. See docs/data.md."
+        )
+    homes = (root, root.parent.parent) if base == root else (root,)
+    val = _validation(listing, train, classes, homes, left_out)
+    return name, train, val, classes, _fingerprint(train.paths, val.paths), left_out
+
+
+def _training(root, folder):
+    """(FolderImages, names of classes, what was left out) of a folder of class folders."""
+    listing = Listing(folder)
+    of_images = listing.classes()
+    classes = sorted(set(of_images) - {""})
+    if not classes:
+        what = "images directly in it but no class folders" if len(listing.paths) else "no images in it"
+        raise InputError(f"--imagenet_dir {root}: {folder} has {what}{_besides(listing)}. See docs/data.md.")
+    _check_strays(listing, of_images)
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index[c] for c in of_images])
+    return FolderImages(folder, listing.paths, lambda: labels), classes, _left_out(listing)
+
+
+def _validation(listing, train, classes, homes, left_out):
+    """FolderImages of validation, labelled by a table, by their folders, or by what lies in one of the folders `homes`."""
+    folder, paths, of_images = Path(listing.folder), listing.paths, listing.classes()
+    index = {name: i for i, name in enumerate(classes)}
+    table = folder / "val_annotations.txt"  # Tiny-ImageNet's, whose images lie in val/images
+    if table.is_file():
+        return FolderImages(folder, paths, lambda: _listed_labels(table, paths, index))
+    unknown = sorted(set(of_images) - {""} - set(classes))
+    if unknown:
+        besides = f"; left out {'; '.join(left_out)}" if left_out else ""
+        raise InputError(
+            f"{folder / unknown[0]}: {train.root} has no class of that name (it has {some(classes)}{besides}). "
             "Rename the folders so that train and val agree."
         )
-    if "" in val_classes and set(val_classes) != {""}:
-        stray = val_paths[val_classes.index("")]
-        raise InputError(f"{val_folder / os.fsdecode(stray)}: an image outside the class folders. Move it away.")
-    if "" not in val_classes:
-        val = FolderImages(val_folder, val_paths, lambda: np.array([index[c] for c in val_classes]))
-    else:
-        homes = (root, root.parent.parent) if base == root else (root,)
-        val = FolderImages(val_folder, val_paths, lambda: _flat_val_labels(homes, val_paths, index))
-    return name, train, val, classes, _fingerprint(train_paths, val_paths)
+    if set(of_images) == {""}:
+        return FolderImages(folder, paths, lambda: _flat_val_labels(homes, paths, index))
+    _check_strays(listing, of_images)
+    return FolderImages(folder, paths, lambda: np.array([index[c] for c in of_images]))
 
 
-def _list_images(folder):
-    """Relative paths of all images below a folder, sorted, as a bytes array."""
-    paths = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        below = os.path.relpath(parent, folder).replace(os.sep, "/")
-        prefix = "" if below == "." else below + "/"
-        paths += [prefix + f for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
-    return np.array(sorted(os.fsencode(p) for p in paths), dtype=bytes)
+def _check_strays(listing, of_images):
+    if "" in of_images:
+        stray = os.path.join(listing.folder, os.fsdecode(listing.paths[of_images.index("")]))
+        raise InputError(f"{stray}: an image outside the class folders. Move it away.")
 
 
-def _class_names(paths):
-    """First folder of every path; "" for an image that is in none."""
-    return [os.fsdecode(p.split(b"/")[0]) if b"/" in p else "" for p in paths]
+def _left_out(listing):
+    return [f"in {os.path.basename(listing.folder)}: {what}" for what in listing.left_out()]
+
+
+def _besides(listing):
+    return f" ({'; '.join(listing.left_out())})" if listing.left_out() else ""
 
 
 def _flat_val_labels(homes, paths, index):
@@ -181,7 +186,7 @@ def _lookup(stems, wnids, index, where):
     for stem in stems:
         wnid = wnids.get(stem)
         if wnid not in index:
-            what = f"has class {wnid}, which is no training folder ({_some(list(index))})" if wnid else "has no class"
+            what = f"has class {wnid}, which is no training folder ({some(list(index))})" if wnid else "has no class"
             raise InputError(f"{where}: {stem} {what}.")
         labels.append(index[wnid])
     return np.array(labels)
@@ -194,10 +199,6 @@ def _size_and_time(file):
     except OSError:
         return -1, -1
     return stat.st_size, stat.st_mtime_ns
-
-
-def _some(names):
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _fingerprint(*lists):

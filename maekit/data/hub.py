@@ -39,9 +39,11 @@ class HubImages(RowImages):
 
 
 def open_splits(name, config=None):
-    """(train, val, classes, fingerprint) of a hub repository or a local folder: HubImages twice, list of str, str.
+    """(train, val, classes, fingerprint, left out) of a hub repository or a local folder: HubImages twice, list of str, str, and
+    phrases on what of it is not used.
 
-    val is the split validation, val, valid or test, the first there is; its labels are None where one is negative.
+    val is the split validation, val, valid or test, the first there is, None where there is none; its labels are None where
+    one is negative.
     The fingerprint, 16 hex digits, is of labels and sizes of images, whatever they are stored in. Raises InputError.
     """
     folder = Path(os.path.expanduser(name))
@@ -168,10 +170,10 @@ def _quiet(datasets):
 def _train_and_val(name, config, splits):
     """What open_splits returns, of {split: Dataset}."""
     val_split = next((split for split in _VALIDATION if split in splits), None)
-    if "train" not in splits or val_split is None:
+    if "train" not in splits:
         raise _bad(name, config, f"needs splits train and validation (or test), has {_some(splits)}.")
     parts, classes, digest = [], None, hashlib.sha256()
-    for split in ("train", val_split):
+    for split in ("train", val_split) if val_split else ("train",):
         images, labels, names = _columns(name, config, split, splits[split])
         if labels is not None and (labels < 0).any():
             labels = None
@@ -188,7 +190,9 @@ def _train_and_val(name, config, splits):
             labels = np.array([classes.index(label) for label in found], dtype=np.int64)[inverse]
         _update(digest, images, labels)
         parts.append(HubImages(f"{name} {split}", images, labels))
-    return *parts, classes, digest.hexdigest()[:16]
+    others = [split for split in splits if split not in ("train", val_split)]
+    left_out = [f"split{'s' if others[1:] else ''} {_some(others)}"] if others else []
+    return *(parts if val_split else (*parts, None)), classes, digest.hexdigest()[:16], left_out
 
 
 def _columns(name, config, split, rows):

@@ -12,7 +12,7 @@ from .. import distributed
 from ..errors import InputError
 from ..machine import available_cores
 from ..settings.tasks import PRETRAIN
-from . import cache, resident
+from . import cache, decoding, resident
 from .crops import CROPS
 from .datasets import AugmentedImages, TrainImages, ValImages, check_root
 from .streams import ORDER, generator
@@ -68,15 +68,26 @@ class BrokenImages:
         found = self.found.setdefault(id(images), set())
         for index in set(indices[indices >= 0].tolist()) - found:
             found.add(index)
-            self.say(f"broken image {images.file(index)}: replaced by another ({len(self)} so far)")
+            self.say(
+                f"broken image {images.file(index)}: replaced by another ({len(self)} so far){_why(images, index)}"
+            )
         if len(found) > BROKEN_SHARE * len(images):
             check_root(images)
             names = ", ".join(images.file(i) for i in sorted(found)[:20])
             more = f" and {len(found) - 20} more" if len(found) > 20 else ""
             raise InputError(
                 f"{images.root}: {len(found)} of {len(images)} images cannot be read, more than {BROKEN_SHARE:.0%}: "
-                f"{names}{more}. Restore or remove these files."
+                f"{names}{more}. Restore or remove these files{_why(images, min(found), ' (the first: ', ')')}."
             )
+
+
+def _why(images, index, before=": ", behind=""):
+    """What the decoder says of an unreadable image, or of one that has become readable nothing."""
+    try:
+        decoding.read(images, index)
+    except decoding.UNREADABLE as error:
+        return f"{before}{' '.join(str(error).split())[:160] or type(error).__name__}{behind}"
+    return ""
 
 
 class Batches:

@@ -1,24 +1,29 @@
 """Where images come from: the registry of sources, and the one that a run's settings ask for. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..errors import InputError
 from . import arrays, demo, folders, hub
 from .protocol import SourceImages
 
-_SUBSET = 0xDA7A  # tag of the random stream of --max_images
+_SUBSET, _HELD = 0xDA7A, 0x4E1D  # tags of the random streams of --max_images and --val_share
 
 
 @dataclass
 class Source:
-    """Training and validation images of one data set; classes are the sorted names of its classes."""
+    """Training and validation images of one data set; classes are the sorted names of its classes.
+
+    left_out: what the data set has that is not among them, as phrases.
+    """
 
     name: str
     train: SourceImages
     val: SourceImages
     classes: list
     fingerprint: str
+    left_out: list = field(default_factory=list)
 
     def describe(self):
         """What config.json keeps."""
@@ -56,12 +61,43 @@ SOURCES = (
 
 
 def open_source(data, seed):
-    """The Source that DataSettings ask for, training images reduced to max_images. Raises InputError."""
+    """The Source that DataSettings ask for, with a val_share where it has no validation, training images reduced to
+    max_images. Raises InputError."""
     source = next(source for opened in SOURCES if (source := opened(data)) is not None)
+    _see_to_validation(source, data.val_share)
     if data.max_images is not None and data.max_images < len(source.train):
         chosen = even_subset(source.train.labels, len(source.classes), data.max_images, seed)
         source.train = source.train.subset(chosen)
     return source
+
+
+def _see_to_validation(source, share):
+    """Validation images for a Source that has none: a share of every class's training images, the same for every run."""
+    if source.val is not None:
+        if share is not None:
+            raise InputError(f"--val_share {share:g}: the validation images are {source.val.root}. Leave it out.")
+        return
+    if share is None:
+        besides = f" (it has {'; '.join(source.left_out)})" if source.left_out else ""
+        raise InputError(
+            f"{source.train.root}: there is no val/, and no split validation or test, beside it{besides}. --val_share 0.1 takes "
+            "a tenth of the training images for validation. See docs/data.md."
+        )
+    held = share_of_every_class(source.train.labels, len(source.classes), share)
+    if not len(held):
+        raise InputError(f"--val_share {share:g}: of {len(source.train)} training images none are left for validation.")
+    source.val = source.train.subset(held)
+    source.train = source.train.subset(np.setdiff1d(np.arange(len(source.train)), held))
+
+
+def share_of_every_class(labels, n_classes, share):
+    """Sorted indices of a share of the images of every class, drawn; one at least where a class has two or more."""
+    rng, chosen = np.random.default_rng(_HELD), []
+    for label in range(n_classes):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        n = min(max(round(share * len(members)), 1), len(members) - 1)
+        chosen.append(members[: max(n, 0)])
+    return np.sort(np.concatenate(chosen))
 
 
 def even_subset(labels, n_classes, n_images, seed):

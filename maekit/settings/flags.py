@@ -67,6 +67,16 @@ GROUPS = {
             shared=True,
         ),
         Flag(
+            "val_share",
+            float,
+            None,
+            "of a data set without validation: this share of every class's training images, the same for every run, such as 0.1",
+            metavar="X",
+            legal=legal.inside,
+            decides=TASKS,
+            shared=True,
+        ),
+        Flag(
             "crop",
             str,
             "auto",

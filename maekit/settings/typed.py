@@ -50,7 +50,8 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DataSettings:
     """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see data.cache.cached;
-    resident: auto or off, see data.resident; crop: how they are cut, a name of data.crops.CROPS.
+    resident: auto or off, see data.resident; crop: how they are cut, a name of data.crops.CROPS; val_share: of the training
+    images, for validation, where a set has none of its own.
 
     num_workers: None for as many as pay, see data.loader.workers.
     """
@@ -63,6 +64,7 @@ class DataSettings:
     cache: str = "off"
     resident: str = "auto"
     crop: str = "resized"
+    val_share: float | None = None
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,11 @@ def identity(run, source, clone):
 
 
 def size(run, source):
-    """A sentence on how many images and steps a run has."""
+    """A line on how many images and steps a run has, and what the data set has besides."""
     steps = len(source.train) // run.optim.effective_batch
     epochs = "an epoch" if run.optim.steps is None else f"in each of {run.optim.epochs} epochs"
+    left_out = f" Left out {'; '.join(source.left_out)}." if source.left_out else ""
     return (
         f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
-        f"{steps} steps of {run.optim.effective_batch} images {epochs}."
+        f"{steps} steps of {run.optim.effective_batch} images {epochs}.{left_out}"
     )

@@ -3,8 +3,9 @@
 import datasets
 import pytest
 
-from maekit.data import hub
+from maekit.data import sources
 from maekit.errors import InputError
+from maekit.settings.typed import DataSettings
 
 CLASSES = ("astronaut", "chelsea", "coffee")
 
@@ -65,7 +66,7 @@ def save_split_folders(made, folder):
 
 def message(name, config=None):
     with pytest.raises(InputError) as raised:
-        hub.open_splits(str(name), config)
+        sources.open_source(DataSettings(None, None, 0, str(name), config), seed=0)
     text = str(raised.value)
     assert "\n" not in text and len(text) < 600
     assert str(name) in text
@@ -80,7 +81,7 @@ from maekit.data import hub
 for name, config in json.loads(sys.argv[1]):
     start = time.monotonic()
     try:
-        train, val, classes, fingerprint = hub.open_splits(name, config)
+        train, val, classes, fingerprint, _ = hub.open_splits(name, config)
         said = [train.root, val.root, train.labels.tolist(), len(val), classes, fingerprint, train.open(17).tobytes().hex()]
     except errors.InputError as error:
         said = str(error)

@@ -14,7 +14,7 @@ from tests.support.hub import CLIENT, dataset_dict, message, save, save_converte
 
 def test_missing_splits_are_named_with_those_there_are(files, tmp_path):
     said = message(save(dataset_dict(files, validation=None, extra=files["validation"]), tmp_path / "d"))
-    assert "train, extra" in said and "validation" in said
+    assert "no split validation" in said and "split extra" in said and "--val_share 0.1" in said
     said = message(save(dataset_dict(files, train=None), tmp_path / "e"))
     assert "has validation" in said
 

@@ -44,7 +44,7 @@ LAYOUTS = {
 def test_every_layout_gives_named_images_with_their_pixels_and_labels(files, tmp_path, write, config, capfd):
     folder = write(dataset_dict(files), tmp_path / "flowers")
     capfd.readouterr()
-    train, val, classes, fingerprint = hub.open_splits(str(folder), config)
+    train, val, classes, fingerprint, _ = hub.open_splits(str(folder), config)
     assert capfd.readouterr() == ("", "")  # no progress bars, no warnings
     assert tuple(classes) == CLASSES
     assert len(fingerprint) == 16 and int(fingerprint, 16)
@@ -58,7 +58,7 @@ def test_every_layout_gives_named_images_with_their_pixels_and_labels(files, tmp
 
 
 def test_batches_hold_the_crops_of_the_images_whatever_the_workers(files, saved):
-    train, val, _, _ = hub.open_splits(str(saved))
+    train, val, _, _, _ = hub.open_splits(str(saved))
     alone = collect(validation(val, with_labels=True)[0])
     assert equal(alone, collect(validation(val, workers=2, with_labels=True)[0]))
     for i, (file, label) in enumerate(files["validation"]):
@@ -116,7 +116,7 @@ def test_a_run_on_a_saved_data_set_equals_the_run_on_the_same_files_in_folders(f
 
 @pytest.mark.slow
 def test_images_travel_to_spawned_processes_without_their_bytes(saved):
-    train, _, _, _ = hub.open_splits(str(saved))
+    train, _, _, _, _ = hub.open_splits(str(saved))
     some = train.subset(np.array([7, 3]))
     assert len(pickle.dumps(some)) < os.path.getsize(next((saved / "train").glob("*.arrow"))) / 5
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -124,7 +124,7 @@ def test_images_travel_to_spawned_processes_without_their_bytes(saved):
 
 
 def test_a_subset_keeps_rows_names_and_labels_in_the_order_asked_for(files, saved):
-    train, _, _, _ = hub.open_splits(str(saved))
+    train, _, _, _, _ = hub.open_splits(str(saved))
     some = train.subset(np.array([50, 4, 31])).subset([2, 0])
     assert len(some) == 2 and some.file(0).endswith("train[31]") and some.root == train.root
     assert some.labels.tolist() == [files["train"][31][1], files["train"][50][1]]
@@ -135,14 +135,14 @@ def test_a_subset_keeps_rows_names_and_labels_in_the_order_asked_for(files, save
 
 def test_opening_decodes_no_image(files, tmp_path):
     rows = [(b"not an image", label) for _, label in files["train"]]
-    train, _, _, _ = hub.open_splits(str(save(dataset_dict(files, train=rows), tmp_path / "d")))
+    train, _, _, _, _ = hub.open_splits(str(save(dataset_dict(files, train=rows), tmp_path / "d")))
     with pytest.raises(OSError, match="cannot identify"):
         train.open(0)
 
 
 def test_an_image_by_path_is_read_from_that_path(files, tmp_path):
     folder = save(dataset_dict(files), tmp_path / "d")
-    train, _, _, _ = hub.open_splits(str(folder))
+    train, _, _, _, _ = hub.open_splits(str(folder))
     rows = datasets.Dataset.from_dict({"image": [f for f, _ in files["train"]]}).cast_column("image", datasets.Image())
     by_path = hub.HubImages("x train", rows.cast_column("image", datasets.Image(decode=False)), None)
     np.testing.assert_array_equal(np.asarray(by_path.open(5)), np.asarray(train.open(5)))
@@ -153,7 +153,7 @@ def test_an_image_by_path_is_read_from_that_path(files, tmp_path):
 def test_a_broken_row_is_named_and_replaced(files, tmp_path, damage, workers):
     rows = list(files["train"])
     rows[17] = (damage, rows[17][1])
-    train, _, _, _ = hub.open_splits(str(save(dataset_dict(files, train=rows), tmp_path / "d")))
+    train, _, _, _, _ = hub.open_splits(str(save(dataset_dict(files, train=rows), tmp_path / "d")))
     said = []
     batch = collect(training(train, workers=workers, said=said)[0], 0)
     assert len(batch["images"]) == 120 and batch["broken"].max() == 17
@@ -163,7 +163,7 @@ def test_a_broken_row_is_named_and_replaced(files, tmp_path, damage, workers):
 def test_an_image_cut_short_is_broken(files, tmp_path):
     rows = list(files["validation"])
     rows[3] = (read(rows[3][0])[:800], rows[3][1])
-    _, val, _, _ = hub.open_splits(str(save(dataset_dict(files, validation=rows), tmp_path / "d")))
+    _, val, _, _, _ = hub.open_splits(str(save(dataset_dict(files, validation=rows), tmp_path / "d")))
     with pytest.raises(InputError, match=r"validation\[3\]"):  # 1 of 15 is more than one in a hundred
         collect(validation(val)[0])
 
@@ -183,7 +183,7 @@ def test_an_image_cut_short_is_broken(files, tmp_path):
 def test_validation_is_the_first_of_its_names(files, tmp_path, there, used):
     splits = {name: files["validation"] if name == used else files["validation"][:2] for name in there}
     made = dataset_dict(files, **{"validation": None, **splits})
-    _, val, _, _ = hub.open_splits(str(save(made, tmp_path / "d")))
+    _, val, _, _, _ = hub.open_splits(str(save(made, tmp_path / "d")))
     assert val.root.endswith(f" {used}") and len(val) == 15
 
 
@@ -197,7 +197,7 @@ def test_of_several_columns_the_usual_names_are_taken(files, tmp_path):
         return rows.select_columns(["a_mask", "a_coarse", "img", "fine_label"])
 
     made = datasets.DatasetDict({split: add(rows) for split, rows in dataset_dict(files).items()})
-    train, _, classes, _ = hub.open_splits(str(save(made, tmp_path / "d")))
+    train, _, classes, _, _ = hub.open_splits(str(save(made, tmp_path / "d")))
     assert tuple(classes) == CLASSES and train.labels.tolist() == [y for _, y in files["train"]]
     assert train.open(0).size == (96, 96)
 
@@ -206,7 +206,7 @@ def test_integer_labels_become_the_positions_of_their_sorted_values(files, tmp_p
     plain = features(label=datasets.Value("int32"))
     value = {0: 40, 1: 7, 2: 100}
     made = {split: split_of([(f, value[y]) for f, y in rows], plain) for split, rows in files.items()}
-    train, val, classes, _ = hub.open_splits(str(save(datasets.DatasetDict(made), tmp_path / "d")))
+    train, val, classes, _, _ = hub.open_splits(str(save(datasets.DatasetDict(made), tmp_path / "d")))
     assert classes == ["7", "40", "100"]
     position = {0: 1, 1: 0, 2: 2}
     assert train.labels.tolist() == [position[y] for _, y in files["train"]]
@@ -220,7 +220,7 @@ def test_integer_labels_become_the_positions_of_their_sorted_values(files, tmp_p
 def test_validation_labels_go_by_the_names_of_the_training_classes(files, tmp_path):
     turned = features(label=datasets.ClassLabel(names=CLASSES[::-1]))
     val = split_of([(f, 2 - y) for f, y in files["validation"]], turned)
-    _, val, classes, _ = hub.open_splits(str(save(dataset_dict(files, validation=val), tmp_path / "d")))
+    _, val, classes, _, _ = hub.open_splits(str(save(dataset_dict(files, validation=val), tmp_path / "d")))
     assert tuple(classes) == CLASSES
     assert val.labels.tolist() == [y for _, y in files["validation"]]
 
@@ -233,7 +233,7 @@ def test_validation_labels_go_by_the_names_of_the_training_classes(files, tmp_pa
 @pytest.mark.parametrize("unlabelled", [-1, None])
 def test_a_validation_split_without_labels_has_none(files, tmp_path, unlabelled):
     made = dataset_dict(files, validation=[(f, unlabelled) for f, _ in files["validation"]])
-    train, val, _, _ = hub.open_splits(str(save(made, tmp_path / "d")))
+    train, val, _, _, _ = hub.open_splits(str(save(made, tmp_path / "d")))
     assert val.labels is None and val.subset([1]).labels is None and train.labels is not None
     assert set(collect(validation(val, with_labels=True)[0])["labels"].tolist()) == {-1}
 
