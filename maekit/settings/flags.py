@@ -25,7 +25,12 @@ GROUPS = {
             decides=TASKS,
         ),
         Flag(
-            "init", str, None, f"weights to start from: a run's folder, a checkpoint, or {UNTRAINED}", metavar="WHERE"
+            "init",
+            str,
+            None,
+            "weights to start from: a run's folder, a checkpoint, a folder or hf-hub:owner/name of Hugging Face's or timm's, or "
+            f"{UNTRAINED}",
+            metavar="WHERE",
         ),
         Flag(
             "freeze",

@@ -1,11 +1,11 @@
-"""What a run starts from, as --init has it: a run's folder, a checkpoint, or random weights. No torch."""
+"""What a run starts from, as --init has it: a run's folder, a checkpoint, what others publish, or random weights. No torch."""
 
 import os
 from pathlib import Path
 
 from .. import files
 from ..errors import InputError, NothingToDo
-from . import identities
+from . import identities, published
 from .flags import UNTRAINED
 from .tasks import PRETRAIN
 
@@ -23,13 +23,18 @@ def opened(typed, task, names):
         raise InputError(f"--task {task}: needs --init: a run's folder, a checkpoint, or untrained for random weights.")
     if typed in (None, UNTRAINED):
         return None, {}
-    path = Path(typed)
+    path = published.downloaded(typed) if typed.startswith(published.HUB) else Path(typed)
+    if path.is_dir() and (saved := published.weights_in(path, typed)):
+        return str(saved[0]), {name: value for name, value in saved[1].items() if name in names}
     run = path.parent if path.name == CHECKPOINT else path
     if not (run / "config.json").is_file():
         if path.is_file():
             return str(path), {}
         what = "no run in it (no config.json)" if path.is_dir() else "no such file or folder"
-        raise InputError(f"--init {typed}: {what}. Use a run's folder, a checkpoint, or {UNTRAINED}.")
+        raise InputError(
+            f"--init {typed}: {what}. Use a run's folder, a checkpoint, a folder or {published.HUB}owner/name of Hugging Face, or "
+            f"{UNTRAINED}."
+        )
     config = _config(run)
     known = {**identities.SINCE, **config["identity"]}
     network = {name: known[name] for name in names if name in known}

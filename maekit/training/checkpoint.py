@@ -17,6 +17,7 @@ import torch
 from .. import distributed
 from ..errors import InputError
 from ..files import atomic_write
+from ..model import others
 from ..model.formats import encoder_weights
 from ..model.patches import interpolate_positions
 from ..settings import identities, methods
@@ -70,13 +71,49 @@ _UPSTREAMS = [argparse.Namespace] + [
 
 
 def read(path):
-    """A checkpoint's dict, on the CPU; at least `model` is in it. Raises InputError if the file is none.
+    """A checkpoint's dict, on the CPU; at least `model` is in it. Raises InputError if the file is none."""
+    state = _loaded(path)
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise InputError(f"{path}: no checkpoint; expected a dict with the weights under 'model'.")
+    return state
 
-    Nothing in the file is executed: besides tensors and plain values, only upstream's argparse.Namespace is let in.
+
+def read_weights(path, say=distributed.say):
+    """{"model": weights under this kit's names, "args": what the file says of its training, if it does} of any file of weights.
+
+    What it is, if no checkpoint of this kit or of upstream, is said. Raises InputError if it holds no weights that can be used.
     """
     try:
+        state = _of_safetensors(path) if str(path).endswith(".safetensors") else _loaded(path)
+        weights, how = others.named_as_here(state)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}.") from error
+    if how:
+        say(f"{path}: weights {how}{'' if others.has_decoder(weights) else ', an encoder without decoder'}.")
+    args = state.get("args")
+    return {"model": weights, **({"args": args} if isinstance(args, dict) else {})}
+
+
+def _of_safetensors(path):
+    """What a .safetensors file holds: its tensors, and as `args` what its metadata say."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            names = file.keys()  # of which it is no iterable
+            return {"model": {name: file.get_tensor(name) for name in names}, "args": file.metadata() or {}}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file. Give the path of a checkpoint.") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: truncated, damaged or no safetensors file ({error}).") from error
+
+
+def _loaded(path):
+    """What torch.save wrote. Nothing in the file is executed: besides tensors and plain values, only upstream's
+    argparse.Namespace is let in."""
+    try:
         with torch.serialization.safe_globals(_UPSTREAMS):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Give the path of a checkpoint.") from error
     except UNREADABLE as error:
@@ -91,9 +128,6 @@ def read(path):
             f"{path}: truncated, damaged or no checkpoint; torch.load(weights_only=True) cannot read it "
             f"({type(error).__name__})."
         ) from error
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise InputError(f"{path}: no checkpoint; expected a dict with the weights under 'model'.")
-    return state
 
 
 def read_newest(folder, identity, overwrite=False):
@@ -196,7 +230,7 @@ def load_weights(path, state, mae, norm=None, say=print):
     """
     _check_norm(path, state, norm)
     theirs, ours = dict(state["model"]), mae.state_dict()
-    if not has_decoder(state):
+    if not others.has_decoder(theirs):
         load_encoder(path, state, mae, say=say)
         say(
             f"{path}: an encoder without decoder. The decoder starts from random weights: losses and reconstructions mean "
@@ -205,11 +239,6 @@ def load_weights(path, state, mae, norm=None, say=print):
         return
     theirs = {name: value for name, value in theirs.items() if not name.startswith(("head.", "fc_norm."))}
     _load(path, state, _resized(path, theirs, ours, say), mae, ours)
-
-
-def has_decoder(state):
-    """Whether a checkpoint has a decoder; the official files for fine-tuning have none."""
-    return any(name.startswith("decoder_") for name in state["model"])
 
 
 def _resized(path, theirs, ours, say):

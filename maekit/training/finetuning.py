@@ -31,7 +31,7 @@ class Finetuning(Classification):
     def __init__(self, run, source, build, norms):
         super().__init__(run, source, norms, with_labels=True)
         mae = build()
-        state = None if run.init is None else checkpoint.read(run.init)
+        state = None if run.init is None else checkpoint.read_weights(run.init)
         (self.readout,) = run.probes.readouts
         pool = {"global_pool": "token" if self.readout == CLS else "avg"}
         if self.epochs == 0:

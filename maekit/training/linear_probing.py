@@ -25,7 +25,7 @@ class LinearProbing(Classification):
         super().__init__(run, source, norms, with_labels=True)
         mae = build()
         if run.init is not None:
-            checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae, norm=run.norm.name)
+            checkpoint.load_encoder(run.init, checkpoint.read_weights(run.init), mae, norm=run.norm.name)
         self.network = to_timm(mae).requires_grad_(False)
         (self.readout,) = run.probes.readouts
         width, head = encoder_width(mae), []

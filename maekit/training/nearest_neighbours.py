@@ -21,7 +21,7 @@ class NearestNeighbours(Task):
         super().__init__(run, source, norms, with_labels=True)
         mae = build()
         if run.init is not None:
-            checkpoint.load_encoder(run.init, checkpoint.read(run.init), mae, norm=run.norm.name)
+            checkpoint.load_encoder(run.init, checkpoint.read_weights(run.init), mae, norm=run.norm.name)
         self.network = self.model = mae.to(self.device.torch)
         self.epochs = 0
 

@@ -47,7 +47,7 @@ class Pretraining(Task):
         self.probes = open_probes(run.probes.names, self)
         if run.init is not None:  # after the probes, whose baseline is the untrained encoder
             load = checkpoint.load_encoder if run.freeze else checkpoint.load_weights
-            load(run.init, checkpoint.read(run.init), self.mae, norm=run.norm.name)
+            load(run.init, checkpoint.read_weights(run.init), self.mae, norm=run.norm.name)
         # begins with the weights that training begins with; torch's AveragedModel would have each step wait for a GPU
         self.averaged = None if run.optim.ema is None else copy.deepcopy(self.mae).requires_grad_(False)
         if run.freeze:

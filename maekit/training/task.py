@@ -14,7 +14,7 @@ from .. import distributed
 from ..data.loader import Loaders
 from ..data.pixels import Pixels
 from ..errors import InputError
-from ..model import compiling
+from ..model import compiling, others
 from ..settings.tasks import FINETUNE, KNN, LINPROBE, PRETRAIN
 from . import checkpoint
 from .device import Device
@@ -136,7 +136,7 @@ class Task:
             if named is None:
                 return Start()
             path, state = named, checkpoint.read(named)
-        if not checkpoint.has_decoder(state) and hasattr(self.network, "decoder_pred"):
+        if not others.has_decoder(state["model"]) and hasattr(self.network, "decoder_pred"):
             raise InputError(
                 f"{path}: an encoder without decoder, no state of a training. Start from its weights: --init {path}."
             )

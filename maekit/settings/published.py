@@ -1,0 +1,107 @@
+"""Weights that others publish: a folder with config.json and the weights of Hugging Face's transformers or of timm, here or on the
+hub. No torch, and never code."""
+
+import re
+from pathlib import Path
+
+from .. import files
+from ..errors import InputError
+from .architectures import MODELS, UPSTREAM_DECODER, Architecture, Transformer
+
+HUB = "hf-hub:"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def downloaded(typed):
+    """The folder of hf-hub:owner/name, from the hub or its cache. Raises InputError where it cannot be had."""
+    import huggingface_hub
+
+    name = typed.removeprefix(HUB)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(
+            f"--init {typed}: no name of the hub. Give {HUB}owner/name, such as {HUB}facebook/vit-mae-base."
+        )
+    wanted = {"allow_patterns": ["config.json", *WEIGHTS]}
+    try:
+        return Path(huggingface_hub.snapshot_download(name, **wanted))
+    except Exception as error:  # of whichever HTTP library there is
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"GatedRepoError", "RepositoryNotFoundError"}:
+            raise InputError(
+                f"--init {typed}: no such repository, or one that asks for a login: hf auth login ({text})."
+            ) from error
+        raise InputError(
+            f"--init {typed}: cannot be downloaded ({text}). Where there is a network: hf download {name} --local-dir DIR, then "
+            "--init DIR."
+        ) from error
+
+
+def weights_in(folder, typed):
+    """(file of weights, network, by the names of flags) of a folder that others have saved; None if there are none in it.
+
+    The network is what its config.json says of it: empty where that says nothing that is understood here. Raises InputError for
+    a network that this kit has not.
+    """
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        if any(folder.glob("*.index.json")):
+            raise InputError(f"--init {typed}: its weights are in several files. Save them as one {WEIGHTS[0]}.")
+        return None
+    config = folder / "config.json"
+    told = files.read_json(config) if config.is_file() else {}
+    if not isinstance(told, dict):
+        raise InputError(f"{config}: is no description of a network. Give the file of weights: --init {found[0]}.")
+    try:
+        return found[0], _of_transformers(told) if "model_type" in told else _of_timm(told)
+    except ValueError as error:
+        raise InputError(f"--init {typed}: {error}.") from error
+
+
+def _of_transformers(told):
+    """The network of a config.json of ViT or ViTMAE. Raises ValueError for another one."""
+    if told["model_type"] not in ("vit", "vit_mae"):
+        raise ValueError(f"is of model_type {told['model_type']}, where vit and vit_mae are read")
+    width, side = told.get("hidden_size", 768), told.get("image_size", 224)
+    for key, wanted in {
+        "hidden_act": "gelu",
+        "num_channels": 3,
+        "intermediate_size": 4 * width,
+        "qkv_bias": True,
+    }.items():
+        if told.get(key, wanted) != wanted:
+            raise ValueError(f"its {key} is {told[key]}, here it is {wanted}")
+    if not isinstance(side, int):
+        raise ValueError(f"its image_size is {side}, here images are square")  # noqa: TRY004 - of a file
+    encoder = Transformer(width, told.get("num_hidden_layers", 12), told.get("num_attention_heads", 12))
+    decoder = UPSTREAM_DECODER
+    if told["model_type"] == "vit_mae":
+        decoder = Transformer(
+            told.get("decoder_hidden_size", 512),
+            told.get("decoder_num_hidden_layers", 8),
+            told.get("decoder_num_attention_heads", 16),
+        )
+    network = _named(Architecture(told.get("patch_size", 16), encoder, decoder))
+    if told["model_type"] == "vit_mae":
+        network["norm_pix_loss"] = bool(told.get("norm_pix_loss", False))
+    return {"norm": "LayerNorm", "input_size": side, **network}
+
+
+def _of_timm(told):
+    """The network of a config.json of timm; {} where its name says nothing of it."""
+    match = re.fullmatch(r"vit_(\w+)_patch(\d+)_(\d+)(\..*)?", str(told.get("architecture", "")))
+    name = match and f"mae_vit_{match[1]}_patch{match[2]}"
+    return {"norm": "LayerNorm", "model": name, "input_size": int(match[3])} if name in MODELS else {}
+
+
+def _named(architecture):
+    """--model and --decoder_type of an Architecture: its name, where it has one, else its numbers."""
+    known = next(
+        (name for name, a in MODELS.items() if (a.patch, a.encoder) == (architecture.patch, architecture.encoder)), ""
+    )
+    encoder, decoder = architecture.encoder, architecture.decoder
+    own = known and MODELS[known].decoder == decoder
+    return {
+        "model": known or f"enc{encoder.width}d{encoder.depth}h{encoder.heads}p{architecture.patch}",
+        "decoder_type": None if own else f"dec{decoder.width}d{decoder.depth}h{decoder.heads}",
+    }
