@@ -51,7 +51,7 @@ def main(argv=None):
     identity = checks.identity(run, source, clone)
     machine.let_threads_sleep()
     machine.keep_freed_memory()
-    if run.device not in ("auto", "cpu") or distributed.size() > 1:
+    if run.device not in ("auto", "cpu") or distributed.size() > 1 or machine.may_have_gpu():
         from maekit.training.device import choose
 
         choose(run.device)

@@ -1,8 +1,12 @@
-"""The cores and the memory of this machine, work dealt to forked processes, how exactly products are made. Needs no torch."""
+"""The cores, the GPUs and the memory of this machine, work dealt to forked processes, how exactly products are made. Needs no
+torch."""
 
 import ctypes
 import multiprocessing
 import os
+import re
+import shutil
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +47,43 @@ def _call(number):
 def available_cores():
     """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus():
+    """Names of the NVIDIA GPUs that runs may use, as CUDA_VISIBLE_DEVICES has them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        names = [name.strip() for name in chosen.split(",")]
+        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), None)]  # CUDA, too, stops there
+    return _nvidia_smi("--query-gpu=index", "--format=csv,noheader").split()
+
+
+def may_have_gpu():
+    """Whether anything here speaks of a GPU, at no cost."""
+    return any(map(os.path.exists, ("/dev/nvidia0", "/dev/kfd"))) or shutil.which("nvidia-smi") is not None
+
+
+def gpu_here():
+    """What GPU this machine has, by its driver, whether torch can use it or not; None if there is none, or the user hides it."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ and not visible_gpus():
+        return None
+    if os.path.exists("/dev/nvidia0") or visible_gpus():
+        driver = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").split()
+        newest = re.search(r"CUDA Version: *([\d.]+)", _nvidia_smi())
+        versions = [f"driver {driver[0]}"] if driver else []
+        versions += [f"for CUDA up to {newest[1]}"] if newest else []
+        return "an NVIDIA GPU" + (f" ({', '.join(versions)})" if versions else "")
+    hidden = any(os.environ.get(f"{name}_VISIBLE_DEVICES") in ("", "-1") for name in ("HIP", "ROCR"))
+    return "an AMD GPU" if os.path.exists("/dev/kfd") and not hidden else None
+
+
+def _nvidia_smi(*words):
+    """What nvidia-smi prints; "" where there is none, or it fails."""
+    try:
+        shown = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return shown.stdout if shown.returncode == 0 else ""
 
 
 def let_threads_sleep():

@@ -27,7 +27,7 @@ EVERYTHING = "\n".join(PAGES.values())
 DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh")
 # flags of other programs that the pages name: sbatch and srun, torchrun, TensorBoard, upstream's scripts
 OTHERS = {"gpus", "cpus-per-task", "time", "array", "nodes", "nnodes", "nproc_per_node", "rdzv_backend"}
-OTHERS |= {"rdzv_endpoint", "max-restarts", "logdir", "finetune", "quick"}
+OTHERS |= {"rdzv_endpoint", "max-restarts", "logdir", "finetune", "quick", "index-url"}
 
 
 def parser_flags():

@@ -14,9 +14,7 @@ import argparse
 import os
 import re
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter, deque
@@ -30,7 +28,7 @@ from maekit.drivers.board import Board
 from maekit.drivers.processes import Child
 from maekit.drivers.tasks import DONE, LEFT, read_tasks
 from maekit.drivers.workers import Workers, takes
-from maekit.machine import available_cores
+from maekit.machine import available_cores, visible_gpus
 from maekit.runs.status import DIVERGED, FAILED, PREEMPTED, RUNNING
 
 POLL_SECONDS = 0.2
@@ -241,19 +239,6 @@ def _free_memory():
         return int(known["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return 1 << 62
-
-
-def visible_gpus():
-    """Names of the NVIDIA GPUs that runs may use, as CUDA_VISIBLE_DEVICES has them."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        names = [name.strip() for name in chosen.split(",")]
-        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), None)]  # CUDA, too, stops there
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False)
-    return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def show_status(paths):

@@ -8,7 +8,7 @@ import torch
 
 from .. import distributed
 from ..errors import InputError
-from ..machine import matrix_products
+from ..machine import gpu_here, matrix_products
 
 
 class Device:
@@ -76,10 +76,26 @@ class Device:
         return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, kilobytes elsewhere
 
 
+def _unused(gpu):
+    """What is said where torch cannot use the GPU that is there: on the CPU a run would take a hundred times as long."""
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    built = f"built for ROCm {torch.version.hip}" if torch.version.hip else built
+    if "AMD" in gpu:
+        way = "Set PYTHON to a Python with pytorch.org's torch for ROCm"
+    else:
+        way = "Update the driver, or set PYTHON to a Python with pytorch.org's torch for an older CUDA (docs/troubleshooting.md)"
+    return (
+        f"--device auto: there is {gpu}, but torch {torch.__version__}, {built}, cannot use it. {way}. --device cpu trains on the "
+        "CPU all the same."
+    )
+
+
 def choose(name):
     """The torch.device that a name stands for, a GPU with its number. Raises InputError when it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cpu" and (gpu := gpu_here()):
+            raise InputError(_unused(gpu))
     kind, _, number = name.partition(":")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"--device {name}: torch {torch.__version__} sees no Metal device. Use --device auto or cpu.")

@@ -1,5 +1,6 @@
 """The device and the precision that a run gets. Of GPUs that are not here, what torch would say is made up."""
 
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -40,6 +41,7 @@ def test_a_gpu_has_its_number(name, number, gpus):
 
 def test_each_of_several_processes_has_a_gpu_of_its_own(gpus, monkeypatch):
     current = gpus(4)
+    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     for rank in "2013":
         monkeypatch.setenv("LOCAL_RANK", rank)
@@ -65,9 +67,56 @@ def test_what_the_hardware_does_not_have_is_not_emulated(gpus):
 )
 def test_gpus_that_are_not_there(name, count, processes, says, gpus, monkeypatch):
     gpus(count)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     with pytest.raises(InputError, match=says):
         choose(name)
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Function that puts an nvidia-smi of a driver, and of the newest CUDA that it has, first on the PATH; None: one that fails."""
+
+    def put(driver, cuda):
+        lines = (
+            "exit 9"
+            if driver is None
+            else (
+                f'case "$*" in *driver_version*) echo {driver} ;; *index*) echo 0 ;; *) echo "| CUDA Version: {cuda} |" ;; esac'
+            )
+        )
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return put
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd"), reason="has a GPU, which is asked")
+@pytest.mark.parametrize(("driver", "cuda"), [("470.256.02", "11.4"), ("535.104.05", "12.2"), ("570.86.10", "12.8")])
+def test_a_gpu_that_torch_cannot_use_is_said_before_a_cpu_takes_a_hundred_times_as_long(
+    driver, cuda, nvidia_smi, gpus, tmp_path, monkeypatch
+):
+    gpus(0)
+    nvidia_smi(driver, cuda)
+    flags = ("--demo", "--max_images", 32, "--epochs", 1, "--probes", "none", "--output_dir", tmp_path / "run")
+    line = train_here(*flags, check=2).stderr
+    assert line.startswith(
+        f"error: --device auto: there is an NVIDIA GPU (driver {driver}, for CUDA up to {cuda}), but torch"
+    )
+    assert "--device cpu" in line and line.count("\n") == 1 and not (tmp_path / "run").exists()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # who hides the GPU means the CPU
+    assert choose("auto") == torch.device("cpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    train_here(*flags, "--device", "cpu", check=0)
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd"), reason="has a GPU, which is asked")
+def test_an_nvidia_smi_without_a_gpu_is_none(nvidia_smi, gpus):
+    gpus(0)
+    nvidia_smi(None, None)
+    assert choose("auto") == torch.device("cpu")
 
 
 def test_a_device_is_looked_for_before_anything_is_computed_but_not_on_a_login_node(tmp_path, gpus):

@@ -8,8 +8,7 @@ import pytest
 
 from maekit import errors, files, locks
 from maekit.drivers import tasks
-from maekit.drivers.pool import visible_gpus
-from maekit.machine import available_cores
+from maekit.machine import available_cores, visible_gpus
 from tests.conftest import hide_gpus
 from tests.support.pool import POOL, go, trainings, words
 from tests.support.processes import start, wait_for
