@@ -320,36 +320,40 @@ def _like(norm, layer_class, options, around):
     """A layer of `layer_class` for the place of the LayerNorm `norm`; `around`: a parameter of the model, or None."""
     like = around if norm.weight is None else norm.weight
     affine = {"affine": norm.weight is not None, "bias": norm.bias is not None}
-    first = _reads_channels_first(norm, None if like is None else like.device)
-    new = layer_class(norm.normalized_shape, channels_first=first, **affine, **options)
+    new = layer_class(norm.normalized_shape, channels_first=_reads_channels_first(norm), **affine, **options)
     if like is not None:
         new.to(device=like.device, dtype=like.dtype)
-    behind = list(norm.children())  # an activation, in timm's LayerNormAct
+    plain = type(norm).forward is nn.LayerNorm.forward
+    behind = [] if plain else list(norm.children())  # an activation, in timm's LayerNormAct
     return nn.Sequential(new, *behind).train(norm.training) if behind else new.train(norm.training)
 
 
 @torch.no_grad()
-def _reads_channels_first(norm, device):
+def _reads_channels_first(norm):
     """Whether the LayerNorm `norm` reads (N, C, H, W). A subclass is asked for a result: its name may say nothing.
 
     Raises TypeError for one that computes something else than a LayerNorm over C with its own modules behind it.
     """
     if type(norm).forward is nn.LayerNorm.forward:
         return False
-    norm, shape = copy.deepcopy(norm).float().eval(), norm.normalized_shape
+    shape, device = norm.normalized_shape, "meta" if norm.weight is not None and norm.weight.is_meta else "cpu"
+    norm = copy.deepcopy(norm).float().train().to(device)
     n = 3 if shape[0] == 2 else 2  # no place for C
-    for first, of_x in (False, (1, n, n, *shape)), (True, (1, *shape, n, n)):
-        x = torch.sin(torch.ones(of_x, device=device).flatten().cumsum(0)).view(of_x)
+    for first, of_x in (False, (1, n, n, *shape)), (False, (1, n, *shape)), (True, (1, *shape, n, n)):
+        x = torch.arange(torch.Size(of_x).numel(), dtype=torch.float32, device=device).sin().view(of_x)
         try:
-            found = norm(x.clone())
-            y = F.layer_norm(x.movedim(1, -1) if first else x, shape, norm.weight, norm.bias, norm.eps)
-        except RuntimeError:  # no C where it reads one
+            with torch.random.fork_rng(devices=[]):  # a dropout of its own is to be behind, too
+                torch.default_generator.manual_seed(0)
+                found = norm(x.clone())
+                y = F.layer_norm(x.movedim(1, -1) if first else x, shape, norm.weight, norm.bias, norm.eps)
+                torch.default_generator.manual_seed(0)
+                y = nn.Sequential(*norm.children())(y.movedim(-1, 1) if first else y)
+        except (RuntimeError, ValueError, IndexError, AssertionError):  # no C where it reads one
             continue
-        y = nn.Sequential(*norm.children())(y.movedim(-1, 1) if first else y)
         if y.is_meta or torch.allclose(found, y, atol=1e-4):
             return first
     raise TypeError(
-        f"{type(norm).__name__} computes something else than nn.LayerNorm; put a layer of norms.py in its place"
+        f"{type(norm).__name__} computes something else than nn.LayerNorm: put a layer in its place by hand"
     )
 
 

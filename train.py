@@ -34,8 +34,9 @@ from maekit.training import checks, failures
 
 def main(argv=None):
     """Check everything that can be checked at once, then train. Returns the exit code."""
-    run = resolve(build_parser("train.py", __doc__).parse_args(argv))
+    typed = build_parser("train.py", __doc__).parse_args(argv)
     surroundings.settle()
+    run = resolve(typed)
     from maekit.data import sources  # numpy and PIL, which --help does not need
 
     folder = RunFolder(run.output_dir, run.checkpoint_dir)

@@ -76,8 +76,10 @@ def each_for_itself(so=True):
 
 def _complain(text):
     """One line, in the first of several processes; what only another one met it says as well, by its number."""
-    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
-    rank = rank if rank.isdecimal() else "0"
+    rank = os.environ.get("RANK", "0")
+    together = os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and together.isdecimal() and int(together) > 1 and "MASTER_ADDR" in os.environ):
+        rank = "0"  # the variables are another program's
     if rank != "0" and _ALIKE:  # torchrun ends all processes as soon as one has ended: not before the first has spoken
         time.sleep(10)
     if rank == "0" or not _ALIKE:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 # How long OpenMP's threads spin before they sleep. Waking takes longer than many an operation of a small model, so with 1,000
 # its epochs take a sixth longer; but threads that spin on a CPU with other work to do stand in its way: two runs of as many
@@ -64,17 +65,29 @@ def may_have_gpu():
 
 
 def gpu_here():
-    """What GPU this machine has, by its driver, whether torch can use it or not; None if there is none, or the user hides it."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ and not visible_gpus():
-        return None
-    if os.path.exists("/dev/nvidia0") or visible_gpus():
+    """What GPU this machine has, by its driver, whether torch can use it or not; None if there is none, or it is hidden."""
+    names = _nvidia_smi("--query-gpu=index,uuid", "--format=csv,noheader").replace(",", " ").split()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = chosen is not None and chosen.split(",")[0].strip() not in (names or ["0"])
+    if (names or _opens("/dev/nvidia0")) and not hidden:
         driver = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").split()
         newest = re.search(r"CUDA Version: *([\d.]+)", _nvidia_smi())
         versions = [f"driver {driver[0]}"] if driver else []
         versions += [f"for CUDA up to {newest[1]}"] if newest else []
         return "an NVIDIA GPU" + (f" ({', '.join(versions)})" if versions else "")
     hidden = any(os.environ.get(f"{name}_VISIBLE_DEVICES") in ("", "-1") for name in ("HIP", "ROCR"))
-    return "an AMD GPU" if os.path.exists("/dev/kfd") and not hidden else None
+    own_memory = [int(file.read_text()) for file in Path("/sys/class/drm").glob("card*/device/mem_info_vram_total")]
+    large = max(own_memory, default=0) >= 6 * 2**30  # that of graphics within a processor is less
+    return "an AMD GPU" if large and _opens("/dev/kfd") and not hidden else None
+
+
+def _opens(device):
+    """Whether this process may use a device file: in a container, or a job without a GPU, it may not."""
+    try:
+        os.close(os.open(device, os.O_RDWR))
+    except OSError:
+        return False
+    return True
 
 
 def _nvidia_smi(*words):

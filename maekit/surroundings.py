@@ -21,8 +21,8 @@ def have_a_place_for_caches():
     """Where no home folder can be written, as for a number without a name in a container, let the packages' caches and the
     kit's be in the temporary folder, and say so on stderr, once."""
     home = os.path.expanduser("~")
-    if os.path.isabs(home) and any(os.access(place, os.W_OK) for place in (os.path.join(home, ".cache"), home)):
-        return
+    if os.path.isabs(home) and (os.access(home, os.W_OK) or os.path.isdir(os.path.join(home, ".cache"))):
+        return  # what is in caches that cannot be written can be read
     folder, told = temporary(), "MAEKIT_TOLD_OF_CACHES"
     for name, value in {"XDG_CACHE_HOME": folder, "MPLCONFIGDIR": folder / "matplotlib", "TRITON_HOME": folder}.items():
         os.environ.setdefault(name, str(value))
@@ -43,8 +43,9 @@ def caches():
 def temporary():
     """A folder of this user's own in the temporary one, the same each time."""
     folder = Path(tempfile.gettempdir()) / f"maekit-{os.getuid() if hasattr(os, 'getuid') else 'own'}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    own = folder.lstat()
-    if folder.is_symlink() or (hasattr(os, "getuid") and own.st_uid != os.getuid()):  # somebody else was there first
-        folder = Path(tempfile.mkdtemp(prefix="maekit-"))
-    return folder
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        own = not folder.is_symlink() and (not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid())
+    except FileExistsError:  # as a file, or a link that leads nowhere
+        own = False
+    return folder if own else Path(tempfile.mkdtemp(prefix="maekit-"))  # else somebody was there first

@@ -77,12 +77,23 @@ def test_without_a_home_that_can_be_written_caches_have_a_place(tmp_path):
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
 
 
-def test_a_temporary_folder_that_is_somebody_elses_is_not_used(tmp_path):
+@pytest.mark.parametrize("what", ["a link", "a file", "a link to nowhere"])
+def test_a_temporary_folder_that_is_somebody_elses_is_not_used(what, tmp_path):
     own = tmp_path / f"maekit-{os.getuid()}"
-    own.symlink_to("/etc")
+    if what == "a file":
+        own.touch()
+    else:
+        own.symlink_to("/etc" if what == "a link" else "/nowhere")
     result = python(PLACES, cwd=tmp_path, without=CACHES, HOME="/nonexistent", TMPDIR=str(tmp_path))
     place = result.stdout.split()[0]
     assert place.startswith(f"{tmp_path}/maekit-") and not place.startswith(str(own))
+
+
+def test_caches_of_a_home_that_cannot_be_written_are_still_read(tmp_path):
+    script = "import os; os.access = lambda place, mode: False\n" + PLACES
+    (tmp_path / ".cache").mkdir()
+    result = python(script, cwd=tmp_path, without=CACHES, HOME=str(tmp_path))
+    assert result.stdout.split()[0] == f"{tmp_path}/.cache/maekit" and not result.stderr
 
 
 def test_with_a_home_nothing_is_said_or_set(tmp_path):
@@ -104,6 +115,8 @@ def test_names_that_the_terminal_has_no_letters_for_are_printed_all_the_same(tmp
     [
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 is set, but not RANK or MASTER_ADDR or MASTER_PORT"),
         ({"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "host"}, "WORLD_SIZE=4 is set, but not MASTER_PORT"),
+        ({"WORLD_SIZE": "4", "RANK": "3"}, "WORLD_SIZE=4 is set, but not MASTER_ADDR or MASTER_PORT"),
+        ({"WORLD_SIZE": "four", "RANK": "3"}, "WORLD_SIZE=four: is no number of a process"),
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE=four: is no number of a process"),
         (
             {"WORLD_SIZE": "2", "RANK": "-1", "MASTER_ADDR": "host", "MASTER_PORT": "1"},

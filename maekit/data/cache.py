@@ -35,7 +35,7 @@ from .workers import leave_to_the_run
 SHORT_SIDE = 320  # of a stored image, where the model's images are of up to 224 pixels
 MOST_IMAGES = 200_000  # that --cache auto makes a cache for
 SHARE_OF_DISK = 0.8  # of what is free, that --cache auto fills at most
-VERSION = 1
+VERSION = 2
 _PART = 64  # images that are decoded and written together
 _IN_PROCESS = 4  # parts, up to which starting other processes takes longer than decoding
 

@@ -48,8 +48,9 @@ def ensure():
     the caches and the temporary folder that can be written."""
     key = sha256(json.dumps([PHOTOGRAPHS, RECIPE]).encode()).hexdigest()[:8]
     own = os.environ.get("MAEKIT_DATA")
-    homes = [Path(own)] if own else [KIT / "data", surroundings.caches(), surroundings.temporary()]
-    home = next((h for h in homes if (h / f"demo-{key}").is_dir() or _can_be_written(h)), homes[0])
+    homes = [Path(own)] if own else [KIT / "data", surroundings.caches()]
+    home = next((h for h in homes if (h / f"demo-{key}").is_dir() or _can_be_written(h)), None)
+    home = home or (homes[0] if own else surroundings.temporary())
     folder = home / f"demo-{key}"
     if not folder.is_dir():
         print(f"demo: cutting {len(PHOTOGRAPHS)} photographs into {folder}", file=sys.stderr)

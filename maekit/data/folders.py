@@ -90,6 +90,8 @@ def open_splits(root):
         raise InputError(
             f"--imagenet_dir {root}: {val_folder} has no images in it{_besides(listing)}. See docs/data.md."
         )
+    unused = [n for n in ("val", "validation", "test") if n != val_folder.name and (base / n).is_dir()]
+    left_out += [f"split{'s' if unused[1:] else ''} {', '.join(unused)}"] if unused else []
     homes = (root, root.parent.parent) if base == root else (root,)
     val = _validation(listing, train, classes, homes, left_out)
     return name, train, val, classes, _fingerprint(train.paths, val.paths), left_out

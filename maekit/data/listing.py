@@ -1,5 +1,6 @@
 """The image files below a folder: which are taken, and what is left out, so that a run can say it. No torch."""
 
+import errno
 import os
 from collections import Counter
 from pathlib import Path
@@ -60,15 +61,15 @@ class Listing:
             with os.scandir(folder) as entries:
                 entries = [entry for entry in entries if not _is_hidden(entry.name)]
         except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be listed ({error.strerror}). Allow it (chmod -R a+rX), or move it away."
-            ) from error
+            raise _not_listed(folder, error) from error
         for entry in entries:
             try:
                 is_folder = entry.is_dir()
                 leads_back = is_folder and entry.is_symlink() and _identity(entry) in around
-            except OSError:  # a link to itself
-                leads_back = True
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise _not_listed(entry.path, error) from error
+                leads_back = True  # a link to itself
             if leads_back:
                 self._links_back += 1
             elif not is_folder:
@@ -84,6 +85,8 @@ class Listing:
             if entry.is_symlink() or entry.is_file():  # a link that leads nowhere is a broken image; no pipes
                 self._paths.append(below + entry.name)
                 self._classes[below.partition("/")[0]] = True
+        elif not below and entry.is_symlink() and not os.path.exists(entry.path):
+            raise InputError(f"{entry.path}: is a link that leads nowhere. Restore what it leads to, or remove it.")
         elif ending not in _BESIDE:
             self._others[ending or entry.name] += 1
 
@@ -102,6 +105,10 @@ class Listing:
         if self._links_back:
             found.append(f"{_counted(self._links_back, 'link', 'links')} that lead back to where they are")
         return found
+
+
+def _not_listed(place, error):
+    return InputError(f"{place}: cannot be listed ({error.strerror}). Allow it (chmod -R a+rX), or move it away.")
 
 
 def some(names):

@@ -9,6 +9,7 @@ import sys
 
 from maekit import errors
 from maekit.errors import NothingToDo
+from maekit.settings import published
 from maekit.settings.flags import UNTRAINED
 from maekit.settings.parser import build_parser
 from maekit.settings.resolution import resolve
@@ -26,6 +27,9 @@ def check(commands):
         typed = parser.parse_args(words[script + 1 :])
         if (typed.task in EVALUATIONS or typed.freeze) and typed.init is not None:
             typed.init = UNTRAINED
+        if (typed.init or "").startswith(published.HUB):
+            published.name_of(typed.init)
+            typed.init = UNTRAINED  # nothing is downloaded for a check
         try:
             resolve(typed)
         except NothingToDo:

@@ -30,9 +30,11 @@ read_text() {
 # ask PROGRAM WORD...: what a program of maekit/drivers answers, which needs no packages; or its exit code.
 # A PYTHON that is a script may have something of its own to say, such as which modules it loads: that is no answer.
 ask() {
-    local answer='import runpy, sys; sys.path.insert(0, sys.argv[1]); del sys.argv[:2]; sys.stdout = open(3, "w"); '
-    answer+='runpy.run_module(f"maekit.drivers.{sys.argv[0]}", run_name="__main__")'
-    PYTHONPATH='' "$PYTHON" -P -c "$answer" "$KIT" "$@" 3>&1 >&2
+    local answer mark=$'\036' program='import runpy, sys; sys.path.insert(0, sys.argv[1]); del sys.argv[:2]; '
+    program+='print(end="\36"); runpy.run_module(f"maekit.drivers.{sys.argv[0]}", run_name="__main__")'
+    answer=$(PYTHONPATH='' "$PYTHON" -P -c "$program" "$KIT" "$@") || return
+    answer=${answer#*"$mark"}
+    [ -z "$answer" ] || printf '%s\n' "$answer"
 }
 
 # read_train_flag FLAG ...: a flag of train.py and its value into FLAG, the value into VALUE, how many words it took into

@@ -14,14 +14,10 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 def downloaded(typed):
     """The folder of hf-hub:owner/name, from the hub or its cache. Raises InputError where it cannot be had."""
+    name = name_of(typed)
     import huggingface_hub
 
-    name = typed.removeprefix(HUB)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(
-            f"--init {typed}: no name of the hub. Give {HUB}owner/name, such as {HUB}facebook/vit-mae-base."
-        )
-    wanted = {"allow_patterns": ["config.json", *WEIGHTS]}
+    wanted = {"allow_patterns": ["config.json", "*.index.json", *WEIGHTS]}
     try:
         return Path(huggingface_hub.snapshot_download(name, **wanted))
     except Exception as error:  # of whichever HTTP library there is
@@ -37,21 +33,34 @@ def downloaded(typed):
         ) from error
 
 
+def name_of(typed):
+    """owner/name of hf-hub:owner/name. Raises InputError for another name."""
+    name = typed.removeprefix(HUB)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(
+            f"--init {typed}: no name of the hub. Give {HUB}owner/name, such as {HUB}facebook/vit-mae-base."
+        )
+    return name
+
+
 def weights_in(folder, typed):
     """(file of weights, network, by the names of flags) of a folder that others have saved; None if there are none in it.
 
     The network is what its config.json says of it: empty where that says nothing that is understood here. Raises InputError for
     a network that this kit has not.
     """
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    found, config = [folder / name for name in WEIGHTS if (folder / name).is_file()], folder / "config.json"
+    told = files.read_json(config) if config.is_file() else {}
+    if not isinstance(told, dict):
+        raise InputError(f"{config}: is no description of a network or a run. Name a file of weights.")
     if not found:
         if any(folder.glob("*.index.json")):
             raise InputError(f"--init {typed}: its weights are in several files. Save them as one {WEIGHTS[0]}.")
+        if told.keys() & {"model_type", "architecture"}:
+            raise InputError(
+                f"--init {typed}: has a config.json, but neither {' nor '.join(WEIGHTS)}. Save them as one of these."
+            )
         return None
-    config = folder / "config.json"
-    told = files.read_json(config) if config.is_file() else {}
-    if not isinstance(told, dict):
-        raise InputError(f"{config}: is no description of a network. Give the file of weights: --init {found[0]}.")
     try:
         return found[0], _of_transformers(told) if "model_type" in told else _of_timm(told)
     except ValueError as error:
@@ -62,7 +71,8 @@ def _of_transformers(told):
     """The network of a config.json of ViT or ViTMAE. Raises ValueError for another one."""
     if told["model_type"] not in ("vit", "vit_mae"):
         raise ValueError(f"is of model_type {told['model_type']}, where vit and vit_mae are read")
-    width, side = told.get("hidden_size", 768), told.get("image_size", 224)
+    width = told.get("hidden_size", 768)
+    side, patch = (_side(told, *what) for what in (("image_size", 224), ("patch_size", 16)))
     for key, wanted in {
         "hidden_act": "gelu",
         "num_channels": 3,
@@ -71,8 +81,6 @@ def _of_transformers(told):
     }.items():
         if told.get(key, wanted) != wanted:
             raise ValueError(f"its {key} is {told[key]}, here it is {wanted}")
-    if not isinstance(side, int):
-        raise ValueError(f"its image_size is {side}, here images are square")  # noqa: TRY004 - of a file
     encoder = Transformer(width, told.get("num_hidden_layers", 12), told.get("num_attention_heads", 12))
     decoder = UPSTREAM_DECODER
     if told["model_type"] == "vit_mae":
@@ -81,10 +89,19 @@ def _of_transformers(told):
             told.get("decoder_num_hidden_layers", 8),
             told.get("decoder_num_attention_heads", 16),
         )
-    network = _named(Architecture(told.get("patch_size", 16), encoder, decoder))
+    network = _named(Architecture(patch, encoder, decoder))
     if told["model_type"] == "vit_mae":
         network["norm_pix_loss"] = bool(told.get("norm_pix_loss", False))
     return {"norm": "LayerNorm", "input_size": side, **network}
+
+
+def _side(told, key, default):
+    """A side in pixels, which may be told twice. Raises ValueError where these differ."""
+    value = told.get(key, default)
+    sides = value if isinstance(value, list) else [value]
+    if not all(isinstance(side, int) and side == sides[0] for side in sides):
+        raise ValueError(f"its {key} is {value}, here they are square")
+    return sides[0]
 
 
 def _of_timm(told):

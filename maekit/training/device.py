@@ -76,18 +76,20 @@ class Device:
         return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, kilobytes elsewhere
 
 
-def _unused(gpu):
-    """What is said where torch cannot use the GPU that is there: on the CPU a run would take a hundred times as long."""
-    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    built = f"built for ROCm {torch.version.hip}" if torch.version.hip else built
-    if "AMD" in gpu:
-        way = "Set PYTHON to a Python with pytorch.org's torch for ROCm"
-    else:
-        way = "Update the driver, or set PYTHON to a Python with pytorch.org's torch for an older CUDA (docs/troubleshooting.md)"
-    return (
-        f"--device auto: there is {gpu}, but torch {torch.__version__}, {built}, cannot use it. {way}. --device cpu trains on the "
-        "CPU all the same."
+def _say_unused(gpu):
+    """Raise InputError where torch cannot use the GPU that is there: on the CPU a run would take a hundred times as long. On
+    Windows, where pip has no torch for a GPU and the kit's own environment none, it is a warning."""
+    cuda, hip = torch.version.cuda, torch.version.hip
+    built = f"built for CUDA {cuda}" if cuda else f"built for ROCm {hip}" if hip else "built for CPUs alone"
+    way = "set PYTHON to a Python with pytorch.org's torch for " + (
+        "ROCm" if "AMD" in gpu else "an older CUDA" if cuda else "CUDA"
     )
+    way = f"Update the driver, or {way}" if cuda and "AMD" not in gpu else way[0].upper() + way[1:]
+    text = f"there is {gpu}, but torch {torch.__version__}, {built}, cannot use it. {way} (docs/troubleshooting.md)."
+    if sys.platform == "win32" and not cuda:
+        distributed.say(f"warning: {text} This trains on the CPU.", file=sys.stderr)
+        return
+    raise InputError(f"--device auto: {text} --device cpu trains on the CPU all the same.")
 
 
 def choose(name):
@@ -95,7 +97,7 @@ def choose(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if name == "cpu" and (gpu := gpu_here()):
-            raise InputError(_unused(gpu))
+            _say_unused(gpu)
     kind, _, number = name.partition(":")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"--device {name}: torch {torch.__version__} sees no Metal device. Use --device auto or cpu.")

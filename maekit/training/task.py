@@ -163,7 +163,7 @@ class Task:
 
     def _has_place(self, position, theirs, identity):
         """Whether a place in an epoch of a run with identity `theirs` is the same place in this run's."""
-        order = ("data", "max_images", "seed", "batch_size", "accum_iter", "processes")
+        order = ("data", "max_images", "val_share", "seed", "batch_size", "accum_iter", "processes")
         return all(theirs.get(name) == identity.get(name) for name in order) and (
             len(position["sums"]) == len(self.loss_names)
         )

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -205,13 +207,41 @@ def test_a_network_that_the_kit_has_not_is_refused_by_what_differs(tmp_path):
         ("hidden_act", "relu", "its hidden_act is relu, here it is gelu"),
         ("intermediate_size", 24, "its intermediate_size is 24, here it is 32"),
         ("num_channels", 1, "its num_channels is 1, here it is 3"),
-        ("image_size", [16, 24], "its image_size is [16, 24], here images are square"),
+        ("image_size", [16, 24], "its image_size is [16, 24], here they are square"),
+        ("patch_size", [4, 8], "its patch_size is [4, 8], here they are square"),
     ):
         folder = tmp_path / key
         shutil.copytree(SAVED[0], folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, key: value}))
         assert f"--init {folder}: {said}." in complaint(*DEMO, "--task", "knn", "--init", folder)
+
+
+def test_a_saved_folder_without_weights_that_are_read_says_so(tmp_path):
+    folder = tmp_path / "saved"
+    shutil.copytree(SAVED[0], folder)
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    line = complaint(*DEMO, "--task", "knn", "--init", folder)
+    assert f"--init {folder}: has a config.json, but neither model.safetensors nor pytorch_model.bin" in line
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "its weights are in several files" in complaint(*DEMO, "--task", "knn", "--init", folder)
+
+
+def test_sides_that_are_told_twice_are_one():
+    told = {"model_type": "vit", "image_size": [224, 224], "patch_size": [16, 16]}
+    assert published._of_transformers(told)["model"] == "mae_vit_base_patch16"
+
+
+def test_a_dry_run_of_a_driver_downloads_nothing(tmp_path):
+    """And needs no packages for it."""
+    script = "import sys; sys.modules['huggingface_hub'] = None; import runpy; sys.argv[0] = 'c'; "
+    script += "runpy.run_module('maekit.drivers.check_commands', run_name='__main__')"
+    for name, code in (("facebook/vit-mae-base", 0), ("vit-mae-base", 2)):
+        line = f"python train.py --demo --init hf-hub:{name}\n"
+        done = subprocess.run(
+            [sys.executable, "-c", script], input=line, cwd=KIT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
 
 
 def test_names_of_upstreams_sizes_are_found_in_configs():
@@ -236,7 +266,9 @@ def test_the_hub_is_asked_for_weights_and_config_and_what_it_refuses_is_one_line
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     settings = resolved(*DEMO, "--task", "knn", "--init", "hf-hub:facebook/vit-mae-base")
     assert settings.init == str(SAVED[0] / "model.safetensors") and settings.model.name == "enc8d2h2p4"
-    assert asked == [("facebook/vit-mae-base", ["config.json", "model.safetensors", "pytorch_model.bin"])]
+    assert asked == [
+        ("facebook/vit-mae-base", ["config.json", "*.index.json", "model.safetensors", "pytorch_model.bin"])
+    ]
 
     def fail(name, allow_patterns):
         raise ConnectionError("no route to host")

@@ -165,6 +165,49 @@ def test_a_subclass_that_computes_something_else_is_refused():
         norms.convert_norms(nn.Sequential(Doubled(4)), "dyt")
 
 
+def test_dropout_before_the_norm_is_not_taken_for_one_behind_it():
+    class Before(nn.LayerNorm):
+        def __init__(self, n):
+            super().__init__(n)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return super().forward(self.drop(x))
+
+    class Behind(Before):
+        def forward(self, x):
+            return self.drop(nn.LayerNorm.forward(self, x))
+
+    with pytest.raises(TypeError, match="Before computes something else"):
+        norms.convert_norms(nn.Sequential(Before(16)), "dyt")
+    state = torch.get_rng_state()
+    converted = norms.convert_norms(nn.Sequential(Behind(16)), "dyt")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [type(m) for m in converted[0]] == [norms.DynamicTanh, nn.Dropout]
+
+
+def test_a_layer_norm_with_a_parametrised_weight_is_one():
+    layer = nn.utils.parametrize.register_parametrization(nn.LayerNorm(6), "weight", nn.Identity())
+    assert norms.convert_norms(nn.Sequential(layer), "dyt")(torch.randn(2, 6)).shape == (2, 6)
+
+
+def test_a_subclass_that_reads_three_dimensions_alone_is_one():
+    class OfSequences(nn.LayerNorm):
+        def forward(self, x):
+            _, _, _ = x.shape
+            return super().forward(x)
+
+    assert type(norms.convert_norms(OfSequences(6), "dyt")) is norms.DynamicTanh
+
+
+def test_the_default_type_of_numbers_does_not_matter():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert type(norms.convert_norms(LayerNormFp32(6), "dyt")) is norms.DynamicTanh
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # Libraries
 
 

@@ -106,17 +106,33 @@ def test_a_gpu_that_torch_cannot_use_is_said_before_a_cpu_takes_a_hundred_times_
         f"error: --device auto: there is an NVIDIA GPU (driver {driver}, for CUDA up to {cuda}), but torch"
     )
     assert "--device cpu" in line and line.count("\n") == 1 and not (tmp_path / "run").exists()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # who hides the GPU means the CPU
-    assert choose("auto") == torch.device("cpu")
+    for hidden in ("", "-1", "none", "NoDevFiles", "7"):  # who hides the GPU means the CPU
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert choose("auto") == torch.device("cpu")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     train_here(*flags, "--device", "cpu", check=0)
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd"), reason="has a GPU, which is asked")
-def test_an_nvidia_smi_without_a_gpu_is_none(nvidia_smi, gpus):
+@pytest.mark.parametrize("chosen", [None, "0", "none"])
+def test_an_nvidia_smi_without_a_gpu_is_none(chosen, nvidia_smi, gpus, monkeypatch):
     gpus(0)
     nvidia_smi(None, None)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     assert choose("auto") == torch.device("cpu")
+
+
+def test_on_windows_a_torch_for_cpus_alone_is_warned_of(nvidia_smi, gpus, monkeypatch, capsys):
+    """It is the one that pip has there, and that the kit's own environment gets."""
+    gpus(0)
+    nvidia_smi("570.86.10", "12.8")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(InputError, match=r"built for CPUs alone, cannot use it\. Set PYTHON to a Python with pytorch"):
+        choose("auto")
+    monkeypatch.setattr("maekit.training.device.sys.platform", "win32")
+    assert choose("auto") == torch.device("cpu")
+    assert "warning: there is an NVIDIA GPU" in capsys.readouterr().err
 
 
 def test_a_device_is_looked_for_before_anything_is_computed_but_not_on_a_login_node(tmp_path, gpus):
