@@ -389,10 +389,7 @@ def norm_alphas(model):
     if not named:
         return []
     values = torch.cat([m.alpha.float() for _, m in named]).tolist()  # one transfer for all layers
-    return [
-        (name, value, m.saturated(value) if isinstance(m, AdaptiveDynamicTanh) else None)
-        for (name, m), value in zip(named, values)
-    ]
+    return [(n, v, m.saturated(v) if isinstance(m, AdaptiveDynamicTanh) else None) for (n, m), v in zip(named, values)]
 
 
 def _formula(function, x, alpha, shift, weight, bias):
