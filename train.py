@@ -45,8 +45,8 @@ def main(argv=None):
     loggers.check_wandb(run.wandb_project)
     checks.check_images(run, source)
     run = counted(run, len(source.train))
-    distributed.say(checks.size(run, source))
     if run.dry_run:
+        print(checks.size(run, source))
         return 0
     run = checks.agree_with_folder(run, folder)
     identity = checks.identity(run, source, clone)
@@ -65,6 +65,7 @@ def main(argv=None):
         distributed.stop()
         return 0
     errors.each_for_itself()
+    distributed.say(checks.size(run, source))
     try:
         train(run, source, folder, identity, clone)
     except BaseException as error:
