@@ -56,7 +56,7 @@ def weights_in(folder, typed):
     if not found:
         if any(folder.glob("*.index.json")):
             raise InputError(f"--init {typed}: its weights are in several files. Save them as one {WEIGHTS[0]}.")
-        if told.keys() & {"model_type", "architecture"}:
+        if "identity" not in told and told.keys() & {"model_type", "architecture"}:  # no run of this kit
             raise InputError(
                 f"--init {typed}: has a config.json, but neither {' nor '.join(WEIGHTS)}. Save them as one of these."
             )

@@ -122,7 +122,12 @@ class TestResults:
     def test_a_run_prints_to_its_own_file_what_it_would_print(self, both):
         for name in POINTS:
             one, two = (self.lines(folder / name / "output.txt", folder) for folder in both)
-            assert one == two and len(one) == 3 and one[-1] == f"/{name}: finished after 2 epochs."
+            assert (
+                one == two
+                and len(one) == 4
+                and one[0].startswith("96 training images of")
+                and one[-1] == f"/{name}: finished after 2 epochs."
+            )
 
     @staticmethod
     def lines(file, root):
