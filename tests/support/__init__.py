@@ -45,7 +45,8 @@ def started_as(command, env=None, *, cold=False, draw=False):
     python = sys.executable if cold else forkserver.python()
     words = [python if word == sys.executable else str(word) for word in command]
     figures = {} if draw else {forkserver.BLANK: "1"}
-    of_runs_here = ("GOMP_", "KMP_", "TORCHINDUCTOR_")  # what runs, and scikit-learn, have set here for themselves
+    # what runs, and scikit-learn, have set here for themselves
+    of_runs_here = ("GOMP_", "KMP_", "MPLBACKEND", "TORCHINDUCTOR_")
     ours = {k: v for k, v in os.environ.items() if k in forkserver.AT_FIRST or not k.startswith(of_runs_here)}
     return words, {**ours, "PYTHON": python, "PYTHON_EXEC": python, **figures, **(env or {})}
 
