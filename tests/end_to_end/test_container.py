@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def place():
-    """A folder with `kit`, a checkout that only root may write, and `work`, which all may; others cannot see pytest's."""
+    """A folder with `kit`, a checkout that only root may write, and `elsewhere`, which all may; others cannot see pytest's."""
     with tempfile.TemporaryDirectory(prefix="maekit-container-") as name:
         place = Path(name)
         files = subprocess.run(["git", "ls-files", "-z"], cwd=KIT, capture_output=True, text=True, check=True).stdout
@@ -32,9 +32,9 @@ def place():
             if (KIT / file).is_file():
                 (place / "kit" / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(KIT / file, place / "kit" / file)
-        (place / "work").mkdir()
+        (place / "elsewhere").mkdir()
         subprocess.run(["chmod", "-R", "a+rX,go-w", place], check=True)
-        (place / "work").chmod(0o777)
+        (place / "elsewhere").chmod(0o777)
         (place / "python").write_text(_python())
         (place / "python").chmod(0o755)
         yield place
@@ -57,11 +57,11 @@ def _python():
 
 
 def command(place, *words):
-    bare = ["env", "-i", "PATH=/usr/bin:/bin", f"PYTHON={place / 'python'}", f"TMPDIR={place / 'work'}"]
+    bare = ["env", "-i", "PATH=/usr/bin:/bin", f"PYTHON={place / 'python'}", f"TMPDIR={place / 'elsewhere'}"]
     libraries = [f"LD_LIBRARY_PATH={os.environ['LD_LIBRARY_PATH']}"] if "LD_LIBRARY_PATH" in os.environ else []
     return subprocess.run(
         [*NOBODY, *bare, *libraries, *words],
-        cwd=place / "work",
+        cwd=place / "elsewhere",
         capture_output=True,
         text=True,
         timeout=600,
@@ -80,7 +80,7 @@ def test_the_readmes_commands_work(place, words, page):
     result = command(place, place / "kit" / words[0], *words[1:], "--epochs", "2", "--max_images", "64")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    assert (place / "work" / page).stat().st_uid == 12345
+    assert (place / "elsewhere" / page).stat().st_uid == 12345
     before = "no home folder that can be written: caches are in"
-    assert f"{before} {place}/work/maekit-12345." in result.stdout + result.stderr
+    assert f"{before} {place}/elsewhere/maekit-12345." in result.stdout + result.stderr
     assert not (place / "kit" / "data").exists()
