@@ -9,6 +9,9 @@ import uuid
 
 from .errors import Busy, InputError
 
+# what torchrun tells its processes
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 
 def size():
     """Number of processes."""

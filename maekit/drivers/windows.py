@@ -14,7 +14,7 @@ from pathlib import Path
 KIT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(KIT))  # started by path, so that runs keep the user's PYTHONPATH
 
-from maekit import errors
+from maekit import distributed, errors
 from maekit.drivers import pool
 from maekit.drivers.check_commands import check
 from maekit.drivers.values import choosing, compared, grid_values, kind_of
@@ -186,6 +186,8 @@ def images_of(size):
 def main(argv):
     if argv[:1] == ["--without_packages"]:
         return 0 if needs_no_packages(argv[1:]) else 1
+    for name in distributed.VARIABLES:
+        os.environ.pop(name, None)  # another program's, as in env.sh
     comparison = Comparison(argv)
     switches = comparison.switches
     if "--help" in switches:

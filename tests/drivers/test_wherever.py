@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from maekit import distributed
+from maekit.drivers import windows
 from tests.support import KIT, run
 
 DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh")
@@ -65,11 +67,15 @@ def test_what_a_python_has_to_say_of_itself_is_no_answer(tmp_path):
         assert found.replace(f"'{talkative}'", sys.executable) == plain
 
 
-def test_processes_of_another_program_are_not_the_runs(tmp_path):
-    stale = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "far", "PYTHONSAFEPATH": "1"}
+def test_processes_of_another_program_are_not_the_runs(tmp_path, monkeypatch, capsys):
+    stale = {**dict.fromkeys(distributed.VARIABLES, "4"), "PYTHONSAFEPATH": "1"}
     shown = f'. "{KIT}/maekit/drivers/env.sh"; env'
     env = subprocess.run(["bash", "-c", shown], env={**os.environ, **stale}, capture_output=True, text=True, check=True)
     assert not {line.partition("=")[0] for line in env.stdout.splitlines()} & set(stale)
+    for name in distributed.VARIABLES:
+        monkeypatch.setenv(name, "4")
+    assert windows.main(["--demo", "--dry_run"]) == 0 and "train.py" in capsys.readouterr().out
+    assert not set(distributed.VARIABLES) & set(os.environ)
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="takes root's right to be somebody else")
