@@ -19,6 +19,7 @@ MAY_USE = {  # room: rooms; the ground is open to all
     "training": {"probes", "model", "data", "runs", "settings"},
     "analysis": {"runs", "settings"},
     "drivers": {"runs", "settings"},
+    "export": {"training", "model", "data", "runs", "settings"},
 }
 WITHOUT_TORCH = ("settings", "runs", "analysis", "drivers")
 

@@ -5,7 +5,7 @@ import time
 from ..runs import measures
 from ..runs.folder import RunFolder
 from ..runs.status import FINISHED
-from . import findings, provenance, rates, report
+from . import findings, provenance, rates, report, weights
 
 CAPTIONS = {  # {reference}: the method that the others are held against
     "loss_comparison": (
@@ -119,6 +119,7 @@ def page(root, found, evaluations, table, known, *, notices, unequal, drawn, pic
             for title, those in (("pre-training", found), ("evaluations", evaluations))
             if those
         ],
+        "weights": weights.section([(run["method"], run) for run in found], tried, root),
     }
 
 

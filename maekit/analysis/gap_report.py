@@ -9,7 +9,7 @@ from ..runs.folder import RunFolder
 from ..runs.reading import is_evaluation
 from ..runs.status import FINISHED
 from ..settings.spelling import spell
-from . import gap, gap_drawings, provenance, report
+from . import gap, gap_drawings, provenance, report, weights
 from .comparison_report import entry, name_of
 
 CAPTIONS = {
@@ -112,7 +112,14 @@ def page(log_dir, output_dir, found, runs, table, described, *, drawn, notes, pl
         "settings": provenance.settings(known, names),
         "commands": provenance.typed(log_dir),
         "runs": [{"title": "runs", "runs": [listed(run, everything, log_dir, output_dir) for run in found]}],
+        "weights": weights.section(nearest_zero(known), runs, output_dir),
     }
+
+
+def nearest_zero(runs):
+    """[(norm, run)] of runs, those first whose α is nearest 0, which is plain MAE."""
+    ordered = sorted(runs, key=lambda run: abs(run["config"]["identity"].get("alpha", 0.0)))
+    return [(run["config"]["identity"]["norm"], run) for run in ordered]
 
 
 def plot_caption(plot):

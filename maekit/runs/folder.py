@@ -9,6 +9,7 @@ checkpoint.pth         weights, optimizer, probes, epoch (in --checkpoint_dir, i
 status.json            where the run is, for drivers: written every few seconds
 output.txt             what it printed, if it ran beside others
 wandb_id.txt           what Weights & Biases calls the run, if it is logged there
+exports.json           where `python -m maekit.export` has put its weights
 run.lock               held by the process that trains
 reconstructions.npz    pictures
 accuracy_by_layer.csv  of k-NN of every block, its accuracies
@@ -54,6 +55,7 @@ class RunFolder:
         self.loss_curve = self.path / "loss_curve.png"
         self.tensorboard = self.path / "tensorboard"
         self.wandb_id = self.path / "wandb_id.txt"
+        self.exports = self.path / "exports.json"
 
     def claim(self, identity, *, overwrite=False, fresh=False):
         """Make the folder this run's own and return the summary of the run if it has ended already, else None.
@@ -172,6 +174,7 @@ class RunFolder:
             self.norm_alpha,
             self.trajectory,
             self.wandb_id,
+            self.exports,
             self.reconstructions,
             self.by_layer,
             self.by_class,

@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import files
 from ..errors import InputError
 from .architectures import MODELS, UPSTREAM_DECODER, Architecture, Transformer
+from .methods import OPTIONS
 
 HUB = "hf-hub:"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -105,10 +106,24 @@ def _side(told, key, default):
 
 
 def _of_timm(told):
-    """The network of a config.json of timm; {} where its name says nothing of it."""
+    """The network of a config.json of timm, {} where it says nothing of it: what its name says, but for model_args.
+
+    norm and norm_options, by the names of flags, are there if this kit has written it.
+    """
     match = re.fullmatch(r"vit_(\w+)_patch(\d+)_(\d+)(\..*)?", str(told.get("architecture", "")))
     name = match and f"mae_vit_{match[1]}_patch{match[2]}"
-    return {"norm": "LayerNorm", "model": name, "input_size": int(match[3])} if name in MODELS else {}
+    if name not in MODELS:
+        return {}
+    usual, own = MODELS[name], told.get("model_args") or {}
+    encoder = Transformer(
+        own.get("embed_dim", usual.encoder.width),
+        own.get("depth", usual.encoder.depth),
+        own.get("num_heads", usual.encoder.heads),
+    )
+    network = _named(Architecture(_side(own, "patch_size", usual.patch), encoder, UPSTREAM_DECODER))
+    options = {flag: value for flag, value in (told.get("norm_options") or {}).items() if flag in OPTIONS}
+    side = _side(own, "img_size", int(match[3]))
+    return {"norm": told.get("norm", "LayerNorm"), **options, "model": network["model"], "input_size": side}
 
 
 def _named(architecture):

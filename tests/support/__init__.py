@@ -75,6 +75,13 @@ def analyse_here(*flags, check=None, draw=False):
         return _here(analysis_module.main, flags, check, draw)
 
 
+def export_here(*flags, check=None):
+    """Run python -m maekit.export likewise."""
+    from maekit.export.__main__ import main
+
+    return _here(main, flags, check, draw=False)
+
+
 def _here(main, flags, check, draw):
     out, err = io.StringIO(), io.StringIO()
     blank = contextlib.nullcontext() if draw else blank_figures()
