@@ -13,6 +13,7 @@ import pytest
 import analysis
 from maekit.analysis import matched
 from maekit.drivers.windows import banner
+from maekit.export.__main__ import build_parser as export_parser
 from maekit.files import write_csv, write_json
 from maekit.runs.folder import RunFolder
 from maekit.settings import recipes
@@ -259,6 +260,7 @@ def test_every_flag_that_a_page_names_is_one():
     for command in ("comparison", "gap"):
         help_text = run(sys.executable, KIT / "analysis.py", command, "--help", check=0).stdout
         known |= set(re.findall(r"--([a-z]\w+)", help_text))
+    known |= {action.dest for action in export_parser()._actions}
     for name, page in PAGES.items():
         named = set(re.findall(r"(?<![\w-])--([a-z][\w-]+)", page))
         assert named <= known, name

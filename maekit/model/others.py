@@ -1,5 +1,5 @@
 """Weights of other programs under this kit's names: upstream's as they are, wrapped and compiled ones, timm's VisionTransformer,
-Hugging Face's ViT and ViTMAE. Equal weights, equal numbers; see docs/upstream.md."""
+Hugging Face's ViT and ViTMAE. Equal weights, equal numbers; see docs/weights.md."""
 
 import re
 

@@ -237,7 +237,7 @@ def test_their_image_processor_sees_the_validation_images_of_the_run(tmp_path, c
     path = next(Path(json.loads((tmp_path / "run/config.json").read_text())["data"]["val"]).rglob("*.*"))
     found = t.AutoImageProcessor.from_pretrained(folder)(Image.open(path), return_tensors="pt")["pixel_values"]
     with Image.open(path) as file:
-        ours = Picture(np.asarray(file.convert("RGB"))).center_crop(32, CROPS[crop].short_side(32))
+        ours = Picture(np.asarray(file.convert("RGB"))).center_crop(CROPS[crop].short_side(32), 32)
     from maekit.data.pixels import Pixels
 
     difference = (found - Pixels("cpu").normalize(ours[None])).abs()
