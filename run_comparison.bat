@@ -24,8 +24,8 @@ rem   --lrs "A B ..."      every method at every one of these learning rates; th
 rem                        method at its best one, and all at the best one of the reference
 rem   --select_seeds "0 ..." more seeds, which choose the best rates and are in no difference: chosen on the seeds that it is
 rem                        reported on, a rate looks better than it is
-rem   --max_images "A B ..." every method with so many training images, all for all of them; with one value it is an option
-rem                        of train.py
+rem   --max_images "A B ..." every method with so many training images, all for all of them; all are validated alike, on all
+rem                        images; with one value it is an option of train.py
 rem   --output_dir DIR     results; runs are in DIR\<method>\seed<k>, of --max_images and --lrs in DIR\<method>\n<A>\lr<B>\seed<k>
 rem                        (default: output_comparison; demo: output_demo)
 rem   --checkpoint_dir DIR checkpoints, in folders of the same names (default: the run's folder)

@@ -24,8 +24,8 @@
 #                        method at its best one, and all at the best one of the reference
 #   --select_seeds "0 ..." more seeds, which choose the best rates and are in no difference: chosen on the seeds that it is
 #                        reported on, a rate looks better than it is
-#   --max_images "A B ..." every method with so many training images, all for all of them; with one value it is an option
-#                        of train.py
+#   --max_images "A B ..." every method with so many training images, all for all of them; all are validated alike, on all
+#                        images; with one value it is an option of train.py
 #   --output_dir DIR     results; runs are in DIR/<method>/seed<k>, of --max_images and --lrs in DIR/<method>/n<A>/lr<B>/seed<k>
 #                        (default: ./output_comparison; demo: ./output_demo)
 #   --checkpoint_dir DIR checkpoints, in folders of the same names (default: the run's folder)
@@ -64,6 +64,7 @@ seeds=0
 select_seeds=
 rates=
 own_rate=
+own_validation=
 sizes=
 output_dir=
 checkpoint_dir=
@@ -103,6 +104,7 @@ while [ $# -gt 0 ]; do
         *) pass_on "$@" ;;
         esac
         ;;
+    --max_val_images) own_validation=$1 && pass_on "$@" ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --control) control=yes ;;
@@ -171,9 +173,16 @@ print_evaluation() {
     (set -f && print_run "$1" $(task_of "$task") "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
 }
 
-# set_images: those of a size of for_each as flags, in images
+# set_images: those of a size of for_each as flags, in images; all sizes are validated alike
 set_images() {
-    case $size in every | all) images=() ;; *) images=(--max_images "$size") ;; esac
+    images=()
+    case $size in
+    every | all) ;;
+    *)
+        images=(--max_images "$size")
+        [ -n "$own_validation" ] || images+=(--max_val_images all)
+        ;;
+    esac
 }
 
 # print_run FOLDER FLAG...: of the run of for_each; the method's own options come last, so they win

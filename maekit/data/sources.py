@@ -8,14 +8,15 @@ from ..errors import InputError
 from . import arrays, demo, folders, hub
 from .protocol import SourceImages
 
-_SUBSET, _HELD = 0xDA7A, 0x4E1D  # tags of the random streams of --max_images and --val_share
+_SUBSET, _HELD, _WATCHED = 0xDA7A, 0x4E1D, 0x7A1D  # tags of random streams: --max_images, --val_share, --max_val_images
 
 
 @dataclass
 class Source:
     """Training and validation images of one data set; classes are the sorted names of its classes.
 
-    left_out: what the data set has that is not among them, as phrases.
+    left_out: what the data set has that is not among them, as phrases. val_images: how many there are for validation, if some
+    are left out, else None.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Source:
     classes: list
     fingerprint: str
     left_out: list = field(default_factory=list)
+    val_images: int | None = None
 
     def describe(self):
         """What config.json keeps."""
@@ -62,12 +64,15 @@ SOURCES = (
 
 def open_source(data, seed):
     """The Source that DataSettings ask for, with a val_share where it has no validation, training images reduced to
-    max_images. Raises InputError."""
+    max_images, those for validation to max_val_images. Raises InputError."""
     source = next(source for opened in SOURCES if (source := opened(data)) is not None)
     _see_to_validation(source, data.val_share)
     if data.max_images is not None and data.max_images < len(source.train):
         chosen = even_subset(source.train.labels, len(source.classes), data.max_images, seed)
         source.train = source.train.subset(chosen)
+    if data.max_val_images is not None and data.max_val_images < len(source.val):
+        source.val_images = len(source.val)
+        source.val = source.val.subset(spread(len(source.val), data.max_val_images))
     return source
 
 
@@ -98,6 +103,15 @@ def share_of_every_class(labels, n_classes, share):
         n = min(max(round(share * len(members)), 1), len(members) - 1)
         chosen.append(members[: max(n, 0)])
     return np.sort(np.concatenate(chosen))
+
+
+def spread(n, n_chosen):
+    """Sorted indices of n_chosen of n images, one drawn from each of n_chosen equal parts of their order, always the same.
+
+    Where images are in the order of their classes, as those of folders are, classes have their shares; it takes no labels.
+    """
+    rng, edges = np.random.default_rng(_WATCHED), np.arange(n_chosen + 1) * n // n_chosen
+    return rng.integers(edges[:-1], edges[1:])
 
 
 def even_subset(labels, n_classes, n_images, seed):

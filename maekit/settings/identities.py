@@ -28,6 +28,8 @@ def as_begun(run, stored):
     data, probes = run.data, run.probes
     if "crop" in run.left and "crop" not in stored:
         data = replace(data, crop=SINCE["crop"])
+    if "max_val_images" in run.left and "max_val_images" not in stored:
+        data = replace(data, max_val_images=None)
     if "readout" in run.left and "readout" not in stored:
         probes = replace(probes, readouts=tuple(before("readout", stored).split()))
     if "probes" in run.left and stored.get("probes") in EARLIER_ALL:

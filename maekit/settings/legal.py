@@ -16,6 +16,10 @@ def positive(value):
     return None if 0 < value < math.inf else "must be positive."
 
 
+def positive_or_all(value):
+    return None if value == "all" else positive(value)
+
+
 def not_negative(value):
     return None if 0 <= value < math.inf else "must not be negative."
 

@@ -8,6 +8,7 @@ from .. import distributed
 from ..errors import InputError
 from . import label_map, recipes, start
 from .architectures import architecture, visible_patches
+from .data_flags import ALL
 from .flags import FLAGS, TRAININGS
 from .methods import OPTIONS, norm_name, options_of
 from .probes import evaluation_name, probe_names, readout_names
@@ -54,8 +55,13 @@ def resolve(typed):
     _check(v)
     name, probes = norm_name(v["norm"]), _probes(v)
     images = None if typed.demo or typed.hf_dataset else v["imagenet_dir"]
-    own = {"imagenet_dir": images, "crop": _crop(v)}
-    left = {"crop": v["crop"] == "auto", "probes": v["probes"] == "all", "readout": "readout" not in given}
+    own = {"imagenet_dir": images, "crop": _crop(v), "max_val_images": _validated(v)}
+    left = {
+        "crop": v["crop"] == "auto",
+        "probes": v["probes"] == "all",
+        "readout": "readout" not in given,
+        "max_val_images": "max_val_images" not in given,
+    }
     regularisation = {field: v[field] for field in FinetuneSettings.__dataclass_fields__}
     folder = ("output_train", name, f"seed{v['seed']}", *_part(task, v["freeze"], probes.readouts))
     return Settings(
@@ -125,6 +131,12 @@ def counted(run, images):
     optim = replace(optim, epochs=epochs, warmup_epochs=warmup)
     _check_warmup(warmup, epochs, optim.length)
     return replace(run, optim=optim)
+
+
+def _validated(v):
+    """The largest number of validation images, None for all: if nobody says, that of training images."""
+    most = v["max_images"] if v["max_val_images"] is None else v["max_val_images"]
+    return None if most == ALL else most
 
 
 def _part(task, freeze, readouts):

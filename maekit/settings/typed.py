@@ -51,7 +51,7 @@ class ModelSettings:
 class DataSettings:
     """Where images come from: one of imagenet_dir and hf_dataset; the demo where both are None. cache: see data.cache.cached;
     resident: auto or off, see data.resident; crop: how they are cut, a name of data.crops.CROPS; val_share: of the training
-    images, for validation, where a set has none of its own.
+    images, for validation, where a set has none of its own; max_val_images: None for all.
 
     num_workers: None for as many as pay, see data.loader.workers.
     """
@@ -65,6 +65,7 @@ class DataSettings:
     resident: str = "auto"
     crop: str = "resized"
     val_share: float | None = None
+    max_val_images: int | None = None
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ def size(run, source):
     steps = len(source.train) // run.optim.effective_batch
     epochs = "an epoch" if run.optim.steps is None else f"in each of {run.optim.epochs} epochs"
     left_out = f" Left out {'; '.join(source.left_out)}." if source.left_out else ""
+    of = f" of {source.val_images} (all with --max_val_images all)" if source.val_images else ""
     return (
-        f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)} for validation; "
+        f"{len(source.train)} training images of {len(source.classes)} classes, {len(source.val)}{of} for validation; "
         f"{steps} steps of {run.optim.effective_batch} images {epochs}.{left_out}"
     )

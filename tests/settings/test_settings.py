@@ -153,6 +153,7 @@ ANOTHER = {  # flag: a value that makes another run of a pre-training, and what 
     "reprob": (0.5, ["--task", "finetune", "--init", "untrained"]),
     "aa": ("none", ["--task", "finetune", "--init", "untrained"]),
     "max_images": (500, []),
+    "max_val_images": (50, []),
     "val_share": (0.2, []),
     "seed": (1, []),
     "precision": ("float32", []),
