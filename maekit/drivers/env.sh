@@ -30,6 +30,8 @@ use_any_python() {
     export PYTHON
 }
 
+SYSTEMS=(python python3 python3.13 python3.12 python3.11)
+
 # One line on stderr, exit code 2.
 fail() {
     echo "error: $*" >&2
@@ -47,11 +49,10 @@ first_new_python() {
     fail "no Python 3.11 or newer found. Install one, or set PYTHON to its path."
 }
 
-# any_python [FIRST]
+# any_python [FIRST]: one that may lack packages
 any_python() {
     first_new_python "$@" "$KIT/.venv-cuda12/bin/python" "$KIT/.venv/bin/python" "${SYSTEMS[@]}"
 }
-SYSTEMS=(python python3 python3.13 python3.12 python3.11)
 
 active_python_suffices() {
     local active

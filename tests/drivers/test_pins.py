@@ -217,3 +217,9 @@ def test_the_frozen_files_differ_by_torch_and_what_it_brings_along():
     assert pinned(FILES[1])["torch"] == {"2.10.0"}  # from 2.11 on PyPI's are for CUDA 13
     cudas = [{name[-1] for name in pinned(file) if re.search("-cu1[23]$", name)} for file in FILES]
     assert cudas == [{"3"}, {"2"}]
+
+
+def test_what_the_tests_install_beside_an_environment_is_in_none():
+    listed = (KIT / "tests/requirements-without-theirs.txt").read_text()
+    tools = set(re.findall(r"^([\w.-]+)==", listed, re.MULTILINE))
+    assert {"scikit-learn", "nbclient"} <= tools and not any(tools & set(pinned(file)) for file in FILES)
