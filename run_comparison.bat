@@ -49,7 +49,7 @@ rem   --dry_run            print the commands and run nothing
 rem   --help               this text, then the options of train.py; one that is not listed here goes to every pre-training
 rem
 rem "set PYTHON=C:\path\to\python.exe" chooses the interpreter; without it .venv is made here if the active one lacks a
-rem package. The torch that pip installs on Windows has no CUDA: for a GPU set PYTHON to one with pytorch.org's build.
+rem package. The torch that pip installs there uses no GPU: where there is one, a line says what to type for one that does.
 rem Exit codes: 0 all runs ended, 1 some failed (listed last), 2 bad input, 130 interrupted.
 
 setlocal enableextensions disabledelayedexpansion

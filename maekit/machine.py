@@ -64,15 +64,27 @@ def may_have_gpu():
     return any(map(os.path.exists, ("/dev/nvidia0", "/dev/kfd"))) or shutil.which("nvidia-smi") is not None
 
 
+def nvidia_driver():
+    """Version of the NVIDIA driver, such as "550.54.15"; "" where nvidia-smi finds none."""
+    version = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0].strip()
+    return version if re.match(r"\d+\.", version) else ""
+
+
+def compute_capabilities():
+    """Of each NVIDIA GPU, as (7, 5); empty where nvidia-smi does not know them: drivers below 510."""
+    found = _nvidia_smi("--query-gpu=compute_cap", "--format=csv,noheader").split()
+    return [tuple(map(int, one.split("."))) for one in found if re.fullmatch(r"\d+\.\d+", one)]
+
+
 def gpu_here():
     """What GPU this machine has, by its driver, whether torch can use it or not; None if there is none, or it is hidden."""
     names = _nvidia_smi("--query-gpu=index,uuid", "--format=csv,noheader").replace(",", " ").split()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = chosen is not None and chosen.split(",")[0].strip() not in (names or ["0"])
     if (names or _opens("/dev/nvidia0")) and not hidden:
-        driver = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").split()
+        driver = nvidia_driver()
         newest = re.search(r"CUDA Version: *([\d.]+)", _nvidia_smi())
-        versions = [f"driver {driver[0]}"] if driver else []
+        versions = [f"driver {driver}"] if driver else []
         versions += [f"for CUDA up to {newest[1]}"] if newest else []
         return "an NVIDIA GPU" + (f" ({', '.join(versions)})" if versions else "")
     hidden = any(os.environ.get(f"{name}_VISIBLE_DEVICES") in ("", "-1") for name in ("HIP", "ROCR"))

@@ -17,6 +17,11 @@ def draw_as_the_kit_does():
     os.environ["MPLBACKEND"] = "agg"
 
 
+def in_notebook():
+    """Whether this was typed in a cell, with a ! before it: what looks like a terminal there moves no cursor upwards."""
+    return "JPY_PARENT_PID" in os.environ or os.environ.get("MPLBACKEND", "").endswith("backend_inline")
+
+
 def have_a_place_for_caches():
     """Where no home folder can be written, as for a number without a name in a container, let the packages' caches and the
     kit's be in the temporary folder, and say so on stderr, once."""

@@ -47,7 +47,7 @@ def test_figures_are_the_kits_whatever_matplotlib_is_set_to(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "odd" / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\nsavefig.dpi: 7\n")
     python(DRAW, tmp_path / "plain.png", cwd=tmp_path / "plain")
-    notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    notebook = {"MPLBACKEND": "module://of_another_python.backend_inline"}
     odd = python(DRAW, tmp_path / "odd.png", cwd=tmp_path / "odd", **notebook)
     assert odd.stderr == ""
     assert (tmp_path / "odd.png").read_bytes() == (tmp_path / "plain.png").read_bytes()

@@ -3,13 +3,16 @@
 import os
 import time
 
+from maekit.surroundings import in_notebook
+
 
 class Board:
     """What is said to it stays; what is shown is replaced by what is shown next. stream: where to write."""
 
     def __init__(self, stream):
         self.stream = stream
-        self.live = stream.isatty() and os.name == "posix" and os.environ.get("TERM", "dumb") != "dumb"
+        moves = os.name == "posix" and os.environ.get("TERM", "dumb") != "dumb" and not in_notebook()
+        self.live = moves and stream.isatty()
         self.seconds = 1 if self.live else 60
         self.lines = []
         self.shown = time.monotonic()

@@ -2,7 +2,8 @@
 # The Python that a driver runs on. Source this file with KIT set to the kit's folder, then call one of
 #
 #   use_environment   PYTHON becomes a Python that has all packages: the one in PYTHON, else the active one if it
-#                     imports them, else .venv beside the scripts, made once from requirements-frozen.txt; with CI set made
+#                     imports them, else .venv beside the scripts, made once from requirements-frozen.txt, or where the
+#                     driver is older .venv-cuda12 from requirements-frozen-cuda12.txt, see pins.py; with CI set made
 #                     afresh, so that a missing pin shows
 #   use_any_python    PYTHON becomes any Python new enough for --help and --dry_run, which need no packages
 
@@ -17,16 +18,19 @@ use_environment() {
     elif [ -z "${CI:-}" ] && active_python_suffices; then
         PYTHON=$(command -v python || command -v python3)
     else
+        choose_venv
         make_venv
-        PYTHON=$(venv_python)
+        PYTHON=$VENV/bin/python
     fi
     export PYTHON
 }
 
 use_any_python() {
-    PYTHON=$(first_new_python ${PYTHON:+"$PYTHON"} "$(venv_python)" python python3 python3.13 python3.12 python3.11) || exit
+    PYTHON=$(any_python ${PYTHON:+"$PYTHON"}) || exit
     export PYTHON
 }
+
+SYSTEMS=(python python3 python3.13 python3.12 python3.11)
 
 # One line on stderr, exit code 2.
 fail() {
@@ -45,28 +49,38 @@ first_new_python() {
     fail "no Python 3.11 or newer found. Install one, or set PYTHON to its path."
 }
 
+# any_python [FIRST]: one that may lack packages
+any_python() {
+    first_new_python "$@" "$KIT/.venv-cuda12/bin/python" "$KIT/.venv/bin/python" "${SYSTEMS[@]}"
+}
+
 active_python_suffices() {
     local active
     active=$(command -v python || command -v python3) &&
         "$active" "$KIT/maekit/drivers/check_environment.py" --import 2>/dev/null
 }
 
-venv_python() {
-    echo "$KIT/.venv/bin/python"
+# Set VENV to the environment that this machine's driver asks for, PINS to the file that it is made from, and WHY.
+choose_venv() {
+    local python chosen
+    python=$(any_python) || exit
+    chosen=$("$python" "$KIT/maekit/drivers/pins.py" "$KIT" && echo end) || exit
+    { read -r VENV && read -r PINS && read -r WHY; } <<<"$chosen"
+    VENV=$KIT/$VENV
 }
 
-# The checksum of what .venv was made from is written last, so an interrupted installation is made anew.
+# The checksum of what it was made from is written last, so an interrupted installation is made anew.
 venv_is_whole() {
-    [ "$(cat "$KIT/.venv/made-from" 2>/dev/null)" = "$(cksum <"$KIT/requirements-frozen.txt")" ]
+    [ "$(cat "$VENV/made-from" 2>/dev/null)" = "$(cksum <"$KIT/$PINS")" ]
 }
 
 make_venv() (
     if [ -z "${CI:-}" ] && venv_is_whole; then
         return
     fi
-    [ -w "$KIT" ] || fail "$KIT/.venv cannot be made: you may not write there. Have one who may run this first, or set" \
+    [ -w "$KIT" ] || fail "$VENV cannot be made: you may not write there. Have one who may run this first, or set" \
         "PYTHON to a Python that has what requirements.txt names."
-    lock=$KIT/.venv.lock
+    lock=$VENV.lock
     waiting=
     nameless=0
     until mkdir "$lock" 2>/dev/null; do
@@ -77,7 +91,7 @@ make_venv() (
             nameless=0
             continue
         fi
-        [ -n "$waiting" ] || echo "waiting for process ${owner:-?}, which installs $KIT/.venv" >&2
+        [ -n "$waiting" ] || echo "waiting for process ${owner:-?}, which installs $VENV" >&2
         waiting=1
         sleep 1
     done
@@ -88,12 +102,13 @@ make_venv() (
         return
     fi
 
-    base=$(first_new_python python python3 python3.13 python3.12 python3.11)
-    echo "making $KIT/.venv with $("$base" --version); torch is large, this takes some minutes" >&2
-    "$base" -m venv --clear "$KIT/.venv" ||
+    base=$(first_new_python "${SYSTEMS[@]}")
+    [ -z "$WHY" ] || echo "$WHY" >&2
+    echo "making $VENV with $("$base" --version); torch is large, this takes some minutes" >&2
+    "$base" -m venv --clear "$VENV" ||
         fail "$base -m venv failed. On Debian and Ubuntu: apt install python3-venv. Or set PYTHON."
-    "$(venv_python)" -m pip install --disable-pip-version-check -r "$KIT/requirements-frozen.txt" >&2 ||
-        fail "installing requirements-frozen.txt failed (see above); the same command tries again."
-    "$(venv_python)" "$KIT/maekit/drivers/check_environment.py" --import || fail "$KIT/.venv is not usable (see above)."
-    cksum <"$KIT/requirements-frozen.txt" >"$KIT/.venv/made-from"
+    "$VENV/bin/python" -m pip install --disable-pip-version-check -r "$KIT/$PINS" >&2 ||
+        fail "installing $PINS failed (see above); the same command tries again."
+    "$VENV/bin/python" "$KIT/maekit/drivers/check_environment.py" --import || fail "$VENV is not usable (see above)."
+    cksum <"$KIT/$PINS" >"$VENV/made-from"
 )

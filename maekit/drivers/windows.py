@@ -6,7 +6,9 @@ Flags, files, output and exit codes are run_comparison.sh's, which says what the
 other. There is no --slurm here.
 """
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ KIT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(KIT))  # started by path, so that runs keep the user's PYTHONPATH
 
 from maekit import distributed, errors
-from maekit.drivers import pool
+from maekit.drivers import pins, pool
 from maekit.drivers.check_commands import check
 from maekit.drivers.values import choosing, compared, grid_values, kind_of
 from maekit.errors import InputError
@@ -206,6 +208,8 @@ def main(argv):
         for words in comparison.commands() + comparison.evaluations():
             print(for_shell(words))
         return 0
+    if (line := torch_without_gpu()) and "--device cpu" not in " ".join(comparison.flags).replace("=", " "):
+        print(line, file=sys.stderr)
     return check_data(comparison) or run(comparison, for_shell([SCRIPT, *argv]))
 
 
@@ -259,6 +263,16 @@ def status(folder):
             f"status: no runs were started in {folder}. Type the options that they were started with, too."
         )
     return pool.main(["--status", *map(str, grids)])
+
+
+def torch_without_gpu():
+    """What to type for a torch that uses the GPU here, if torch is built for CPUs alone; "" if there is nothing to say."""
+    index = pins.index_for_windows()
+    torch = importlib.util.find_spec("torch") if index else None  # not imported, which takes seconds
+    if not torch or re.search(r"^cuda\b.*= *'", Path(torch.origin).with_name("version.py").read_text(), re.MULTILINE):
+        return ""
+    install = f'"{sys.executable}" -m pip install --force-reinstall --no-deps torch torchvision --index-url {index}'
+    return f"warning: there is an NVIDIA GPU, but torch is built for CPUs alone. This trains on the CPU, until you type {install}"
 
 
 def check_data(comparison):

@@ -14,6 +14,7 @@ import warnings
 import pytest
 
 from tests.support import KIT, ended, forkserver, run, started_as
+from tests.support.gpus import write_nvidia_smi
 from tests.support.runs import losses
 
 COMPILER = "x86_64-w64-mingw32-gcc"
@@ -75,6 +76,34 @@ def test_the_same_words_are_the_same_mistakes(words):
     ours, shells = comparison(*words, check=2), run(KIT / "run_comparison.sh", *words, check=2)
     assert ours.stderr.replace("run_comparison.bat", str(KIT / "run_comparison.sh")) == shells.stderr
     assert ours.stderr.count("error: ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build, says", [("None", True), ("'13.0'", False)])
+def test_where_a_gpu_is_and_torch_uses_none_the_command_that_installs_another_comes_first(build, says, tmp_path):
+    """Of torch, version.py alone stands in for that of Windows; what is trained with is the real one."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/version.py").write_text(f"from typing import Optional\n\ncuda: Optional[str] = {build}\n")
+    (tmp_path / "torch/__init__.py").write_text(
+        f"import sys\nsys.path.remove({str(tmp_path)!r})\ndel sys.modules['torch']\nimport torch\n"
+    )
+    write_nvidia_smi(tmp_path, "572.16")
+    env = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }
+    words = [*QUICK, "--methods", "ln", "--output_dir", tmp_path / "out"]
+    said = comparison(*words, cold=True, env=env, check=1).stderr  # --device auto: the GPU is made up
+    install = "-m pip install --force-reinstall --no-deps torch torchvision --index-url https://download.pytorch.org/whl/cu128"
+    first = said.splitlines()[0]
+    assert (
+        first.startswith("warning: there is an NVIDIA GPU")
+        and first.endswith(f'until you type "{sys.executable}" {install}')
+    ) == says
+    assert said.count("pip install") == says
+    assert "pip install" not in comparison(*words, "--device", "cpu", "--dry_run", cold=True, env=env, check=0).stderr
+    assert "pip install" not in comparison(*words, "--device=cpu", cold=True, env=env, check=0).stderr
 
 
 def test_there_is_no_cluster_on_windows():

@@ -13,6 +13,7 @@ from maekit.probes import frozen, knn
 from maekit.training import validation
 from maekit.training.device import Device, choose
 from tests.support import train_here
+from tests.support.gpus import write_nvidia_smi
 
 
 @pytest.fixture
@@ -78,15 +79,7 @@ def nvidia_smi(tmp_path, monkeypatch):
     """Function that puts an nvidia-smi of a driver, and of the newest CUDA that it has, first on the PATH; None: one that fails."""
 
     def put(driver, cuda):
-        lines = (
-            "exit 9"
-            if driver is None
-            else (
-                f'case "$*" in *driver_version*) echo {driver} ;; *index*) echo 0 ;; *) echo "| CUDA Version: {cuda} |" ;; esac'
-            )
-        )
-        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{lines}\n")
-        (tmp_path / "nvidia-smi").chmod(0o755)
+        write_nvidia_smi(tmp_path, driver, cuda)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

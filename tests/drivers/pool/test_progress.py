@@ -112,3 +112,18 @@ class TestProgress:
         board.show(["b", "c"])
         board.clear()
         assert not board.live and board.stream.getvalue() == "a\nb\nc\n"
+
+    @pytest.mark.parametrize(
+        "name, value", [("JPY_PARENT_PID", "1"), ("MPLBACKEND", "module://ipykernel.backend_inline")]
+    )
+    def test_in_a_cell_of_a_notebook_nothing_is_refreshed_in_place(self, name, value, monkeypatch):
+        """What a ! starts has a terminal there, whose cursor goes nowhere: each refresh would be lines more."""
+        for other in ("JPY_PARENT_PID", "MPLBACKEND"):
+            monkeypatch.delenv(other, raising=False)
+        monkeypatch.setenv("TERM", "xterm-color")
+        master, slave = pty.openpty()
+        with open(slave, "w") as stream:
+            assert Board(stream).live
+            monkeypatch.setenv(name, value)
+            assert not Board(stream).live
+        os.close(master)
