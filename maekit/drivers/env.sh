@@ -17,7 +17,7 @@ use_environment() {
     elif [ -z "${CI:-}" ] && active_python_suffices; then
         PYTHON=$(command -v python || command -v python3)
     else
-        make_venv
+        make_venv "$KIT/.venv" "$KIT/requirements-frozen.txt" python python3 python3.13 python3.12 python3.11
         PYTHON=$(venv_python)
     fi
     export PYTHON
@@ -55,18 +55,22 @@ venv_python() {
     echo "$KIT/.venv/bin/python"
 }
 
-# The checksum of what .venv was made from is written last, so an interrupted installation is made anew.
+# venv_is_whole FOLDER LIST: the checksum of the list is written last, so an interrupted installation is made anew.
 venv_is_whole() {
-    [ "$(cat "$KIT/.venv/made-from" 2>/dev/null)" = "$(cksum <"$KIT/requirements-frozen.txt")" ]
+    [ "$(cat "$1/made-from" 2>/dev/null)" = "$(cksum <"$2")" ]
 }
 
+# make_venv FOLDER LIST PYTHON...: FOLDER with the packages of LIST, a file of requirements, of the first Python there is
 make_venv() (
-    if [ -z "${CI:-}" ] && venv_is_whole; then
+    venv=$1
+    list=$2
+    shift 2
+    if [ -z "${CI:-}" ] && venv_is_whole "$venv" "$list"; then
         return
     fi
-    [ -w "$KIT" ] || fail "$KIT/.venv cannot be made: you may not write there. Have one who may run this first, or set" \
+    [ -w "$KIT" ] || fail "$venv cannot be made: you may not write there. Have one who may run this first, or set" \
         "PYTHON to a Python that has what requirements.txt names."
-    lock=$KIT/.venv.lock
+    lock=$venv.lock
     waiting=
     nameless=0
     until mkdir "$lock" 2>/dev/null; do
@@ -77,23 +81,23 @@ make_venv() (
             nameless=0
             continue
         fi
-        [ -n "$waiting" ] || echo "waiting for process ${owner:-?}, which installs $KIT/.venv" >&2
+        [ -n "$waiting" ] || echo "waiting for process ${owner:-?}, which installs $venv" >&2
         waiting=1
         sleep 1
     done
     trap 'rm -rf "$lock"' EXIT
     trap 'exit 130' INT TERM
     echo $$ >"$lock/pid"
-    if [ -n "$waiting" ] && venv_is_whole; then
+    if [ -n "$waiting" ] && venv_is_whole "$venv" "$list"; then
         return
     fi
 
-    base=$(first_new_python python python3 python3.13 python3.12 python3.11)
-    echo "making $KIT/.venv with $("$base" --version); torch is large, this takes some minutes" >&2
-    "$base" -m venv --clear "$KIT/.venv" ||
+    base=$(first_new_python "$@")
+    echo "making $venv with $("$base" --version); torch is large, this takes some minutes" >&2
+    "$base" -m venv --clear "$venv" ||
         fail "$base -m venv failed. On Debian and Ubuntu: apt install python3-venv. Or set PYTHON."
-    "$(venv_python)" -m pip install --disable-pip-version-check -r "$KIT/requirements-frozen.txt" >&2 ||
-        fail "installing requirements-frozen.txt failed (see above); the same command tries again."
-    "$(venv_python)" "$KIT/maekit/drivers/check_environment.py" --import || fail "$KIT/.venv is not usable (see above)."
-    cksum <"$KIT/requirements-frozen.txt" >"$KIT/.venv/made-from"
+    "$venv/bin/python" -m pip install --disable-pip-version-check -r "$list" >&2 ||
+        fail "installing ${list##*/} failed (see above); the same command tries again."
+    "$venv/bin/python" "$KIT/maekit/drivers/check_environment.py" --import || fail "$venv is not usable (see above)."
+    cksum <"$list" >"$venv/made-from"
 )
