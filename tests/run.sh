@@ -1,23 +1,36 @@
 #!/usr/bin/env bash
-# Set up what the tests need and run them: ./tests/run.sh [--quick] [pytest arguments]
+# Set up what the tests need and run them: ./tests/run.sh [--quick | --oldest] [pytest arguments]
 #
 # All of it is what CI runs. --quick is for while one works: the linters, and the tests of every room that are not marked
 # slow. Left out are tests/end_to_end (kills, torchrun, SLURM, a clone of upstream), the drivers' real runs, recorded
 # outputs, figures that are looked at, and what else takes over 2 s; nothing is installed for them.
+#
+# --oldest runs the tests of --quick with the lowest versions that requirements.txt allows, on Python 3.11 if there is one,
+# in .oldest: 8 GB, made at the first call and again when requirements.txt changes.
 
 set -euo pipefail
 quick=()
-if [ "${1-}" = --quick ]; then
+oldest=
+case ${1-} in --quick | --oldest)
     quick=(-m "not slow")
+    [ "$1" = --quick ] || oldest=yes
     shift
-fi
+    ;;
+esac
 KIT=$(unset CDPATH && cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$KIT/maekit/drivers/env.sh"
 cd "$KIT"
-use_environment
 
 # pytest and the linters stay out of the environment, which may be the user's own
-tools=$KIT/.test-tools
+if [ -z "$oldest" ]; then
+    use_environment
+    tools=$KIT/.test-tools
+else
+    sed -n 's/^\([a-z0-9-]*\) *>= *\([0-9.]*\).*/\1==\2/p' requirements.txt >.oldest.txt
+    make_venv "$KIT/.oldest" "$KIT/.oldest.txt" python3.11 python3.12 python python3
+    export PYTHON=$KIT/.oldest/bin/python
+    tools=$KIT/.oldest/test-tools
+fi
 made_from=$(cat tests/requirements*.txt | cksum)
 if [ "$(cat "$tools/made-from" 2>/dev/null)" != "$made_from" ]; then
     rm -rf "$tools"

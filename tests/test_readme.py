@@ -26,9 +26,10 @@ from tests.support.pages import PAGES, blocks
 README = PAGES["README.md"]
 EVERYTHING = "\n".join(PAGES.values())
 DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr_alpha_sweep.sh")
-# flags of other programs that the pages name: sbatch and srun, torchrun, TensorBoard, upstream's scripts
+# flags of other programs that the pages name: sbatch and srun, torchrun, TensorBoard, upstream's scripts, tests/run.sh, pip
 OTHERS = {"gpus", "cpus-per-task", "time", "array", "nodes", "nnodes", "nproc_per_node", "rdzv_backend"}
-OTHERS |= {"rdzv_endpoint", "max-restarts", "logdir", "finetune", "quick", "index-url"}
+OTHERS |= {"rdzv_endpoint", "max-restarts", "logdir", "finetune", "quick", "oldest", "index-url"}
+OTHERS |= {"no-deps", "target"}
 
 
 def parser_flags():

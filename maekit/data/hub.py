@@ -174,6 +174,8 @@ def _train_and_val(name, config, splits):
         raise _bad(name, config, f"needs splits train and validation (or test), has {_some(splits)}.")
     parts, classes, digest = [], None, hashlib.sha256()
     for split in ("train", val_split) if val_split else ("train",):
+        if not len(splits[split]):
+            raise _bad(name, config, f"split {split} has no images. Choose another set.")
         images, labels, names = _columns(name, config, split, splits[split])
         if labels is not None and (labels < 0).any():
             labels = None

@@ -19,7 +19,7 @@ use_environment() {
         PYTHON=$(command -v python || command -v python3)
     else
         choose_venv
-        make_venv
+        make_venv "$VENV" "$KIT/$PINS" "${SYSTEMS[@]}"
         PYTHON=$VENV/bin/python
     fi
     export PYTHON
@@ -31,6 +31,7 @@ use_any_python() {
 }
 
 SYSTEMS=(python python3 python3.13 python3.12 python3.11)
+WHY=
 
 # One line on stderr, exit code 2.
 fail() {
@@ -69,18 +70,22 @@ choose_venv() {
     VENV=$KIT/$VENV
 }
 
-# The checksum of what it was made from is written last, so an interrupted installation is made anew.
+# venv_is_whole FOLDER LIST: the checksum of the list is written last, so an interrupted installation is made anew.
 venv_is_whole() {
-    [ "$(cat "$VENV/made-from" 2>/dev/null)" = "$(cksum <"$KIT/$PINS")" ]
+    [ "$(cat "$1/made-from" 2>/dev/null)" = "$(cksum <"$2")" ]
 }
 
+# make_venv FOLDER LIST PYTHON...: FOLDER with the packages of LIST, a file of requirements, of the first Python there is
 make_venv() (
-    if [ -z "${CI:-}" ] && venv_is_whole; then
+    venv=$1
+    list=$2
+    shift 2
+    if [ -z "${CI:-}" ] && venv_is_whole "$venv" "$list"; then
         return
     fi
-    [ -w "$KIT" ] || fail "$VENV cannot be made: you may not write there. Have one who may run this first, or set" \
+    [ -w "$KIT" ] || fail "$venv cannot be made: you may not write there. Have one who may run this first, or set" \
         "PYTHON to a Python that has what requirements.txt names."
-    lock=$VENV.lock
+    lock=$venv.lock
     waiting=
     nameless=0
     until mkdir "$lock" 2>/dev/null; do
@@ -91,24 +96,24 @@ make_venv() (
             nameless=0
             continue
         fi
-        [ -n "$waiting" ] || echo "waiting for process ${owner:-?}, which installs $VENV" >&2
+        [ -n "$waiting" ] || echo "waiting for process ${owner:-?}, which installs $venv" >&2
         waiting=1
         sleep 1
     done
     trap 'rm -rf "$lock"' EXIT
     trap 'exit 130' INT TERM
     echo $$ >"$lock/pid"
-    if [ -n "$waiting" ] && venv_is_whole; then
+    if [ -n "$waiting" ] && venv_is_whole "$venv" "$list"; then
         return
     fi
 
-    base=$(first_new_python "${SYSTEMS[@]}")
+    base=$(first_new_python "$@")
     [ -z "$WHY" ] || echo "$WHY" >&2
-    echo "making $VENV with $("$base" --version); torch is large, this takes some minutes" >&2
-    "$base" -m venv --clear "$VENV" ||
+    echo "making $venv with $("$base" --version); torch is large, this takes some minutes" >&2
+    "$base" -m venv --clear "$venv" ||
         fail "$base -m venv failed. On Debian and Ubuntu: apt install python3-venv. Or set PYTHON."
-    "$VENV/bin/python" -m pip install --disable-pip-version-check -r "$KIT/$PINS" >&2 ||
-        fail "installing $PINS failed (see above); the same command tries again."
-    "$VENV/bin/python" "$KIT/maekit/drivers/check_environment.py" --import || fail "$VENV is not usable (see above)."
-    cksum <"$KIT/$PINS" >"$VENV/made-from"
+    "$venv/bin/python" -m pip install --disable-pip-version-check -r "$list" >&2 ||
+        fail "installing ${list##*/} failed (see above); the same command tries again."
+    "$venv/bin/python" "$KIT/maekit/drivers/check_environment.py" --import || fail "$venv is not usable (see above)."
+    cksum <"$list" >"$venv/made-from"
 )

@@ -1,6 +1,7 @@
 """The Python environment that the drivers make and use, and the packages that it holds."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from tests.support import KIT
 from tests.support.environments import USE, use, without_own
 
 
@@ -66,3 +68,14 @@ class TestEnvironment:
         result = use(kit)
         assert result.returncode == 2 and "error: installing requirements-frozen.txt failed" in result.stderr
         assert not (kit / ".venv.lock").exists()
+
+
+def test_every_range_has_a_lower_end_for_the_oldest_environment_of_the_tests():
+    (script,) = re.findall(r"sed -n '(.*)' requirements.txt", (KIT / "tests/run.sh").read_text())
+    done = subprocess.run(
+        ["sed", "-n", script, KIT / "requirements.txt"], capture_output=True, text=True, check=True
+    ).stdout
+    needs = [line for line in (KIT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert len(done.splitlines()) == len(needs)
+    assert all(re.fullmatch(r"[a-z0-9-]+==\d[\d.]*\d", line) for line in done.splitlines()), done
+    assert "torch==2.8\n" in done

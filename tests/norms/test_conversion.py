@@ -88,8 +88,7 @@ def test_conversion_keeps_the_dtype(kind, name, dtype):
 @pytest.mark.parametrize("name", norms.NORMS)
 @pytest.mark.parametrize("kind", ["vit", "convnext"])
 def test_conversion_keeps_the_device(kind, name):
-    with torch.device("meta"):  # a device other than the default one that every machine has
-        model = small_timm_model(kind, name)
+    model = small_timm_model(kind, name).to("meta")  # a device other than the default one that every machine has
     norms.convert_norms(model, name)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
 

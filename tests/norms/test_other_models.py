@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from timm.layers import DropPath, LayerNormAct, LayerNormAct2d, LayerNormFp32
+from timm.layers import DropPath, LayerNormAct, LayerNormAct2d
 from torch import nn
 
 import norms
@@ -149,6 +149,17 @@ def test_an_activation_within_a_layer_norm_stays(layer_class):
     converted = norms.convert_norms(model, "DynamicTanh")
     assert not converted[0].training
     assert torch.equal(converted(x), F.gelu(norm(x)))
+
+
+class InFloat32(nn.LayerNorm):
+    """As LayerNormFp32, which timm has since 1.0.17."""
+
+    def forward(self, x):
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+LayerNormFp32 = getattr(timm.layers, "LayerNormFp32", InFloat32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -19,9 +19,11 @@ def test_missing_splits_are_named_with_those_there_are(files, tmp_path):
     assert "has validation" in said
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("write", [save, save_split_folders])
-def test_an_empty_split_is_one_line(files, tmp_path, write):
-    assert "cannot be read" in message(write(dataset_dict(files, validation=[]), tmp_path / "d"))
+def test_an_empty_split_is_one_line(files, tmp_path, write, split):
+    reason = f"split {split} has no images" if write is save else "cannot be read"
+    assert reason in message(write(dataset_dict(files, **{split: []}), tmp_path / "d"))
 
 
 def test_missing_columns_are_named_with_those_there_are(files, tmp_path):
