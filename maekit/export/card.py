@@ -1,5 +1,7 @@
 """README.md of an export: what the weights are, how to load them, how they were made and what they score, from the run."""
 
+from pathlib import Path
+
 from ..runs import measures
 from ..runs.reading import evaluation_column, evaluation_result, is_evaluation, load_runs
 from ..runs.status import FINISHED
@@ -102,8 +104,9 @@ def _training(trained):
 
 
 def _beginning(config):
+    """What training began from: a file's last names, without the folders of who trained, and its hash."""
     init, told = config["identity"].get("init"), (config.get("settings") or {}).get("init")
-    return f"{told} ({init})" if init and told else init or "random weights"
+    return f"{'/'.join(Path(told).parts[-2:])} ({init})" if init and told else init or "random weights"
 
 
 def _scores(trained):
