@@ -159,6 +159,10 @@ def test_classifiers_keep_their_logits_in_timm(runs, images, tmp_path, method, t
 def test_timm_reads_the_folder_itself_and_refuses_another_norm(runs, images, tmp_path):
     import timm
 
+    try:
+        timm.models._factory.parse_model_name("local-dir:x")
+    except AssertionError:
+        pytest.skip(f"timm {timm.__version__} reads such folders from the hub alone")
     folder = exported(runs["LayerNorm"], tmp_path / "ln", "timm")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():

@@ -32,7 +32,7 @@ from maekit.training import checkpoint
 from tests.support import run, train_here
 from tests.support.commands import complaint
 
-QUICK = ("--demo", "--max_images", "32", "--batch_size", "16", "--num_workers", "0")
+QUICK = ("--demo", "--max_images", "32", "--max_val_images", "all", "--batch_size", "16", "--num_workers", "0")
 KNN, *_ = EVALUATIONS = [("--task", task) for task in ("knn", "finetune", "linprobe")]
 MODEL = "mae_vit_demo_patch8"
 

@@ -47,7 +47,7 @@ def test_a_run_leaves_all_files_of_the_design_and_no_stray_ones(finished):
     for name in ("total_epochs", "total_time", "avg_epoch_time", "final_loss", "min_loss", "min_loss_epoch", "val_mse"):
         assert summary[name] is not None
     config = json.loads((finished / "config.json").read_text())
-    assert config["data"]["train_images"] == 32 and config["data"]["val_images"] == 40
+    assert config["data"]["train_images"] == config["data"]["val_images"] == 32
     assert (
         config["versions"]["torch"] == torch.__version__.partition("+")[0]
         and config["identity"]["precision"] == "float32"
