@@ -64,7 +64,6 @@ seeds=0
 select_seeds=
 rates=
 own_rate=
-own_validation=
 sizes=
 output_dir=
 checkpoint_dir=
@@ -104,7 +103,6 @@ while [ $# -gt 0 ]; do
         *) pass_on "$@" ;;
         esac
         ;;
-    --max_val_images) own_validation=$1 && pass_on "$@" ;;
     --output_dir) read_value "$@" && output_dir=$VALUE ;;
     --checkpoint_dir) read_value "$@" && checkpoint_dir=$VALUE ;;
     --control) control=yes ;;
@@ -173,16 +171,9 @@ print_evaluation() {
     (set -f && print_run "$1" $(task_of "$task") "${@:2}" ${shared_flags[@]+"${shared_flags[@]}"} $(flags_of "$task"))
 }
 
-# set_images: those of a size of for_each as flags, in images; all sizes are validated alike
+# set_images: those of a size of for_each as flags, in images; all sizes are validated alike, unless flags after them say how
 set_images() {
-    images=()
-    case $size in
-    every | all) ;;
-    *)
-        images=(--max_images "$size")
-        [ -n "$own_validation" ] || images+=(--max_val_images all)
-        ;;
-    esac
+    case $size in every | all) images=() ;; *) images=(--max_val_images all --max_images "$size") ;; esac
 }
 
 # print_run FOLDER FLAG...: of the run of for_each; the method's own options come last, so they win
@@ -191,7 +182,7 @@ print_run() {
     set_images
     # shellcheck disable=SC2086 # a list of words
     train_command --norm "${method%%-*}" --seed "$seed" --output_dir "$output_dir/$1" \
-        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$1"} "${@:2}" ${images[@]+"${images[@]}"} $own
+        ${checkpoint_dir:+--checkpoint_dir "$checkpoint_dir/$1"} ${images[@]+"${images[@]}"} "${@:2}" $own
 }
 
 check_running_flags
@@ -223,7 +214,7 @@ fi
 # What is wrong with the data is wrong for every run of a number of images: said once, before the first.
 for size in ${sizes:-every}; do
     set_images
-    check_data ${train_flags[@]+"${train_flags[@]}"} ${images[@]+"${images[@]}"}
+    check_data ${images[@]+"${images[@]}"} ${train_flags[@]+"${train_flags[@]}"}
 done
 for task in $evals; do check_evaluation "$task"; done
 

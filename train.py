@@ -48,7 +48,10 @@ def main(argv=None):
     if run.dry_run:
         print(checks.size(run, source))
         return 0
-    run = checks.agree_with_folder(run, folder)
+    agreed = checks.agree_with_folder(run, folder)
+    if agreed.data != run.data:  # as they were when the run here began
+        source = sources.open_source(agreed.data, run.seed)
+    run = agreed
     identity = checks.identity(run, source, clone)
     machine.let_threads_sleep()
     machine.keep_freed_memory()

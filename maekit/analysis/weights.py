@@ -1,5 +1,7 @@
 """What a report says of using the weights of its runs: the commands that export them, and where they have been exported."""
 
+from pathlib import Path
+
 from .. import files
 from ..runs import grid
 from ..runs.folder import RunFolder
@@ -36,12 +38,10 @@ def _command(name, run):
 
 def _exports(run, root):
     """What was exported of a run and is still there, or was pushed."""
-    try:
-        known = files.read_json(RunFolder(run["path"]).exports)
-    except (OSError, files.Damaged):
-        return
-    for export in known if isinstance(known, list) else []:
-        if not isinstance(export, dict) or not export.get("folder"):
+    for export in RunFolder(run["path"]).exported():
+        weights = Path(export["folder"], export["file"])
+        there = weights.is_file() and f"sha256:{files.sha256(weights)}" == export.get("weights")
+        if not (there or export.get("pushed")):
             continue
         said = [f"exported for {export.get('to')}", str(export.get("date"))]
         said += ["the moving average"] if export.get("ema") else []

@@ -167,24 +167,22 @@ class Comparison:
         own = self.typed.get(f"--{task}_flags", "").split()
         return ["--task", task, *read, "--init", init, *self.shared, *own]
 
-    def images_of(self, size):
-        """The flags of a number of images, as the grid has it; all are validated alike."""
-        if size in ("", "all"):
-            return []
-        typed = any(word.partition("=")[0] == "--max_val_images" for word in self.flags)
-        return ["--max_images", size, *([] if typed else ["--max_val_images", "all"])]
-
     def _run(self, method, where, flags, own):
         norm, *options = methods.flags_of(method)[1:]
         kept = self.typed["--checkpoint_dir"]
         kept = ["--checkpoint_dir", f"{kept}/{where}"] if kept else []
-        images = self.images_of(own["size"])
-        flags = ["--norm", norm, "--seed", own["seed"], "--output_dir", f"{self.output_dir}/{where}", *kept, *flags]
-        flags += [*images, *options]
+        images = images_of(own["size"])
+        start = ["--norm", norm, "--seed", own["seed"], "--output_dir", f"{self.output_dir}/{where}", *kept]
+        flags = [*start, *images, *flags, *options]
         if self.typed["--nproc"] == "1":
             return [sys.executable, str(KIT / "train.py"), *flags]
         launcher = ["-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", self.typed["--nproc"]]
         return [sys.executable, *launcher, str(KIT / "train.py"), *flags]
+
+
+def images_of(size):
+    """The flags of a number of images, as the grid has it; all are validated alike, unless flags after them say how."""
+    return [] if size in ("", "all") else ["--max_val_images", "all", "--max_images", size]
 
 
 def main(argv):
@@ -278,7 +276,7 @@ def torch_without_gpu():
 def check_data(comparison):
     """What is wrong with the data is wrong for every run of a number of images: said once, before the first. Returns the exit
     code."""
-    checked = [[*comparison.flags, *comparison.images_of(size)] for size in comparison.sizes or ("",)]
+    checked = [[*images_of(size), *comparison.flags] for size in comparison.sizes or ("",)]
     checked += [comparison.task_flags(task, "untrained") for task in comparison.evals]
     processes = {**os.environ, "WORLD_SIZE": comparison.typed["--nproc"]}
     for flags in checked:

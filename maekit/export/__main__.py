@@ -9,6 +9,7 @@ load them. Hugging Face's ViT has LayerNorm alone; for timm and upstream's MAE n
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def main(argv=None):
     from .targets import TARGETS
     from .trained import read
 
-    folder = Path(typed.folder)
+    folder = Path(os.path.realpath(typed.folder))
     if typed.push:
         hub.check(typed.push)
     written.check(folder, typed.overwrite)
@@ -33,10 +34,11 @@ def main(argv=None):
     text = card.text(trained, package, licence=typed.license, repository=typed.push)
     files = {**package.files, "README.md": text.encode()}
     written.write(folder, files)
-    print(f"{folder}: {package.what}, {len(files)} files; README.md says how to load it.")
+    written.note(trained, typed.to, folder, None)
+    print(f"{typed.folder}: {package.what}, {len(files)} files; README.md says how to load it.")
     if typed.push:
         print(f"{hub.push(folder, typed.push, private=typed.private)}: pushed.")
-    written.note(trained, typed.to, folder, typed.push)
+        written.note(trained, typed.to, folder, typed.push)
     return 0
 
 

@@ -1,27 +1,28 @@
 """README.md of an export: what the weights are, how to load them, how they were made and what they score, from the run."""
 
+import re
 from pathlib import Path
 
 from ..runs import measures
-from ..runs.reading import evaluation_column, evaluation_result, is_evaluation, load_runs
-from ..runs.status import FINISHED
-from ..settings import identities
 from ..settings.spelling import spell
+from ..settings.tasks import PRETRAIN
 from ..stats import t_interval
+from . import pictures, scores
 from .trained import TASKS
 
+MADE = "Made with the MAE reproduction kit"  # by which an export is known
 _RECIPE = (  # flags
     *("epochs", "batch_size", "accum_iter", "processes", "lr", "min_lr", "warmup_epochs", "weight_decay", "mask_ratio"),
-    *("norm_pix_loss", "crop", "alpha", "clip_grad", "ema", "precision", "seed"),
+    *("norm_pix_loss", "pos_embed", "crop", "alpha", "probes", "readout", "freeze", "clip_grad", "ema", "layer_decay"),
+    *("drop_path", "mixup", "cutmix", "smoothing", "reprob", "aa", "precision", "seed"),
 )
-_KIT = "the MAE reproduction kit"
 
 
 def text(trained, package, licence=None, repository=None):
     """The card of a Package, with the front matter that the hub reads. licence: its name of one; repository: where it is pushed."""
     lines = [*_front(trained, package, licence), "", f"# {_title(trained)}", "", _about(trained, package), ""]
     lines += ["## Load it", "", "```python", *_loading(package, repository), "```", "", _pixels(trained), ""]
-    lines += ["## What it is", "", *_table(("", ""), _network(trained)), ""]
+    lines += ["## What it is", "", *_table(("", ""), _network(trained, package)), ""]
     lines += ["## How it was trained", "", *_table(("", ""), _training(trained)), ""]
     lines += ["## What it scores", "", *_scores(trained), ""]
     lines += ["## Licence", "", _licence(trained, licence), ""]
@@ -30,22 +31,18 @@ def text(trained, package, licence=None, repository=None):
 
 def _front(trained, package, licence):
     tags = ["mae", "vision-transformer", "masked-autoencoder", trained.norm.lower(), package.pipeline]
-    lines = [
-        "---",
-        f"license: {licence or 'unknown'}",
-        f"library_name: {package.library}",
-        f"pipeline_tag: {package.pipeline}",
-    ]
-    return [*lines, "tags:", *(f"- {tag}" for tag in tags), "---"]
+    lines = ["---", f"license: {licence or 'unknown'}", f"library_name: {package.library}"]
+    return [*lines, f"pipeline_tag: {package.pipeline}", "tags:", *(f"- {tag}" for tag in tags), "---"]
 
 
 def _title(trained):
-    return f"{trained.norm} {TASKS[trained.task]}, {trained.identity['model']}, {trained.side} pixels"
+    new = ", a new decoder on a frozen encoder" if trained.identity.get("freeze") else ""
+    return f"{trained.norm} {TASKS[trained.task]}{new}, {trained.identity['model']}, {trained.side} pixels"
 
 
 def _about(trained, package):
     averaged = " Its weights are the moving average of those that were trained." if trained.averaged else ""
-    return f"Made with {_KIT}, written as {package.what}.{averaged}"
+    return f"{MADE}, written as {package.what}.{averaged}"
 
 
 def _loading(package, repository):
@@ -58,8 +55,6 @@ def _loading(package, repository):
 
 
 def _pixels(trained):
-    from . import pictures
-
     mean, std = (", ".join(map(str, values)) for values in (pictures.MEAN, pictures.STD))
     return (
         f"Images: shorter side to {pictures.short_side(trained)} pixels (bicubic), the middle {trained.side} x {trained.side}, "
@@ -67,123 +62,114 @@ def _pixels(trained):
     )
 
 
-def _network(trained):
-    rows = [("network", str(trained.architecture)), ("images", f"{trained.side} x {trained.side}")]
+def _network(trained, package):
+    sizes, options = trained.architecture, trained.norm_arguments.items()
+    network = str(sizes) if package.whole else f"patch {sizes.patch}; encoder {sizes.encoder}"
+    rows = [("network", network), ("images", f"{trained.side} x {trained.side}")]
     rows.append(
-        ("norm", ", ".join([trained.norm, *(f"{n} {v}" for n, v in trained.norm_arguments.items() if v is not None)]))
+        ("norm", ", ".join([trained.norm, *(f"{name} {value}" for name, value in options if value is not None)]))
     )
     if trained.classes:
-        rows.append(
-            ("classes", f"{trained.classes}, read from {'the mean of the patches' if trained.reads_mean else 'CLS'}")
-        )
-    return [*rows, ("values written", f"{sum(value.numel() for value in trained.weights.values()):,}")]
+        place = "the mean of the patches" if trained.reads_mean else "the CLS token"
+        rows.append(("classes", f"{trained.classes}, read from {place}"))
+    written = trained.weights if package.whole else trained.encoder
+    return [*rows, ("values written", f"{sum(value.numel() for value in written.values()):,}")]
 
 
 def _training(trained):
     config, identity = trained.config, trained.identity
     data = config.get("data") or {}
     images = f"{data.get('train_images', 0):,} for training, {data.get('val_images', 0):,} for validation"
-    source = data.get("source")
+    source = f"{_without_folders(data.get('source') or 'unknown')}: {images}, {data.get('classes')} classes"
+    told = [(name, identity.get(name)) for name in _RECIPE]
     rows = [
-        (
-            "data",
-            f"{source if source else 'unknown'}: {images}, {data.get('classes')} classes, fingerprint {data.get('fingerprint')}",
-        ),
-        ("began from", _beginning(config)),
-        *(
-            (f"--{name}", _spelled(identity[name]))
-            for name in _RECIPE
-            if identity.get(name) is not None and identity[name] is not False
-        ),
-        ("model's code", (config.get("model_source") or {}).get("source", "builtin")),
+        ("data", f"{source}, fingerprint {data.get('fingerprint')}"),
+        ("began from", _beginning(trained)),
+        *((f"--{name}", _spelled(value)) for name, value in told if value is not None and value is not False),
+        ("model's code", trained.code),
         ("hardware", config.get("hardware")),
         ("versions", ", ".join(f"{name} {version}" for name, version in (config.get("versions") or {}).items())),
         ("commit of the kit", config.get("git_commit") or "unknown"),
     ]
-    return [(name, value) for name, value in rows if value is not None]
+    return [(name, value) for name, value in rows if value]
 
 
-def _beginning(config):
-    """What training began from: a file's last names, without the folders of who trained, and its hash."""
-    init, told = config["identity"].get("init"), (config.get("settings") or {}).get("init")
-    return f"{'/'.join(Path(told).parts[-2:])} ({init})" if init and told else init or "random weights"
+def _without_folders(source):
+    """A data set's name, without the folders of who trained where it is a path."""
+    of_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists()
+    return source if of_hub else _last(source, 1)
+
+
+def _last(path, n):
+    return "/".join(re.split(r"[\\/]", path)[-n:])
+
+
+def _beginning(trained):
+    """What training began from: the last names of a file, without the folders of who trained, and its hash."""
+    resumed, init = trained.identity.get("resume"), trained.identity.get("init")
+    told = (trained.config.get("settings") or {}).get("init") or ""
+    named = [] if not init else [_last(told, 2 if told.endswith("checkpoint.pth") else 1), f"({init})"]
+    named += ["a training that went on,", _last(str(resumed), 2)] if resumed else []
+    return " ".join(filter(None, named)) or "random weights"
 
 
 def _scores(trained):
     """The table of what this run and its siblings, of other seeds, score."""
-    own, others = _numbers(trained.folder), _siblings(trained)
+    folder = trained.folder.resolve()
+    own = scores.own(folder, trained.averaged)
+    others = scores.of_siblings(folder, trained.config["identity"], trained.averaged)
     images = (trained.config.get("data") or {}).get("val_images")
     rows = []
-    for column, value in own.items():
-        row = [measures.MEASURES[column].title, _with_bounds(column, value, images)]
-        found = [numbers[column] for numbers in (own, *others) if column in numbers]
-        rows.append([*row, _interval(found) if len(found) > len(others) else ""] if others else row)
-    said = f"Over {images:,} validation images; masks are the same for every norm and seed." if images else ""
-    said += " In brackets behind an accuracy: 95 % by the number of these images (Wilson)." if _accuracies(own) else ""
-    if not others:
-        said += " One seed: nothing here says how much another one would change."
+    for column, score in own.items():
+        title = measures.MEASURES[column].title
+        row = [
+            title if score.images in (images, None) else f"{title}, {score.images:,} images",
+            _with_bounds(column, score),
+        ]
+        values = scores.pooled(score, column, others)
+        rows.append([*row, _interval(values) if values else ""] if others else row)
+    if not rows:
+        return ["Nothing of these weights was measured."]
+    said = [f"Over {images:,} validation images{' but where it says otherwise' if others else ''}."] if images else []
+    said += ["Masks are the same for every norm and seed."] if trained.task == PRETRAIN else []
+    bounded = any(measures.MEASURES[c].kind is measures.ACCURACY and score.images for c, score in own.items())
+    said += ["In brackets behind an accuracy: 95 % by the number of its images (Wilson)."] if bounded else []
+    said += [] if others else ["One seed: nothing here says how much another one would change."]
+    said += ["Of the moving average nothing else was measured."] if trained.averaged else []
     heads = ("measure", "this run", f"mean of {len(others) + 1} seeds (95 % by seeds)")
-    return [*_table(heads if others else heads[:2], rows), "", said.strip()]
+    return [*_table(heads if others else heads[:2], rows), "", " ".join(said)]
 
 
-def _accuracies(columns):
-    return [column for column in columns if measures.MEASURES[column].kind is measures.ACCURACY]
-
-
-def _with_bounds(column, value, images):
-    """A number, and of an accuracy in percent of so many images its bounds."""
-    if not images or not _accuracies([column]):
-        return f"{value:.4g}"
+def _with_bounds(column, score):
+    """A number, and of an accuracy in percent its bounds by the number of images."""
+    if measures.MEASURES[column].kind is not measures.ACCURACY:
+        return f"{score.value:.4g}"
+    if not score.images:
+        return f"{score.value:.1f}"
     from scipy.stats import binomtest
 
-    bounds = binomtest(round(value * images / 100), images).proportion_ci(method="wilson")
-    return f"{value:.1f} ({100 * bounds.low:.1f} to {100 * bounds.high:.1f})"
+    hits = round(score.value * score.images / 100)
+    bounds = binomtest(hits, score.images).proportion_ci(method="wilson")
+    return f"{score.value:.1f} ({100 * bounds.low:.1f} to {100 * bounds.high:.1f})"
 
 
 def _interval(values):
     of = t_interval(values)
-    return f"{of['mean']:.4g}" + (
-        f" ({of['low']:.4g} to {of['high']:.4g})" if of["low"] is not None else f" ({of['note']})"
-    )
-
-
-def _numbers(folder):
-    """{column: number} of a run's summary, and of the evaluations below its folder."""
-    numbers = {}
-    for run in load_runs(folder)[0]:
-        summary = run["summary"]
-        if run["path"] == folder and summary:
-            shown = [*measures.columns(measures.LAST), "psnr", "ssim"]
-            numbers |= {column: summary[column] for column in shown if _is_number(summary.get(column))}
-        elif is_evaluation(run) and run["path"].parent == folder and _is_number(result := evaluation_result(run)):
-            numbers[evaluation_column(run)] = result
-    order = list(measures.MEASURES)
-    return dict(sorted(numbers.items(), key=lambda item: order.index(item[0])))
-
-
-def _siblings(trained):
-    """Numbers of the finished runs beside this one that differ from it in their seed alone."""
-    if not trained.folder.name.startswith("seed"):
-        return []
-    own, found = trained.config["identity"], []
-    for run in load_runs(trained.folder.parent)[0]:
-        identity = run["config"]["identity"]
-        if run["path"].parent != trained.folder.parent or identity.get("seed") == own.get("seed"):
-            continue
-        ended = run["summary"] and run["summary"].get("status") == FINISHED
-        if ended and identities.difference(identity, {**own, "seed": identity.get("seed")}) is None:
-            found.append(_numbers(run["path"]))
-    return found
+    bounds = of["note"] if of["low"] is None else f"{of['low']:.4g} to {of['high']:.4g}"
+    return f"{of['mean']:.4g} ({bounds})"
 
 
 def _licence(trained, licence):
-    said = (
+    said = [
         f"The weights: {licence}." if licence else "Who trained them has not said under which licence the weights are."
-    )
-    said += " The code that made them is under the MIT licence; the training images may have terms of their own."
-    if trained.identity.get("init"):
-        said += " Training began from other weights, whose licence goes on (upstream's MAE is under CC BY-NC 4.0)."
-    return said
+    ]
+    said += ["The kit that trained them is under the MIT licence."]
+    if not trained.code.startswith("builtin"):
+        said += ["The network's code was that of facebookresearch/mae, under CC BY-NC 4.0."]
+    said += ["The training images may have terms of their own."]
+    if trained.identity.get("init") or trained.identity.get("resume"):
+        said += ["Training began from other weights, whose licence goes on (upstream's MAE is under CC BY-NC 4.0)."]
+    return " ".join(said)
 
 
 def _table(heads, rows):
@@ -193,7 +179,3 @@ def _table(heads, rows):
 
 def _spelled(value):
     return spell(value) if isinstance(value, float) else str(value)
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

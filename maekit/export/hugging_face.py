@@ -58,7 +58,7 @@ def package(trained):
     loading = f"from transformers import {name}\n\nmodel = {name}.from_pretrained(FOLDER{more})\n"
     what = f"{name} of transformers" + (", the encoder without its linear decoder" if name == "ViTModel" else "")
     kind = "image-feature-extraction" if trained.task == PRETRAIN else "image-classification"
-    return Package(what, files, loading, "transformers", kind)
+    return Package(what, files, loading, "transformers", kind, whole)
 
 
 def renamed(weights):

@@ -9,13 +9,14 @@ from ..files import KIT
 @dataclass(frozen=True)
 class Package:
     """files: {name: bytes}. what: they are, a phrase. loading: Python that makes `model` of them in their folder, in which FOLDER
-    is to be its path. library, pipeline: of the hub's card."""
+    is to be its path. library, pipeline: of the hub's card. whole: whether the decoder is in it."""
 
     what: str
     files: dict
     loading: str
     library: str
     pipeline: str
+    whole: bool = False
 
 
 def as_json(value):

@@ -11,7 +11,7 @@ from ..model.formats import encoder_weights
 from ..runs.folder import RunFolder
 from ..runs.status import FINISHED
 from ..settings import identities, start
-from ..settings.architectures import Architecture, Transformer
+from ..settings.architectures import Architecture, Transformer, architecture
 from ..settings.methods import NONE, OPTIONS, options_of
 from ..settings.probes import MEAN
 from ..settings.tasks import FINETUNE, KNN, LINPROBE, PRETRAIN
@@ -55,8 +55,24 @@ class Trained:
         return {name: None if value == NONE else value for name, value in options.items()}
 
     @property
+    def told(self):
+        """What says which network it is, {name of the flag: value}."""
+        names = ("model", "decoder_type", "input_size", "norm_pix_loss", "pos_embed")
+        return {"norm": self.norm, **self.norm_options, **{name: self.identity.get(name) for name in names}}
+
+    @property
+    def code(self):
+        """Whose code the network was: builtin, or upstream and its commit."""
+        source = self.config.get("model_source") or "builtin"
+        return (
+            source if isinstance(source, str) else " ".join(str(source[k]) for k in ("source", "commit") if k in source)
+        )
+
+    @property
     def architecture(self):
-        sizes = self.config["architecture"]
+        sizes = self.config.get("architecture")
+        if not sizes:  # of a kit that did not write it down
+            return architecture(self.identity["model"], self.identity.get("decoder_type"))
         decoder = sizes["decoder"] and Transformer(**sizes["decoder"])
         return Architecture(sizes["patch"], Transformer(**sizes["encoder"]), decoder)
 
@@ -88,13 +104,13 @@ def read(run, averaged=False):
     if not folder.config.is_file():
         raise InputError(f"{run}: no run in it (no config.json). Name a run's folder, such as outputs/LayerNorm/seed0.")
     config = read_json(folder.config)
-    if not isinstance(config, dict) or not isinstance(config.get("identity"), dict) or "architecture" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("identity"), dict):
         raise InputError(f"{folder.config}: is not of a run. Name a run's folder.")
     summary = read_json(folder.summary) if folder.summary.is_file() else None
     if summary is None:
         raise InputError(f"{run}: the run has not ended. Finish it: the command that began it goes on.")
-    if summary.get("status") != FINISHED:
-        raise InputError(f"{run}: the run has {summary.get('status')}, its weights are of no use. Name another run.")
+    if summary.get("status", FINISHED) != FINISHED:
+        raise InputError(f"{run}: the run has {summary['status']}, its weights are of no use. Name another run.")
     task = config["identity"].get("task", PRETRAIN)
     if task == KNN:
         raise InputError(f"{run}: k-NN trains no weights. Name the run that it is of.")

@@ -22,7 +22,7 @@ def package(trained):
     whole = trained.task == PRETRAIN and trained.architecture.decoder is not None
     weights = trained.weights if whole else trained.encoder
     file = io.BytesIO()
-    torch.save({"model": {n: v.clone() for n, v in weights.items()}, "args": dict(trained.identity)}, file)
+    torch.save({"model": {n: v.clone() for n, v in weights.items()}, "args": trained.told}, file)
     files, imported, conversion = converted(trained)
     module, made = ("models_mae", _autoencoder(trained)) if whole else ("models_vit", _vit(trained))
     loading = f"from functools import partial\n\nimport {module}  # of facebookresearch/mae, in its folder\nimport torch\n{imported}\n"
@@ -33,7 +33,7 @@ def package(trained):
     what = "a checkpoint for upstream's " + ("MaskedAutoencoderViT" if whole else "VisionTransformer")
     what += f" with {trained.norm}" if conversion else ""
     kind = "image-feature-extraction" if trained.task == PRETRAIN else "image-classification"
-    return Package(what, {"checkpoint.pth": file.getvalue(), **files}, loading, "pytorch", kind)
+    return Package(what, {"checkpoint.pth": file.getvalue(), **files}, loading, "pytorch", kind, whole)
 
 
 def _autoencoder(trained):

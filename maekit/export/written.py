@@ -5,8 +5,9 @@ import shutil
 import time
 
 from ..errors import InputError
-from ..files import read_json, sha256, write_json
+from ..files import sha256, write_json
 from ..runs.folder import RunFolder
+from .card import MADE
 
 WEIGHTS = ("model.safetensors", "checkpoint.pth")
 _OURS = {*WEIGHTS, "config.json", "preprocessor_config.json", "norms.py", "README.md"}
@@ -19,7 +20,9 @@ def check(folder, overwrite):
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file. Name a new folder.")
     there = {entry.name for entry in folder.iterdir()}
-    if others := sorted(there - _OURS):
+    card = folder / "README.md"
+    ours = card.is_file() and MADE in card.read_text(encoding="utf-8", errors="replace")
+    if others := sorted(there if not ours else there - _OURS):
         raise InputError(f"{folder}: holds {others[0]}, which is of no export. Name a new folder.")
     if there and not overwrite:
         raise InputError(f"{folder}: holds an export. Name a new folder, or --overwrite it.")
@@ -38,6 +41,8 @@ def write(folder, files):
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(draft, folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}). Name another folder.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -49,13 +54,13 @@ def note(trained, target, folder, pushed):
     entry = {
         "to": target,
         "folder": str(folder.resolve()),
+        "file": weights.name,
         "weights": f"sha256:{sha256(weights)}",
         "ema": trained.averaged,
         "date": time.strftime("%Y-%m-%d"),
         "pushed": pushed,
     }
-    before = read_json(run.exports) if run.exports.is_file() else []
     try:
-        write_json(run.exports, [*(e for e in before if e["folder"] != entry["folder"]), entry])
+        write_json(run.exports, [*(e for e in run.exported() if e["folder"] != entry["folder"]), entry])
     except OSError as error:
         print(f"{run.exports}: not noted there, {error.strerror}; the export is whole.")

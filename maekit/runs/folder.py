@@ -155,6 +155,15 @@ class RunFolder:
         parts = {"log": read_csv(self.log), "alphas": read_csv(self.norm_alpha)}
         return {name: [row for row in rows if row["epoch"] < first_epoch] for name, rows in parts.items()}
 
+    def exported(self):
+        """What exports.json has, [{to, folder, file, weights, ema, date, pushed}]; [] without one, or with a damaged one."""
+        try:
+            known = read_json(self.exports)
+        except (OSError, Damaged):
+            return []
+        known = known if isinstance(known, list) else []
+        return [e for e in known if isinstance(e, dict) and all(isinstance(e.get(n), str) for n in ("folder", "file"))]
+
     def clear(self):
         """Delete the files of a run, and nothing else that may be in the folder."""
         for file in self._written():

@@ -56,7 +56,9 @@ def check(stored, identity, where):
         way = "Choose"
         if name == "resume" and theirs:
             way = f"To go on with it, type --resume {theirs}, there or not; or choose"
-        elif name not in stored:  # begun before there was a choice, which is made otherwise now
+        elif (
+            name not in stored or name == "max_val_images"
+        ):  # begun before there was a choice, which is made otherwise now
             way = f"To go on with it, add {spell(name, theirs)}; or choose"
         raise InputError(
             f"{where} a run with {spell(name, theirs)}, this one has {spell(name, value)}. {way} another --output_dir "
@@ -90,6 +92,8 @@ def spell(name, value):
     """A setting as it is typed, or said not to be."""
     if name == "data":
         return f"data {value}"
+    if name == "max_val_images" and value is None:
+        return f"--{name} all"
     if name == "mae_dir" and value is None:
         return "--mae_dir builtin"
     return f"no --{name}" if value is None or value is False else f"--{name}" if value is True else f"--{name} {value}"

@@ -16,8 +16,9 @@ def check_images(run, source):
     _check_batches(run, source)
     _check_labels(run, source)
     if distributed.size() > len(source.val):
+        more = ", or --max_val_images all" if source.val_images else ""
         raise InputError(
-            f"{distributed.size()} processes: the data set has {len(source.val)} validation images. Use fewer."
+            f"{distributed.size()} processes: there are {len(source.val)} validation images. Use fewer processes{more}."
         )
 
 
@@ -42,6 +43,9 @@ def _check_labels(run, source):
             known[label] >= 0 for label in set(source.train.labels.tolist())
         ):
             raise InputError(f"--label_map {run.probes.label_map.typed}: no training image has a label by it.")
+        if source.val.labels is not None and not any(known[label] >= 0 for label in set(source.val.labels.tolist())):
+            more = " Add --max_val_images all." if source.val_images else ""
+            raise InputError(f"--label_map {run.probes.label_map.typed}: no validation image has a label by it.{more}")
     wanted = _needs_labels(run)
     if wanted is None:
         return
@@ -84,8 +88,11 @@ def agree_with_folder(run, folder):
 
 def identity(run, source, clone):
     """Everything that decides a run's numbers, as a flat dict. source: Source; clone: upstream.Clone or None."""
+    own = run.identity()
+    if source.val_images is None and "max_val_images" in own:  # there are no more
+        own["max_val_images"] = None
     return {
-        **run.identity(),
+        **own,
         "init": None if run.init is None else f"sha256:{files.sha256(run.init)[:16]}",
         "mae_dir": None if clone is None else f"upstream at {clone.commit[:12]}",
         "data": source.fingerprint,

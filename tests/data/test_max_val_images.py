@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from maekit.data import sources
 from maekit.data.sources import spread
@@ -87,7 +88,7 @@ def test_a_run_that_was_begun_on_all_images_goes_on_with_them(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "nothing to do" in train_here(*RUN, "--output_dir", tmp_path, check=0).stdout
     error = train_here(*RUN, "--max_val_images", 8, "--output_dir", tmp_path, check=2).stderr
-    assert "holds a run with no --max_val_images, this one has --max_val_images 8" in error
+    assert "holds a run with --max_val_images all, this one has --max_val_images 8" in error
 
 
 @pytest.mark.parametrize("driver", [[KIT / "run_comparison.sh"], [sys.executable, KIT / "maekit/drivers/windows.py"]])
@@ -102,3 +103,46 @@ def test_several_numbers_of_training_images_are_validated_alike(driver, typed):
         assert flags.max_val_images == (50 if typed else None if of_all else "all"), words
     one = run(*driver, "--demo", "--methods", "ln", "--max_images", "32", "--dry_run", check=0).stdout
     assert "--max_val_images" not in one
+
+
+def test_a_run_that_was_begun_on_all_is_validated_on_all_when_it_goes_on(tmp_path):
+    long = (*RUN[:-4], "--epochs", 2, "--probes", "none")
+    train_here(*long, "--max_val_images", "all", "--output_dir", tmp_path, check=0)
+    log = (tmp_path / "log.csv").read_text()
+    state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    (tmp_path / "summary.json").unlink()
+    for kept in (config := json.loads((tmp_path / "config.json").read_text()))["identity"], state["args"]:
+        del kept["max_val_images"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(
+        {**state, "epoch": 0, "history": {k: v[:1] for k, v in state["history"].items()}}, tmp_path / "checkpoint.pth"
+    )
+    out = train_here(*long, "--output_dir", tmp_path, check=0).stdout
+    assert "10 classes, 40 for validation;" in out
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["val_images"] == 40
+    assert (tmp_path / "log.csv").read_text().splitlines()[1] == log.splitlines()[1]
+
+
+def test_it_is_no_other_run_where_there_are_no_more_images(tmp_path):
+    train_here(*RUN, "--max_val_images", 400, "--output_dir", tmp_path, check=0)
+    for flags in (("--max_val_images", "all"), ("--max_val_images", 40)):
+        assert "nothing to do" in train_here(*RUN, *flags, "--output_dir", tmp_path, check=0).stdout
+    error = train_here(*RUN, "--output_dir", tmp_path, check=2).stderr
+    assert "--max_val_images all, this one has --max_val_images 16. To go on with it, add --max_val_images all" in error
+
+
+def test_flags_of_an_evaluation_say_how_it_is_validated():
+    for driver in ([KIT / "run_comparison.sh"], [sys.executable, KIT / "maekit/drivers/windows.py"]):
+        words = ("--demo", "--methods", "ln", "--max_images", "32 all", "--eval", "knn", "--dry_run")
+        lines = run(*driver, *words, "--knn_flags", "--max_val_images 8", check=0).stdout.splitlines()
+        flags = [build_parser("", "").parse_args(line.split()[line.split().index("--norm") :]) for line in lines]
+        assert [f.max_val_images for f in flags if f.task == "knn"] == [8] * 4
+
+
+def test_no_labels_left_for_validation_is_said(tmp_path):
+    labels = tmp_path / "labels.txt"
+    names = sources.open_source(resolved("--demo").data, 0).classes
+    labels.write_text(f"class,label\n{names[0]},x\n")
+    flags = ("--alpha", 0.5, "--label_map", labels, "--max_val_images", 1, "--output_dir", tmp_path / "out")
+    error = train_here(*RUN[:-2], *flags, check=2).stderr
+    assert "no validation image has a label by it. Add --max_val_images all." in error

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from maekit.export import card, trained
+from maekit.export import trained
 from tests.support import KIT, analyse_here, export_here, train_here
 
 MODEL = ("--model", "enc32d1h2p8", "--decoder_type", "dec16d1h2", "--input_size", 32)
@@ -109,10 +109,30 @@ def test_what_is_in_the_folder_stays_unless_it_is_an_export_to_be_overwritten(ru
     assert {file.name for file in out.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     (out / "notes.txt").write_text("mine")
     assert "holds notes.txt" in complaint(run, out, "--to", "timm", "--overwrite")
-    assert "holds checkpoint.previous.pth" in complaint(run, _run_beside(run), "--to", "timm", "--overwrite")
+    assert "holds checkpoint.previous.pth, which" in complaint(run, _run_beside(run), "--to", "timm", "--overwrite")
     assert "is a file" in complaint(run, out / "notes.txt", "--to", "timm")
     assert (out / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_only_has_the_names_of_an_export_is_not_deleted(run, tmp_path):
+    kept = tmp_path / "kept"
+    train_here(*RUN, "--output_dir", tmp_path / "other", "--checkpoint_dir", kept, check=0)
+    assert [file.name for file in kept.iterdir()] == ["checkpoint.pth"]
+    assert "holds checkpoint.pth, which is of no export" in complaint(run, kept, "--to", "timm", "--overwrite")
+
+
+def test_a_folder_can_be_a_link_or_the_current_one_and_a_wrong_one_is_a_line(run, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    export_here(run, tmp_path / "link", "--to", "timm", check=0)
+    assert (tmp_path / "real/README.md").is_file() and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_here(run, ".", "--to", "timm", check=0)
+    assert (tmp_path / "here/README.md").is_file()
+    (tmp_path / "file").touch()
+    assert "cannot be written (Not a directory)" in complaint(run, tmp_path / "file/x", "--to", "timm")
 
 
 def _run_beside(run):
@@ -148,13 +168,6 @@ def test_the_card_has_the_data_the_recipe_and_the_numbers_of_all_seeds(root, tmp
         assert said in text, said
 
 
-def test_a_share_has_wilsons_bounds():
-    assert (
-        card._with_bounds("knn_accuracy", 59.5, 200) == "59.5 (52.6 to 66.1)"
-    )  # by R's prop.test(119, 200, correct = FALSE)
-    assert card._with_bounds("val_mse", 0.12345, 200) == "0.1235"
-
-
 def test_weights_that_began_from_others_say_so(run, tmp_path):
     train_here(*RUN, "--init", run, "--output_dir", tmp_path / "more", check=0)
     export_here(tmp_path / "more", tmp_path / "out", "--to", "timm", check=0)
@@ -186,6 +199,8 @@ def test_an_upload_is_asked_for_once_all_is_written(run, tmp_path, monkeypatch):
     assert 'snapshot_download("me/mae")' in (out / "README.md").read_text()
     assert json.loads((run / "exports.json").read_text())[0]["pushed"] == "me/mae"
 
+    assert [e["pushed"] for e in json.loads((run / "exports.json").read_text())] == ["me/mae"]
+
     def fail(self, **_):
         raise ConnectionError("no route to host")
 
@@ -193,6 +208,7 @@ def test_an_upload_is_asked_for_once_all_is_written(run, tmp_path, monkeypatch):
     line = complaint(run, tmp_path / "again", "--to", "timm", "--push", "me/mae")
     assert "not uploaded (ConnectionError: no route to host)" in line and "is whole" in line
     assert (tmp_path / "again/model.safetensors").is_file()
+    assert [e["pushed"] for e in json.loads((run / "exports.json").read_text())] == ["me/mae", None]
 
 
 def test_a_run_knows_its_exports_and_a_new_one_forgets_them(run, tmp_path):
@@ -217,6 +233,16 @@ def test_the_report_says_how_to_use_the_weights(root, tmp_path):
     analyse_here("comparison", "--output_dir", runs, check=0)
     page = (runs / "report.html").read_text()
     assert "LayerNorm/seed2" in page and "../mine" in page and "exported for upstream" in page
+    export_here(runs / "DynamicTanh/seed0", tmp_path / "mine", "--to", "upstream", "--overwrite", check=0)
+    analyse_here("comparison", "--output_dir", runs, check=0)
+    page = (runs / "report.html").read_text()
+    assert page.count("exported for upstream") == 1, "what is there now is another run's"
+    (runs / "LayerNorm/seed0/exports.json").write_text('{"a": 1}')
+    (runs / "LayerNorm/seed1/exports.json").write_text("{")
+    shutil.rmtree(tmp_path / "mine")
+    analyse_here("comparison", "--output_dir", runs, check=0)
+    assert "exported for" not in (runs / "report.html").read_text()
+    export_here(runs / "LayerNorm/seed1", tmp_path / "again", "--to", "timm", check=0)
 
 
 def test_all_of_a_classifier_is_read(root, tmp_path):
