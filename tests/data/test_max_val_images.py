@@ -141,8 +141,9 @@ def test_flags_of_an_evaluation_say_how_it_is_validated():
 
 def test_no_labels_left_for_validation_is_said(tmp_path):
     labels = tmp_path / "labels.txt"
-    names = sources.open_source(resolved("--demo").data, 0).classes
-    labels.write_text(f"class,label\n{names[0]},x\n")
+    source = sources.open_source(resolved("--demo", "--max_val_images", 1).data, 0)
+    names = [name for i, name in enumerate(source.classes) if i != source.val.labels[0]]
+    labels.write_text(f"class,label\n{names[0]},x\n{names[1]},y\n")
     flags = ("--alpha", 0.5, "--label_map", labels, "--max_val_images", 1, "--output_dir", tmp_path / "out")
     error = train_here(*RUN[:-2], *flags, check=2).stderr
     assert "no validation image has a label by it. Add --max_val_images all." in error
