@@ -199,6 +199,7 @@ class _Maker:
     def _size_in_header(self, index):
         try:
             with self.images.open(index) as image:
+                decoding.check_size(image)
                 return image.height, image.width
         except decoding.UNREADABLE:
             return 0, 0
