@@ -7,10 +7,9 @@ import argparse
 import copy
 import os
 import pathlib
-import pickle
 import re
+import warnings
 import zipfile
-import zlib
 
 import torch
 
@@ -21,9 +20,7 @@ from ..model import others
 from ..model.formats import encoder_weights
 from ..model.patches import interpolate_positions
 from ..settings import identities, methods
-
-# What torch.load raises for bytes that are no checkpoint, or none any more.
-UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
+from . import optimizer_state
 
 
 def state_of(*, model, optimizer, scaler, epoch, args, **extra):
@@ -75,6 +72,14 @@ def read(path):
     state = _loaded(path)
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise InputError(f"{path}: no checkpoint; expected a dict with the weights under 'model'.")
+    for part in ("model", "ema"):
+        weights = state.get(part, {})
+        for name, value in weights.items() if isinstance(weights, dict) else [(part, weights)]:
+            if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
+                raise InputError(f"{path}: no checkpoint; {name!r:.60} in its {part} is no tensor.")
+    for name, value in _tensors(state):
+        if not others.is_plain(value):
+            raise InputError(f"{path}: no checkpoint; {name} is quantized, sparse or without values.")
     return state
 
 
@@ -112,11 +117,12 @@ def _loaded(path):
     """What torch.save wrote. Nothing in the file is executed: besides tensors and plain values, only upstream's
     argparse.Namespace is let in."""
     try:
-        with torch.serialization.safe_globals(_UPSTREAMS):
+        with torch.serialization.safe_globals(_UPSTREAMS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is odd in a damaged file
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Give the path of a checkpoint.") from error
-    except UNREADABLE as error:
+    except Exception as error:  # bytes that are no checkpoint, or none any more, may raise anything
         wanted = _python_object(error)
         if wanted:
             raise InputError(
@@ -128,6 +134,30 @@ def _loaded(path):
             f"{path}: truncated, damaged or no checkpoint; torch.load(weights_only=True) cannot read it "
             f"({type(error).__name__})."
         ) from error
+
+
+def read_named(path):
+    """What `read` returns, of a file that was named for --resume: whole, as far as its checksums tell, and finite."""
+    state = verified(path) if zipfile.is_zipfile(path) else read(path)
+    for part in ("model", "ema", "optimizer"):
+        for name, value in _tensors(state.get(part)):
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(
+                    f"{path}: {part} {name} is not finite (NaN or infinite). Name a checkpoint from before that."
+                )
+    epoch = state.get("epoch", 0)
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < -1:
+        raise InputError(f"{path}: its epoch is {epoch!r:.40}, no whole number. Start from its weights: --init {path}.")
+    return state
+
+
+def _tensors(state, name=""):
+    """(name, tensor) of all tensors in dicts and lists in each other."""
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    parts = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    for key, part in parts:
+        yield from _tensors(part, f"{name}.{key}" if name else str(key))
 
 
 def read_newest(folder, identity, overwrite=False):
@@ -185,8 +215,8 @@ def verified(path):
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, ValueError) as error:
-        if isinstance(error, OSError) and not path.exists():
+    except Exception as error:  # a damaged directory of the archive may have anything raised
+        if isinstance(error, OSError) and not os.path.exists(path):
             raise
         raise InputError(f"{path}: truncated, damaged or no checkpoint ({error}).") from error
     if broken is not None:
@@ -327,10 +357,11 @@ def _named(norm):
 def load_probes(path, state, probes, seed):
     """Load the states of those {name: Probe} that both the checkpoint and the run of this seed have."""
     for name, probe in probes.items():
-        if stored := state.get("probes", {}).get(name):
+        known = state.get("probes")
+        if stored := known.get(name) if isinstance(known, dict) else None:
             try:
                 probe.load_state_dict(stored, same_seed=_seed(state) == seed)
-            except (KeyError, RuntimeError, ValueError) as error:
+            except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
                 raise InputError(f"{path}: its {name} probe is of another encoder or other classes.") from error
 
 
@@ -352,12 +383,12 @@ def load_training(path, state, optimizer, scaler):
     if "optimizer" not in state or "epoch" not in state:
         return 0
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer_state.load(optimizer, state["optimizer"])
         if state.get("scaler") and scaler.is_enabled():
             scaler.load_state_dict(state["scaler"])
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: its optimizer has other parameters ({error}). Was it trained with another --alpha, where the "
+            f"{path}: its optimizer has other parameters ({' '.join(str(error).split())}). Was it trained with another --alpha, where the "
             "classifier is one more? A file with nothing but its 'model' starts a run from these weights."
         ) from error
     return state["epoch"] + 1
