@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .. import files
 from ..errors import InputError
-from ..runs import measures
+from ..runs import contents, measures
 from ..runs.folder import RunFolder
 from ..runs.reading import evaluation_column, evaluation_result, is_evaluation, load_runs
 from ..runs.record import summarize_log
@@ -232,7 +232,8 @@ def tabulate_layers(evaluations):
         column = evaluation_column(run)
         known = {"method": run["method"], "seed": _seed(run), "untrained": column.startswith("untrained_")}
         known["evaluation"] = column.removeprefix("untrained_").removesuffix("_accuracy")
-        rows += [{**known, **row} for row in files.read_csv(RunFolder(run["path"]).by_layer)]
+        found = contents.usable(contents.read_by_layer, RunFolder(run["path"]).by_layer)
+        rows += [{**known, **row} for row in found or ()]
     return pd.DataFrame(rows)
 
 
@@ -245,8 +246,9 @@ def load_pictures(found):
         method, file = run["method"], RunFolder(run["path"]).reconstructions
         if method in pictures or not file.exists():
             continue
-        with np.load(file) as arrays:
-            arrays = dict(arrays)
+        arrays = contents.usable(contents.read_pictures, file)
+        if arrays is None:
+            continue
         first = next(iter(pictures.values()), arrays)
         if all(np.array_equal(first[name], arrays[name]) for name in ("image", "mask")):
             pictures[method] = arrays

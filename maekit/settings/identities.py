@@ -8,6 +8,7 @@ from .methods import OPTIONS, default_of
 from .probes import CLS
 from .tasks import PRETRAIN
 
+MOST = 2**53  # no setting is larger
 # what settings were before there was a flag for them
 SINCE = {"crop": "resized", "pos_embed": "sincos"}  # of those that an evaluation takes over from the run it evaluates
 EARLIER_ALL = ("joint frozen knn",)  # what --probes all was
@@ -60,6 +61,17 @@ def check(stored, identity, where):
             f"{where} a run with {spell(name, theirs)}, this one has {spell(name, value)}. {way} another --output_dir "
             "(or --checkpoint_dir), or --overwrite to delete that run."
         )
+
+
+def wrong(name, value):
+    """What is wrong with the value of a setting that a run has stored, None if nothing is: its type, not what it says."""
+    kind = (
+        int if name == "processes" else OPTIONS[name].kind if name in OPTIONS else getattr(FLAGS.get(name), "kind", str)
+    )
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
+    fits = {int: number and isinstance(value, int), float: number, bool: isinstance(value, bool)}
+    fitting = fits.get(kind, number or isinstance(value, str)) or (value is None and name not in ("norm", "seed"))
+    return None if fitting else f"holds {value!r:.40} for {name}"
 
 
 def unsettled(stored, found):
