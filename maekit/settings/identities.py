@@ -9,6 +9,7 @@ from .probes import CLS
 from .tasks import PRETRAIN
 
 MOST = 2**53  # no setting is larger
+ALWAYS = ("task", "norm", "model", "input_size", "seed")  # what every run has a value of
 # what settings were before there was a flag for them
 SINCE = {"crop": "resized", "pos_embed": "sincos"}  # of those that an evaluation takes over from the run it evaluates
 EARLIER_ALL = ("joint frozen knn",)  # what --probes all was
@@ -66,11 +67,16 @@ def check(stored, identity, where):
 def wrong(name, value):
     """What is wrong with the value of a setting that a run has stored, None if nothing is: its type, not what it says."""
     kind = (
-        int if name == "processes" else OPTIONS[name].kind if name in OPTIONS else getattr(FLAGS.get(name), "kind", str)
+        int
+        if name == "processes"
+        else OPTIONS[name].kind
+        if name in OPTIONS
+        else getattr(FLAGS.get(name), "kind", None)
     )
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
-    fits = {int: number and isinstance(value, int), float: number, bool: isinstance(value, bool)}
-    fitting = fits.get(kind, number or isinstance(value, str)) or (value is None and name not in ("norm", "seed"))
+    text, flag = isinstance(value, str), isinstance(value, bool)
+    fits = {int: number and isinstance(value, int), float: number, bool: flag, str: text}
+    fitting = fits.get(kind, number or text or flag) or (value is None and name not in ALWAYS)
     return None if fitting else f"holds {value!r:.40} for {name}"
 
 
