@@ -63,13 +63,13 @@ class Damaged(InputError):
     """A file of a run holds what no run wrote."""
 
 
-def damaged(path, what):
-    """The Damaged of a file of which `what` is wrong, a phrase."""
-    return Damaged(f"{path}: is damaged ({what}). Delete the run's folder, or --overwrite it.")
+def damaged(path, what, way="Delete the run's folder, or --overwrite it."):
+    """The Damaged of a file of which `what` is wrong, a phrase; way: what to do about it."""
+    return Damaged(f"{path}: is damaged ({what}). {way}")
 
 
-def read_json(path):
-    """Parsed JSON, which is what write_json writes. Raises Damaged naming the file."""
+def read_json(path, **way):
+    """Parsed JSON, which is what write_json writes. Raises Damaged naming the file, with what to do; way: as `damaged` has it."""
     try:
         return json.loads(
             Path(path).read_text(encoding="utf-8"),
@@ -78,11 +78,11 @@ def read_json(path):
             object_pairs_hook=once,
         )
     except OSError as error:
-        raise damaged(path, f"cannot be read: {error.strerror}") from error
+        raise damaged(path, f"cannot be read: {error.strerror}", **way) from error
     except RecursionError as error:
-        raise damaged(path, "brackets in brackets without an end") from error
+        raise damaged(path, "brackets in brackets without an end", **way) from error
     except ValueError as error:
-        raise damaged(path, error) from error
+        raise damaged(path, error, **way) from error
 
 
 def _no_number(text):

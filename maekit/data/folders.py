@@ -199,7 +199,7 @@ def _lookup(stems, wnids, index, where):
         wnid = wnids.get(stem)
         if wnid not in index:
             what = f"has class {wnid}, which is no training folder ({some(list(index))})" if wnid else "has no class"
-            raise InputError(f"{where}: {stem} {what}.")
+            raise InputError(f"{where}: {stem} {what}. Restore what is wrong there.")
         labels.append(index[wnid])
     return np.array(labels)
 

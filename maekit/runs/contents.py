@@ -15,7 +15,7 @@ MOST_WHOLE = 2**53
 
 # columns of log.csv and norm_alpha.csv without which nothing can be said of a run
 _LOG = ("epoch", "train_loss", "epoch_time_s", "images_per_s", "peak_memory_mb")
-_LAYERS = ("epoch", "layer", "alpha")
+_LAYERS = ("epoch", "layer", "alpha", "saturated")
 _BY_CLASS, _BY_LAYER = ("class", "label", "images"), ("layer", "accuracy")
 _COUNTS = ("train_images", "val_images", "classes")
 

@@ -50,7 +50,7 @@ def weights_in(folder, typed):
     a network that this kit has not.
     """
     found, config = [folder / name for name in WEIGHTS if (folder / name).is_file()], folder / "config.json"
-    told = files.read_json(config) if config.is_file() else {}
+    told = files.read_json(config, way="Get it again, or name a file of weights.") if config.is_file() else {}
     if not isinstance(told, dict):
         raise InputError(f"{config}: is no description of a network or a run. Name a file of weights.")
     if not found:

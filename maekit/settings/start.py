@@ -99,12 +99,13 @@ def resumed(typed):
 
 def _config(run):
     """What config.json of a run's folder has. Raises InputError if it is none of a run."""
-    config = files.read_json(run / "config.json")
+    way = "Name another run's folder, or a checkpoint."
+    config = files.read_json(run / "config.json", way=way)
     if not isinstance(config, dict) or not isinstance(config.get("identity"), dict):
-        raise InputError(f"{run / 'config.json'}: is not of a run. Name a run's folder, or a checkpoint.")
+        raise InputError(f"{run / 'config.json'}: is not of a run. {way}")
     for name, value in config["identity"].items():
         if wrong := identities.wrong(name, value):
-            raise files.damaged(run / "config.json", wrong)
+            raise files.damaged(run / "config.json", wrong, way)
     return config
 
 

@@ -41,7 +41,10 @@ def _check_labels(run, source):
         if source.train.labels is not None and not any(
             known[label] >= 0 for label in set(source.train.labels.tolist())
         ):
-            raise InputError(f"--label_map {run.probes.label_map.typed}: no training image has a label by it.")
+            raise InputError(
+                f"--label_map {run.probes.label_map.typed}: no training image has a label by it. "
+                "Give labels to classes that have images."
+            )
     wanted = _needs_labels(run)
     if wanted is None:
         return

@@ -145,7 +145,9 @@ class Task:
         self.load_more(path, state)
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.epochs:
-            raise InputError(f"--resume {path}: has {first_epoch} epochs already; {self.run.optim.length} adds none.")
+            raise InputError(
+                f"--resume {path}: has {first_epoch} epochs already; {self.run.optim.length} adds none. Raise it."
+            )
         position = state.get("position")
         if position is not None and not (own or self._has_place(position, state.get("args"), identity)):
             distributed.say(
