@@ -94,6 +94,11 @@ def _finite_float(text):
     return value if value - value == 0 else _no_number(text)
 
 
+def is_text(value):
+    """Whether a value is text that can be written: JSON can spell half of a character, which is none."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def once(pairs):
     """A JSON object. Raises ValueError for one that has a key twice, of which nobody knows what is meant."""
     made = dict(pairs)

@@ -72,7 +72,7 @@ def read_summary(file, identity=None):
     for name, value in summary.items():
         if name in MEASURES and name != "alpha":
             measured(file, name, value)
-        elif isinstance(value, (dict, list)):
+        elif isinstance(value, (dict, list)) or (isinstance(value, str) and not files.is_text(value)):
             raise damaged(file, f"holds {value!r:.40} for {name}")
     return summary
 

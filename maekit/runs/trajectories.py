@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..files import once
+from ..files import is_text, once
 from . import contents
 from .measures import POINT_COLUMNS, WATCHED
 from .status import FINISHED
@@ -101,7 +101,9 @@ def _check(values, kinds, *, required, where=""):
         if value is None:
             continue
         wrong = isinstance(value, bool) or not isinstance(value, kind)
-        if kind is _WHOLE:
+        if kind is _TEXT:
+            wrong = wrong or not is_text(value)
+        elif kind is _WHOLE:
             wrong = wrong or not 0 <= value < contents.MOST_WHOLE
         elif kind is _NUMBER:
             wrong = wrong or contents.wrong(POINT_COLUMNS.get(name, name), value)

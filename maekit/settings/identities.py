@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..errors import InputError
+from ..files import is_text
 from .flags import DEFAULTS, FLAGS
 from .methods import OPTIONS, default_of
 from .probes import CLS
@@ -74,7 +75,7 @@ def wrong(name, value):
         else getattr(FLAGS.get(name), "kind", None)
     )
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
-    text, flag = isinstance(value, str), isinstance(value, bool)
+    text, flag = is_text(value) if name in ALWAYS else isinstance(value, str), isinstance(value, bool)
     fits = {int: number and isinstance(value, int), float: number, bool: flag, str: text}
     fitting = fits.get(kind, number or text or flag) or (value is None and name not in ALWAYS)
     return None if fitting else f"holds {value!r:.40} for {name}"

@@ -17,7 +17,7 @@ from tests.support import train
 from tests.support.batches import MODEL, collect, open_folder, training, write_folders
 from tests.support.damage import damaged_bytes, how_many
 
-MOST_SECONDS = 20  # for one file, beside other work: 179 million pixels are decoded, and refused, in a few
+MOST_SECONDS = 60  # for 500 files, beside other work: some announce up to 179 million pixels, which take seconds
 
 
 def of_formats():
@@ -93,7 +93,7 @@ def test_no_damaged_image_ends_more_than_its_own_use(sound, tmp_path, capfd):
         source = open_folder(root)
         began = time.monotonic()
         stored = cache.cached(source, str(root / "cache"), MODEL.input_size, lambda line: None)
-        longest = max(longest, time.monotonic() - began - 2)
+        longest = max(longest, time.monotonic() - began)
         for images in (source.train, stored.train):
             train_images = TrainImages(images, MODEL.input_size, MODEL.patches, 0)
             val_images = ValImages(images, MODEL.input_size, MODEL.patches)
