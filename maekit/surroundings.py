@@ -17,6 +17,13 @@ def draw_as_the_kit_does():
     os.environ["MPLBACKEND"] = "agg"
 
 
+def let_tables_hold_any_name():
+    """Have pandas keep texts as Python does: a file's name may be bytes that are no text, which pyarrow refuses."""
+    import pandas as pd
+
+    pd.set_option("mode.string_storage", "python")
+
+
 def have_a_place_for_caches():
     """Where no home folder can be written, as for a number without a name in a container, let the packages' caches and the
     kit's be in the temporary folder, and say so on stderr, once."""

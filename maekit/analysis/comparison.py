@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from .. import files
+from .. import files, surroundings
 from ..errors import InputError
 from ..runs import contents, measures
 from ..runs.folder import RunFolder
@@ -47,6 +47,7 @@ def write(root, reference=findings.REFERENCE, select_seeds=""):
     found, evaluations = grid.main, grid.evaluations(evaluations)
     from . import comparison_report, figures, report
 
+    surroundings.let_tables_hold_any_name()
     table = tabulate(found, evaluations)
     with_seeds = add_means(table)
     with files.atomic_write(root / "comparison_table.csv") as f:

@@ -20,9 +20,9 @@ def tabulate_points(trajectories):
     import pandas as pd
 
     rows = [{**point, **_head(run)} for run in trajectories for point in run["trajectory"]]
-    return pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *WATCHED]).astype(
-        dict.fromkeys(("alpha", "lr", "mse", *WATCHED), float)
-    )
+    with pd.option_context("mode.string_storage", "python"):  # names of folders may be bytes that are no text
+        table = pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *WATCHED])
+    return table.astype(dict.fromkeys(("alpha", "lr", "mse", *WATCHED), float))
 
 
 def read_trajectories(folder):

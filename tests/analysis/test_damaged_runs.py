@@ -1,6 +1,7 @@
 """Files of runs damaged at random: analysis.py leaves such a run out by name, uses the others, or ends with one line."""
 
 import json
+import os
 import re
 import shutil
 
@@ -11,7 +12,7 @@ from maekit.files import Damaged, read_csv, read_json
 from maekit.runs import contents
 from maekit.runs.folder import RunFolder
 from maekit.runs.reading import load_runs
-from maekit.runs.trajectories import read_trajectories
+from maekit.runs.trajectories import load_trajectories, read_trajectories
 from tests.support import KIT, analyse_here, run, train_here
 from tests.support.damage import damaged_bytes, damaged_json, damaged_table, how_many
 
@@ -205,6 +206,20 @@ def test_a_folder_in_the_place_of_a_file_is_damage(name, sound, tmp_path):
     (folder / name).unlink()
     (folder / name).mkdir()
     assert f"{folder / name}: is damaged (cannot be read: Is a directory)" in load_runs(tmp_path)[1][0]
+
+
+def test_a_folder_whose_name_is_no_text_is_analysed_as_any_other(sound, tmp_path):
+    root = tmp_path / os.fsdecode(b"runs-\xff")
+    try:
+        root.mkdir()
+    except OSError:
+        pytest.skip("this system has no such names")
+    for seed in range(3):
+        of_seed(sound, root, seed)
+    analyse_here("comparison", "--output_dir", root, check=0)
+    analyse_here("gap", "--log_dir", root, "--output_dir", root / "gap", check=0)
+    assert len(load_trajectories(root)["run"].unique()) == 3
+    assert (root / "report.html").exists() and (root / "gap" / "report.html").exists()
 
 
 def test_what_the_kit_writes_it_reads(sound):
