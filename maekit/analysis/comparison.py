@@ -127,8 +127,14 @@ def load(root):
     """(runs, problems) of reading.load_runs; runs have their "method" and are in order of methods and seeds."""
     everything, problems = load_runs(root)
     methods.name_runs(everything)
-    for run in everything:
+    for run in list(everything):
         place_in_grid(run, root)
+        try:
+            if run["size"] is not None:
+                contents.check_sizes(RunFolder(run["path"]).config, run["config"])
+        except files.Damaged as error:
+            problems.append(f"{error} Left out.")
+            everything.remove(run)
     order = methods.in_order({run["method"] for run in everything})
     place = lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"])
     return sorted(everything, key=place), problems

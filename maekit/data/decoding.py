@@ -3,6 +3,7 @@
 import math
 import os
 import struct
+import sys
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -103,11 +104,10 @@ def check_size(image):
 @contextmanager
 def _silent():
     """What libjpeg and libtiff print of a damaged file goes nowhere: they write to the process's stderr, each time."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # the process has none
+    if sys.__stderr__ is None:  # the process was started without, and 2 may be any file
         yield
         return
+    stderr = os.dup(2)
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)

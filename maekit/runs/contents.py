@@ -27,12 +27,17 @@ def read_config(file):
         return None
     identity = config["identity"]
     _dict(file, "identity", identity)
-    for name in ("norm", "seed"):
-        _there(file, identity, name, " in its identity")
     check_identity(file, identity)
+    evaluates = identity.get("task", PRETRAIN) != PRETRAIN or bool(identity.get("freeze"))
+    for name in ("norm", "seed", *(("init",) if evaluates else ()), *(("lr",) if identity.get("freeze") else ())):
+        _there(file, identity, name, " in its identity")
+    if evaluates:
+        _there(file, config, "data")
     for name in ("data", "settings", "versions", "architecture"):
         if config.get(name) is not None:
             _dict(file, name, config[name])
+    if evaluates:
+        _there(file, config["data"] or {}, "classes", " in its data")
     for of, name in [("data", name) for name in _COUNTS] + [(None, "effective_batch"), (None, "runs_at_a_time")]:
         values = config if of is None else config.get(of) or {}
         if name in values:
@@ -43,6 +48,13 @@ def read_config(file):
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         raise damaged(file, f"holds {command!r:.40} for command")
     return config
+
+
+def check_sizes(file, config):
+    """Raise files.Damaged unless a config has what tells how long a run on some of the images was."""
+    _there(file, config["identity"], "epochs", " in its identity")
+    _there(file, config, "effective_batch")
+    _there(file, config.get("data") or {}, "train_images", " in its data")
 
 
 def check_identity(file, identity):

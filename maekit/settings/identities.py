@@ -5,9 +5,9 @@ from dataclasses import replace
 from ..errors import InputError
 from ..files import is_text
 from .flags import DEFAULTS, FLAGS
-from .methods import OPTIONS, default_of
+from .methods import NONE, OPTIONS, default_of
 from .probes import CLS
-from .tasks import PRETRAIN
+from .tasks import PRETRAIN, TASKS
 
 MOST = 2**53  # no setting is larger
 ALWAYS = ("task", "norm", "model", "input_size", "seed")  # what every run has a value of
@@ -77,7 +77,11 @@ def wrong(name, value):
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
     text, flag = is_text(value) if name in ALWAYS else isinstance(value, str), isinstance(value, bool)
     fits = {int: number and isinstance(value, int), float: number, bool: flag, str: text}
-    fitting = fits.get(kind, number or text or flag) or (value is None and name not in ALWAYS)
+    fitting = fits.get(kind, number or text or flag) or (value is None and name not in (*ALWAYS, *OPTIONS))
+    if name in OPTIONS and not number:
+        fitting = value == NONE and OPTIONS[name].optional
+    if name == "task":
+        fitting = value in TASKS
     return None if fitting else f"holds {value!r:.40} for {name}"
 
 

@@ -40,7 +40,7 @@ def _alike(name, ours, theirs):
         return ours == theirs
     if isinstance(ours, (tuple, list)):
         return isinstance(theirs, (tuple, list)) and len(ours) == len(theirs) and all(map(_is_number, theirs))
-    return not _is_number(ours) or _is_number(theirs)
+    return _is_number(theirs) if _is_number(ours) else theirs is None or isinstance(theirs, bool)
 
 
 def _is_number(value):

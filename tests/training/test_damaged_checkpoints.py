@@ -183,6 +183,7 @@ def test_other_values_in_a_checkpoint_are_refused_in_one_line_or_harmless(sound,
             "betas is (0.9, None), here (0.9, 0.999)",
         ),
         (lambda state: state["optimizer"]["param_groups"][0].update(capturable=True), "capturable is True, here False"),
+        (lambda state: state["optimizer"]["param_groups"][0].update(foreach=torch.zeros(0)), "foreach is tensor([])"),
         (lambda state: state.update(ema=3), "'ema' in its ema is no tensor"),
         (lambda state: state["model"].update(cls_token=None), "'cls_token' in its model is no tensor"),
         (
