@@ -29,7 +29,8 @@ def load(optimizer, state):
         if isinstance(optimizer, torch.optim.AdamW) and kept and kept.keys() != _OF_ADAMW:
             raise ValueError(f"has {', '.join(map(str, kept)):.60} of a parameter, here {', '.join(sorted(_OF_ADAMW))}")
         for name, value in kept.items():
-            if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, torch.Size()):
+            fits = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if not fits and not (name == "step" and isinstance(value, torch.Tensor) and value.numel() == 1):
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else f"{value!r:.40}"
                 raise ValueError(f"{name} is {shape} of a parameter that is {tuple(parameter.shape)}")
 
