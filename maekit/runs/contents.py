@@ -107,8 +107,8 @@ def read_layers(file):
     rows = _table(file, _LAYERS)
     for row in rows:
         _whole(file, "epoch", row["epoch"])
-        if row["layer"] is None:
-            raise damaged(file, "has a row without layer")
+        if not isinstance(row["layer"], str):
+            raise damaged(file, f"holds {row['layer']!r:.40} for layer")
         if row.get("saturated") not in (None, True, False):
             raise damaged(file, f"holds {row['saturated']!r:.40} for saturated")
         for name in ("alpha", "flat"):

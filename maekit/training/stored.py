@@ -37,7 +37,7 @@ def read(path):
         raise Unreadable(path, "no checkpoint; expected a dict with the weights under 'model'")
     for part in ("model", "ema"):
         weights = state.get(part, {})
-        for name, value in weights.items() if isinstance(weights, dict) else [(part, weights)]:
+        for name, value in weights.items() if isinstance(weights, dict) else [(part, None)]:
             if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
                 raise Unreadable(path, f"no checkpoint; {name!r:.60} in its {part} is no tensor")
     for name, value in tensors(state):

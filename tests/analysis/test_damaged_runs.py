@@ -183,7 +183,7 @@ def test_every_reader_of_a_damaged_file_raises_its_own_error_or_nothing(name, so
         ("log.csv", lambda text: re.sub(r"\n1,[\d.]+", "\n1,nan", text), "holds nan for train_loss"),
         ("log.csv", lambda text: text.replace("train_loss,", "epoch,", 1), "has the columns epoch,epoch"),
         ("norm_alpha.csv", lambda text: text.replace(",False", ",maybe", 1), "holds 'maybe' for saturated"),
-        ("norm_alpha.csv", lambda text: re.sub(r"\n0,[\w.]+", "\n0,", text, count=1), "has a row without layer"),
+        ("norm_alpha.csv", lambda text: re.sub(r"\n0,[\w.]+", "\n0,", text, count=1), "holds None for layer"),
         (
             "trajectory.json",
             lambda text: re.sub(r'"accuracy": [\d.]+', '"accuracy": 1e30', text, count=1),

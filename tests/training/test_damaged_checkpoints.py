@@ -185,6 +185,8 @@ def test_other_values_in_a_checkpoint_are_refused_in_one_line_or_harmless(sound,
         (lambda state: state["optimizer"]["param_groups"][0].update(capturable=True), "capturable is True, here False"),
         (lambda state: state["optimizer"]["param_groups"][0].update(foreach=torch.zeros(0)), "foreach is tensor([])"),
         (lambda state: state.update(ema=3), "'ema' in its ema is no tensor"),
+        (lambda state: state.update(ema=torch.zeros(())), "'ema' in its ema is no tensor"),
+        (lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(())), "exp_avg is () of a parameter"),
         (lambda state: state["model"].update(cls_token=None), "'cls_token' in its model is no tensor"),
         (
             lambda state: state["model"].update(cls_token=torch.zeros(1, 1, 16, device="meta")),
