@@ -11,7 +11,6 @@ from .measures import LOSS, MEASURES
 from .status import DIVERGED, FINISHED
 
 MOST = 1e39  # no number is larger that was a float32 once
-MOST_WHOLE = 2**53
 
 # columns of log.csv and norm_alpha.csv without which nothing can be said of a run
 _LOG = ("epoch", "train_loss", "epoch_time_s", "images_per_s", "peak_memory_mb")
@@ -221,7 +220,7 @@ def _dict(file, name, value):
 
 
 def _whole(file, name, value, least=0):
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < MOST_WHOLE:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < identities.MOST_WHOLE:
         raise damaged(file, f"holds {value!r:.40} for {name}")
 
 

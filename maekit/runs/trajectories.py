@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ..files import is_text, once
+from ..settings.identities import MOST_WHOLE
 from . import contents
 from .measures import POINT_COLUMNS, WATCHED
 from .status import FINISHED
@@ -104,7 +105,7 @@ def _check(values, kinds, *, required, where=""):
         if kind is _TEXT:
             wrong = wrong or not is_text(value)
         elif kind is _WHOLE:
-            wrong = wrong or not 0 <= value < contents.MOST_WHOLE
+            wrong = wrong or not 0 <= value < MOST_WHOLE
         elif kind is _NUMBER:
             wrong = wrong or contents.wrong(POINT_COLUMNS.get(name, name), value)
         if wrong:

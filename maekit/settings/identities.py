@@ -9,7 +9,7 @@ from .methods import NONE, OPTIONS, default_of
 from .probes import CLS
 from .tasks import PRETRAIN, TASKS
 
-MOST = 2**53  # no setting is larger
+MOST, MOST_WHOLE = 1e300, 2**63  # no setting is larger
 ALWAYS = ("task", "norm", "model", "input_size", "seed")  # what every run has a value of
 # what settings were before there was a flag for them
 SINCE = {"crop": "resized", "pos_embed": "sincos"}  # of those that an evaluation takes over from the run it evaluates
@@ -75,8 +75,9 @@ def wrong(name, value):
         else getattr(FLAGS.get(name), "kind", None)
     )
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
+    whole = number and isinstance(value, int) and abs(value) < MOST_WHOLE
     text, flag = is_text(value) if name in ALWAYS else isinstance(value, str), isinstance(value, bool)
-    fits = {int: number and isinstance(value, int), float: number, bool: flag, str: text}
+    fits = {int: whole, float: number, bool: flag, str: text}
     fitting = fits.get(kind, number or text or flag) or (value is None and name not in (*ALWAYS, *OPTIONS))
     if name in OPTIONS and not number:
         fitting = value == NONE and OPTIONS[name].optional

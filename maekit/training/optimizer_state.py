@@ -30,8 +30,10 @@ def load(optimizer, state):
             raise ValueError(f"has {', '.join(map(str, kept)):.60} of a parameter, here {', '.join(sorted(_OF_ADAMW))}")
         for name, value in kept.items():
             fits = isinstance(value, torch.Tensor) and value.shape == parameter.shape
-            if not fits and not (name == "step" and isinstance(value, torch.Tensor) and value.numel() == 1):
-                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else f"{value!r:.40}"
+            if name == "step":
+                fits = isinstance(value, torch.Tensor) and value.numel() == 1 and value.item() >= 0
+            if not fits:
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) and value.dim() else f"{value!r:.40}"
                 raise ValueError(f"{name} is {shape} of a parameter that is {tuple(parameter.shape)}")
 
 
@@ -40,9 +42,13 @@ def _alike(name, ours, theirs):
     if name in _SWITCHES:
         return ours == theirs
     if isinstance(ours, (tuple, list)):
-        return isinstance(theirs, (tuple, list)) and len(ours) == len(theirs) and all(map(_is_number, theirs))
+        return (
+            isinstance(theirs, (tuple, list))
+            and len(ours) == len(theirs)
+            and all(_is_number(value) and value < 1 for value in theirs)
+        )
     return _is_number(theirs) if _is_number(ours) else theirs is None or isinstance(theirs, bool)
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf

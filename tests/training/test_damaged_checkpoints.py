@@ -186,7 +186,11 @@ def test_other_values_in_a_checkpoint_are_refused_in_one_line_or_harmless(sound,
         (lambda state: state["optimizer"]["param_groups"][0].update(foreach=torch.zeros(0)), "foreach is tensor([])"),
         (lambda state: state.update(ema=3), "'ema' in its ema is no tensor"),
         (lambda state: state.update(ema=torch.zeros(())), "'ema' in its ema is no tensor"),
-        (lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(())), "exp_avg is () of a parameter"),
+        (
+            lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(())),
+            "exp_avg is tensor(0.) of a parameter",
+        ),
+        (lambda state: state["optimizer"]["state"][0]["step"].fill_(-1), "step is tensor(-1.) of a parameter"),
         (lambda state: state["model"].update(cls_token=None), "'cls_token' in its model is no tensor"),
         (
             lambda state: state["model"].update(cls_token=torch.zeros(1, 1, 16, device="meta")),
