@@ -93,7 +93,7 @@ goto have_python
 call :try_without_packages
 if defined light goto have_python
 "%PYTHON%" "%KIT%maekit\drivers\check_environment.py"
-if errorlevel 1 set "problem=PYTHON=%PYTHON% cannot run the kit (see above). Install requirements.txt there." & goto fail
+if errorlevel 1 set "problem=PYTHON=%PYTHON% cannot run the kit (see above). Install requirements.txt there, or unset PYTHON." & goto fail
 
 :have_python
 "%PYTHON%" "%KIT%maekit\drivers\windows.py" %args%

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import time
 
@@ -76,6 +77,7 @@ def each_for_itself(so=True):
 
 def _complain(text):
     """One line, in the first of several processes; what only another one met it says as well, by its number."""
+    text = re.sub(r"\s*\n\s*", " ", text.strip())  # what libraries say, and names of files, may have several
     rank = os.environ.get("RANK", "0")
     together = os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and together.isdecimal() and int(together) > 1 and "MASTER_ADDR" in os.environ):

@@ -59,19 +59,53 @@ def write_json(path, value):
         f.write((json.dumps(_finite(value), indent=1, allow_nan=False) + "\n").encode())
 
 
-KIT = Path(__file__).resolve().parent.parent  # the folder with train.py
-
-
 class Damaged(InputError):
     """A file of a run holds what no run wrote."""
 
 
-def read_json(path):
-    """Parsed JSON. Raises Damaged naming the file."""
+def damaged(path, what, way="Delete the run's folder, or --overwrite it."):
+    """The Damaged of a file of which `what` is wrong, a phrase; way: what to do about it."""
+    return Damaged(f"{path}: is damaged ({what}). {way}")
+
+
+def read_json(path, **way):
+    """Parsed JSON, which is what write_json writes. Raises Damaged naming the file, with what to do; way: as `damaged` has it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(
+            Path(path).read_text(encoding="utf-8"),
+            parse_constant=_no_number,
+            parse_float=_finite_float,
+            object_pairs_hook=once,
+        )
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}", **way) from error
+    except RecursionError as error:
+        raise damaged(path, "brackets in brackets without an end", **way) from error
     except ValueError as error:
-        raise Damaged(f"{path}: is damaged ({error}). Delete the run's folder, or --overwrite it.") from error
+        raise damaged(path, error, **way) from error
+
+
+def _no_number(text):
+    raise ValueError(f"holds {text:.40}")
+
+
+def _finite_float(text):
+    value = float(text)
+    return value if value - value == 0 else _no_number(text)
+
+
+def is_text(value):
+    """Whether a value is text that can be written: JSON can spell half of a character, which is none."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def once(pairs):
+    """A JSON object. Raises ValueError for one that has a key twice, of which nobody knows what is meant."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"holds {next(name for name in names if names.count(name) > 1):.40} twice")
+    return made
 
 
 def write_csv(path, columns, rows):
@@ -92,12 +126,38 @@ def write_arrays(path, arrays):
         np.savez_compressed(f, **arrays)
 
 
+def read_arrays(path, needed=()):
+    """{name: array} of an .npz, with those of the names `needed` in it. Raises Damaged naming the file."""
+    import numpy as np
+
+    try:
+        with np.load(path) as arrays:
+            found = dict(arrays)
+    except Exception as error:  # damaged, an archive may raise anything
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    for name in needed:
+        if name not in found:
+            raise damaged(path, f"has no {name}")
+    return found
+
+
 def read_csv(path):
-    """Rows of a file of write_csv with numbers as numbers; an empty list if there is no file."""
+    """Rows of a file of write_csv with numbers as numbers; an empty list if there is no file. Raises Damaged naming it."""
     if not Path(path).exists():
         return []
-    with open(path, newline="", encoding="utf-8") as f:
-        return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(f)]
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            head, *rows = list(csv.reader(f, strict=True)) or [[]]
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}") from error
+    except (csv.Error, ValueError) as error:
+        raise damaged(path, error) from error
+    if len(set(head)) < len(head) or not all(head):
+        raise damaged(path, f"has the columns {','.join(head):.60}")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(head):
+            raise damaged(path, f"line {number} has {len(row)} cells, the first {len(head)}")
+    return [{name: _number(cell) for name, cell in zip(head, row)} for row in rows]
 
 
 def _number(cell):

@@ -22,6 +22,13 @@ def in_notebook():
     return "JPY_PARENT_PID" in os.environ or os.environ.get("MPLBACKEND", "").endswith("backend_inline")
 
 
+def let_tables_hold_any_name():
+    """Have pandas keep texts as Python does: a file's name may be bytes that are no text, which pyarrow refuses."""
+    import pandas as pd
+
+    pd.set_option("mode.string_storage", "python")
+
+
 def have_a_place_for_caches():
     """Where no home folder can be written, as for a number without a name in a container, let the packages' caches and the
     kit's be in the temporary folder, and say so on stderr, once."""

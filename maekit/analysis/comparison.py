@@ -3,9 +3,9 @@
 from functools import partial
 from pathlib import Path
 
-from .. import files
+from .. import files, surroundings
 from ..errors import InputError
-from ..runs import measures
+from ..runs import contents, measures
 from ..runs.folder import RunFolder
 from ..runs.reading import evaluation_column, evaluation_result, is_evaluation, load_runs
 from ..runs.record import summarize_log
@@ -47,6 +47,7 @@ def write(root, reference=findings.REFERENCE, select_seeds=""):
     found, evaluations = grid.main, grid.evaluations(evaluations)
     from . import comparison_report, figures, report
 
+    surroundings.let_tables_hold_any_name()
     table = tabulate(found, evaluations)
     with_seeds = add_means(table)
     with files.atomic_write(root / "comparison_table.csv") as f:
@@ -126,8 +127,14 @@ def load(root):
     """(runs, problems) of reading.load_runs; runs have their "method" and are in order of methods and seeds."""
     everything, problems = load_runs(root)
     methods.name_runs(everything)
-    for run in everything:
+    for run in list(everything):
         place_in_grid(run, root)
+        try:
+            if run["size"] is not None:
+                contents.check_sizes(RunFolder(run["path"]).config, run["config"])
+        except files.Damaged as error:
+            problems.append(f"{error} Left out.")
+            everything.remove(run)
     order = methods.in_order({run["method"] for run in everything})
     place = lambda run: (order.index(run["method"]), run["config"]["identity"]["seed"])
     return sorted(everything, key=place), problems
@@ -232,7 +239,8 @@ def tabulate_layers(evaluations):
         column = evaluation_column(run)
         known = {"method": run["method"], "seed": _seed(run), "untrained": column.startswith("untrained_")}
         known["evaluation"] = column.removeprefix("untrained_").removesuffix("_accuracy")
-        rows += [{**known, **row} for row in files.read_csv(RunFolder(run["path"]).by_layer)]
+        found = contents.usable(contents.read_by_layer, RunFolder(run["path"]).by_layer)
+        rows += [{**known, **row} for row in found or ()]
     return pd.DataFrame(rows)
 
 
@@ -245,8 +253,9 @@ def load_pictures(found):
         method, file = run["method"], RunFolder(run["path"]).reconstructions
         if method in pictures or not file.exists():
             continue
-        with np.load(file) as arrays:
-            arrays = dict(arrays)
+        arrays = contents.usable(contents.read_pictures, file)
+        if arrays is None:
+            continue
         first = next(iter(pictures.values()), arrays)
         if all(np.array_equal(first[name], arrays[name]) for name in ("image", "mask")):
             pictures[method] = arrays

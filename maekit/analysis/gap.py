@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .. import files, stats
+from .. import files, stats, surroundings
 from ..errors import InputError
 from ..runs import measures
 from ..runs.reading import load_runs
@@ -32,6 +32,7 @@ def write(log_dir, output_dir, *, n_bins, binning, accuracy):
 
     from . import figures, gap_drawings, gap_figures, gap_report, report
 
+    surroundings.let_tables_hold_any_name()
     points = evaluations.join(tabulate_points(found), runs)
     chosen = _chosen(points, accuracy, log_dir)
     _make(output_dir)

@@ -4,7 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from ..runs import measures
+from ..runs import contents, measures
 from ..runs.folder import RunFolder
 from ..runs.reading import is_evaluation
 from ..runs.status import FINISHED
@@ -245,8 +245,9 @@ def load_pictures(found):
     pictures = {}
     for alpha in sorted(chosen)[:PICTURES]:
         run = by_alpha[alpha]
-        with np.load(RunFolder(run["run"]).reconstructions) as arrays:
-            arrays = dict(arrays)
+        arrays = contents.usable(contents.read_pictures, RunFolder(run["run"]).reconstructions)
+        if arrays is None:
+            continue
         first = next(iter(pictures.values()), arrays)
         if all(np.array_equal(first[name], arrays[name]) for name in ("image", "mask")):
             pictures[f"α {spell(alpha)}, {run['norm']}"] = arrays

@@ -1,6 +1,7 @@
 """What alpha does to the classes whose labels training had, and to those whose labels it never saw: --label_map."""
 
-from .. import files, stats
+from .. import stats
+from ..runs import contents
 from ..runs.folder import RunFolder
 from ..runs.measures import UNTRAINED
 from ..runs.status import FINISHED
@@ -31,7 +32,7 @@ def _read(runs, column):
     """{(alpha, seed): {kind: (accuracy, untrained accuracy or None)}} and {kind: classes}; of runs that differ in nothing else."""
     found, first, classes = {}, None, None
     for run in runs:
-        rows = [row for row in files.read_csv(RunFolder(run["run"]).by_class) if row["images"]]
+        rows = [row for row in by_class(run) if row["images"]]
         kinds = {"labelled": [], "others": []}
         for row in rows:
             kinds["others" if row["label"] is None else "labelled"].append(row)
@@ -44,6 +45,13 @@ def _read(runs, column):
         columns = (column, UNTRAINED.get(column))
         found[run["alpha"], run["seed"]] = {kind: [_mean(of, name) for name in columns] for kind, of in kinds.items()}
     return found, classes
+
+
+def by_class(run):
+    """Rows of a run's accuracy_by_class.csv, read once, [] of a damaged one, which is said."""
+    if "by_class" not in run:
+        run["by_class"] = contents.usable(contents.read_by_class, RunFolder(run["run"]).by_class) or []
+    return run["by_class"]
 
 
 def _mean(rows, column):

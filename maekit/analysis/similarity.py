@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from .. import stats
+from ..runs import contents
 from ..runs.folder import RunFolder
 from ..runs.status import FINISHED
 from ..settings import methods
@@ -37,8 +38,9 @@ def _read(runs):
         file = RunFolder(run["run"]).features
         if not file.exists():
             continue
-        with np.load(file) as arrays:
-            kept = dict(arrays)
+        kept = contents.usable(contents.read_features, file)
+        if kept is None:
+            continue
         first = first or (run, kept["labels"])
         alike = all(run[name] == first[0][name] for name in ("lr", "model", "decoder"))
         if not alike or not np.array_equal(kept["labels"], first[1]):

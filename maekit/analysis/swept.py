@@ -23,7 +23,7 @@ class Swept:
             raise InputError(f"--select_seeds {min(unknown)}: no run is of this seed. Start it, or name another.")
         if select and not choice:
             raise InputError(
-                f"--select_seeds {select_seeds}: there are no runs at several rates, of --lrs, to choose among."
+                f"--select_seeds {select_seeds}: there are no runs at several rates, of --lrs, to choose among. Leave it out."
             )
         at_best = choice.at_best(found) if choice else found
         if not at_best:

@@ -161,7 +161,10 @@ def _cifar(folder):
         missing = [name for name in files if name not in there]
         if missing:
             raise InputError(f"--imagenet_dir {folder}: has no {missing[0]}. Unpack the whole archive.")
-        classes = [name.decode() for name in _value(folder / meta, names)]
+        classes = _value(folder / meta, names)
+        if not (isinstance(classes, list) and all(isinstance(name, bytes) for name in classes)):
+            raise InputError(f"{folder / meta}: has no names of classes. Download it again.")
+        classes = [name.decode(errors="replace") for name in classes]
         batches = [_batch(folder / name, labels) for name in training]
         together = tuple(np.concatenate(arrays) for arrays in zip(*batches))
         return together, _batch(folder / test, labels), classes
@@ -173,6 +176,8 @@ def _batch(file, labels):
     rows, known = _value(file, b"data"), _value(file, labels)
     if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.ndim == 2 and rows.shape[1] == 3072):
         raise InputError(f"{file}: has no rows of 3,072 bytes. Download it again.")
+    if not (isinstance(known, list) and all(isinstance(label, int) and 0 <= label < 100 for label in known)):
+        raise InputError(f"{file}: has labels that are no whole numbers from 0 to 99. Download it again.")
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), np.array(known, np.int64)
 
 

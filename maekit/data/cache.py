@@ -199,6 +199,7 @@ class _Maker:
     def _size_in_header(self, index):
         try:
             with self.images.open(index) as image:
+                decoding.check_size(image)
                 return image.height, image.width
         except decoding.UNREADABLE:
             return 0, 0
@@ -303,12 +304,14 @@ class _Maker:
         if not (self.draft.exists() and self.parts.exists()):
             self.parts.unlink(missing_ok=True)
             return {}
-        parts = {}
-        for line in self.parts.read_text(encoding="utf-8").splitlines():
+        parts, n_images = {}, len(offsets) - 1
+        for line in self.parts.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 part, crc, broken = json.loads(line)
-            except ValueError:
-                continue  # the last one, cut off
+                if not 0 <= part < -(-n_images // _PART) or not set(broken) <= set(_images_of(part, n_images)):
+                    continue
+            except (ValueError, TypeError, RecursionError):
+                continue  # the last one, cut off, or one that is damaged
             parts[part] = crc, broken
         good = _whole_parts(self.draft, offsets, {part: crc for part, (crc, _) in parts.items()})
         parts = {part: parts[part] for part in good}

@@ -103,7 +103,9 @@ def _read(images, index, others, **how):
         except StopIteration:
             break
     check_root(images)
-    raise InputError(f"{images.file(index)}: cannot be read, nor can the others tried in its place.")
+    raise InputError(
+        f"{images.file(index)}: cannot be read, nor can the others tried in its place. Restore these files."
+    )
 
 
 def check_root(images):

@@ -1,6 +1,12 @@
 """Pixels of an image file, and crops of them: uint8 from the file to the batch."""
 
 import math
+import os
+import struct
+import sys
+import warnings
+import zlib
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,9 +19,14 @@ try:
 except ImportError:  # deprecated in 0.29: without it PIL decodes, to the same pixels
     decode_jpeg = None
 
-# what a file that is no image, or not whole, makes PIL raise
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# what a file that is no image, or not whole, makes PIL raise: of damaged headers whatever its readers stumble over
+UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(AssertionError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+warnings.filterwarnings("ignore", module="PIL")  # a line for each damaged file; those that cannot be read are named
 
+MOST_ELONGATED = 100  # times its shorter side that an image's longer one may be; it is resized by the shorter one
 _PIL_SIDE = 128
 _SHIFTS = 8  # how many output pixels before a box the resampling may begin, see _grid
 
@@ -78,6 +89,36 @@ def decode(image):
     are scaled from 0 to 65535, floats from 0 to 1; ValueError for others, which PIL would make all white or black. A tag that
     says how the camera was held (EXIF) turns no image, as in upstream.
     """
+    check_size(image)
+    with _silent():
+        return _decoded(image)
+
+
+def check_size(image):
+    """Raise ValueError for a PIL image so elongated, as its header has it, that its middle would take gigabytes to cut."""
+    shorter, longer = sorted(image.size)
+    if not 0 < longer <= MOST_ELONGATED * shorter:
+        raise ValueError(f"{image.width} x {image.height} pixels, where up to 1 : {MOST_ELONGATED} are read")
+
+
+@contextmanager
+def _silent():
+    """What libjpeg and libtiff print of a damaged file goes nowhere: they write to the process's stderr, each time."""
+    if sys.__stderr__ is None:  # the process was started without, and 2 may be any file
+        yield
+        return
+    stderr = os.dup(2)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _decoded(image):
     if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
         start = image.fp.tell()
         image.fp.seek(0)
@@ -92,13 +133,13 @@ def decode(image):
 
 def _eight_bits(image):
     """A grey PIL image with 8 bits a pixel of one with more."""
+    if not (image.mode == "F" or image.mode.startswith("I;16") or image.format in ("PNG", "PPM")):
+        raise ValueError("whole numbers of 32 bits, where 8 and 16 are read")
     values = np.asarray(image)
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(f"floats from {values.min():g} to {values.max():g}, where 0 to 1 are read")
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if not (image.mode.startswith("I;16") or image.format in ("PNG", "PPM")):
-        raise ValueError("whole numbers of 32 bits, where 8 and 16 are read")
     return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 

@@ -166,11 +166,21 @@ def _listed_labels(table, paths, index):
 
 def _solution(table):
     """{image: wnid} of a LOC_val_solution.csv: lines of ImageId,PredictionString, where the first word is the wnid."""
-    with open(table, newline="", encoding="utf-8") as f:
-        rows = csv.DictReader(f)
-        if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
-            raise InputError(f"{table}: has no columns ImageId and PredictionString. Take Kaggle's file, or remove it.")
-        return {row["ImageId"]: (row["PredictionString"] or "").partition(" ")[0] or None for row in rows}
+    try:
+        with open(table, newline="", encoding="utf-8") as f:
+            rows = csv.DictReader(f)
+            if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
+                raise InputError(
+                    f"{table}: has no columns ImageId and PredictionString. Take Kaggle's file, or remove it."
+                )
+            return {row["ImageId"]: _first_word(row["PredictionString"]) for row in rows}
+    except (csv.Error, ValueError, OSError) as error:
+        raise InputError(f"{table}: is damaged ({error}). Take Kaggle's file, or remove it.") from error
+
+
+def _first_word(text):
+    words = (text or "").split(maxsplit=1)
+    return words[0] if words else None
 
 
 def _annotated_class(file):
@@ -179,7 +189,7 @@ def _annotated_class(file):
         return None
     try:
         return ElementTree.parse(file).findtext("object/name")
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
         raise InputError(f"{file}: is damaged ({error}). Restore it, or remove Annotations to go without.") from error
 
 
@@ -189,7 +199,7 @@ def _lookup(stems, wnids, index, where):
         wnid = wnids.get(stem)
         if wnid not in index:
             what = f"has class {wnid}, which is no training folder ({some(list(index))})" if wnid else "has no class"
-            raise InputError(f"{where}: {stem} {what}.")
+            raise InputError(f"{where}: {stem} {what}. Restore what is wrong there.")
         labels.append(index[wnid])
     return np.array(labels)
 

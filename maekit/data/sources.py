@@ -90,7 +90,10 @@ def _see_to_validation(source, share):
         )
     held = share_of_every_class(source.train.labels, len(source.classes), share)
     if not len(held):
-        raise InputError(f"--val_share {share:g}: of {len(source.train)} training images none are left for validation.")
+        raise InputError(
+            f"--val_share {share:g}: of {len(source.train)} training images none are left for validation: "
+            "every class needs 2 or more."
+        )
     source.val = source.train.subset(held)
     source.train = source.train.subset(np.setdiff1d(np.arange(len(source.train)), held))
 

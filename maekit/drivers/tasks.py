@@ -9,6 +9,7 @@ from pathlib import Path
 
 from maekit import errors, files, locks
 from maekit.drivers.processes import Child
+from maekit.runs import contents
 from maekit.runs.folder import RunFolder
 from maekit.runs.grid import for_shell, output_dir, read_grid
 from maekit.runs.status import FAILED, FINISHED, PREEMPTED, RUNNING, read_status
@@ -68,10 +69,11 @@ class Task:
     def state(self):
         """One of done, diverged, running, preempted, failed, left."""
         try:
-            status = files.read_json(self.folder.summary).get("status", FINISHED)
-            return DONE if status == FINISHED else status
-        except (OSError, errors.InputError):
-            pass
+            summary = contents.read_summary(self.folder.summary)
+        except errors.InputError:
+            summary = None  # of which the run itself complains
+        if summary is not None:
+            return DONE if summary["status"] == FINISHED else summary["status"]
         held, known = locks.is_held(self.folder.lock), self.progress()
         status = known.get("status")
         fresh = status == RUNNING and time.time() - known.get("time", 0) < 600

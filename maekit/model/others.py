@@ -44,6 +44,8 @@ def named_as_here(state):
         weights = _of_hugging_face(weights)
         told.append(f"as Hugging Face's {'ViTMAE' if has_decoder(weights) else 'ViT'} names them")
     for name, value in weights.items():
+        if not is_plain(value):
+            raise ValueError(f"{name} is quantized, sparse or without values, where plain tensors are read")
         if value.is_floating_point() and not value.isfinite().all():
             bad = int((~value.isfinite()).sum())
             raise ValueError(f"{bad} of the {value.numel()} values of {name} are not finite (NaN or infinite)")
@@ -51,6 +53,12 @@ def named_as_here(state):
         if name in weights:
             _check_square(name, weights[name])
     return weights, ", ".join(told) or None
+
+
+def is_plain(tensor):
+    """Whether a tensor has its values in memory, one for each place: neither quantized nor sparse nor nested nor empty of them."""
+    odd = tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided
+    return not odd and tensor.device.type == "cpu"
 
 
 def has_decoder(weights):

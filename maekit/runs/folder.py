@@ -26,6 +26,7 @@ from ..errors import Busy, InputError
 from ..files import Damaged, draft_of, read_csv, read_json, remove_drafts
 from ..locks import Lock
 from ..settings import identities, start
+from . import contents
 
 
 class RunFolder:
@@ -131,14 +132,14 @@ class RunFolder:
         stored = config.get("identity") if isinstance(config, dict) else None
         if not isinstance(stored, dict):
             raise InputError(f"{self.config}: is not of a run. Move it away, or choose another --output_dir.")
+        contents.check_identity(self.config, stored)
         return stored if any(f.exists() for f in (self.checkpoint, self.previous_checkpoint, self.summary)) else None
 
     def _is_other(self, identity):
         """Whether what is here is damaged, or of another run than this one; of a checkpoint alone see read_newest."""
         try:
             stored = self.identity()
-            if self.summary.exists():
-                read_json(self.summary)
+            contents.read_summary(self.summary)
         except Damaged:
             return True
         return stored is not None and identities.difference(stored, identity) is not None
@@ -148,7 +149,7 @@ class RunFolder:
         if stored is None:
             return None
         identities.check(stored, identity, f"--output_dir {self.path}: holds")
-        return read_json(self.summary) if self.summary.exists() else None
+        return contents.read_summary(self.summary)
 
     def history(self, first_epoch):
         """Rows of log.csv and norm_alpha.csv of the epochs before one, as Record takes them."""

@@ -17,7 +17,9 @@ def read_grid(path):
             try:
                 output_dir(shlex.split(line))
             except ValueError:
-                raise InputError(f"{path}: line {number} is no command with an --output_dir: {line}") from None
+                raise InputError(
+                    f"{path}: line {number} is no command with an --output_dir: {line}. Mend it, or take it out."
+                ) from None
             lines.append(line)
     return lines
 

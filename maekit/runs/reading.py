@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from ..files import Damaged, read_csv, read_json
+from ..files import Damaged
 from ..settings.identities import before
 from ..settings.probes import evaluation_name
 from ..settings.tasks import PRETRAIN
+from . import contents
 from .folder import RunFolder
 from .status import FINISHED
 
@@ -20,9 +21,8 @@ def load_runs(root):
     for config in sorted(Path(root).rglob("config.json")):
         try:
             run = _read_run(RunFolder(config.parent))
-        except (Damaged, UnicodeDecodeError) as error:
-            text = str(error) if isinstance(error, Damaged) else f"{config.parent}: is damaged ({error})."
-            problems.append(f"{text} Left out.")
+        except Damaged as error:
+            problems.append(f"{error} Left out.")
             continue
         if run is not None:
             runs.append(run)
@@ -31,19 +31,16 @@ def load_runs(root):
 
 def _read_run(folder):
     """The run in a folder, None if its config.json is another program's. Raises Damaged."""
-    config = read_json(folder.config)
-    if not isinstance(config, dict) or "identity" not in config:
+    config = contents.read_config(folder.config)
+    if config is None:
         return None
-    summary = read_json(folder.summary) if folder.summary.exists() else None
-    for file, part in ((folder.config, config["identity"]), (folder.summary, {} if summary is None else summary)):
-        if not isinstance(part, dict):
-            raise Damaged(f"{file}: is damaged (holds {part!r:.40}). Delete the run's folder, or --overwrite it.")
+    identity = config["identity"]
     return {
         "path": folder.path,
         "config": config,
-        "summary": summary,
-        "log": read_csv(folder.log),
-        "norm_layers": (layers := read_csv(folder.norm_alpha)),
+        "summary": contents.read_summary(folder.summary, identity),
+        "log": contents.read_log(folder.log, identity.get("task", PRETRAIN)),
+        "norm_layers": (layers := contents.read_layers(folder.norm_alpha)),
         "norm_alpha": [row for row in layers if row["alpha"] is not None],
     }
 

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
-from .measures import WATCHED
+from ..files import is_text, once
+from ..settings.identities import MOST_WHOLE
+from . import contents
+from .measures import POINT_COLUMNS, WATCHED
 from .status import FINISHED
 
 
@@ -18,9 +21,9 @@ def tabulate_points(trajectories):
     import pandas as pd
 
     rows = [{**point, **_head(run)} for run in trajectories for point in run["trajectory"]]
-    return pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *WATCHED]).astype(
-        dict.fromkeys(("alpha", "lr", "mse", *WATCHED), float)
-    )
+    with pd.option_context("mode.string_storage", "python"):  # names of folders may be bytes that are no text
+        table = pd.DataFrame(rows, columns=["run", *_HEAD, "status", "epoch", "mse", *WATCHED])
+    return table.astype(dict.fromkeys(("alpha", "lr", "mse", *WATCHED), float))
 
 
 def read_trajectories(folder):
@@ -33,7 +36,7 @@ def read_trajectories(folder):
     for path in sorted(Path(folder).rglob("trajectory.json")):
         try:
             trajectories.append({**_ORIGINAL, **_read_trajectory(path), "run": str(path.parent)})
-        except (_Unusable, OSError, UnicodeDecodeError) as error:
+        except _Unusable as error:
             problems.append(f"{path}: {error}; left out.")
     return trajectories, problems
 
@@ -57,8 +60,11 @@ def _read_trajectory(path):
         raise _Unusable(f"holds {name}")
 
     try:
-        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=not_finite)
-    except json.JSONDecodeError as error:
+        text = path.read_text(encoding="utf-8")
+        run = json.loads(text, parse_constant=not_finite, object_pairs_hook=once)
+    except OSError as error:
+        raise _Unusable(f"cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise _Unusable(f"is no JSON, or cut off ({error})") from None
     if not isinstance(run, dict):
         raise _Unusable("is no trajectory")
@@ -68,6 +74,7 @@ def _read_trajectory(path):
     _check(run, dict.fromkeys(("norm", "model", "decoder", "status"), _TEXT), required=False)
     if not isinstance(run.get("trajectory"), list):
         raise _Unusable("lacks the key trajectory")
+    before = -1
     for i, point in enumerate(run["trajectory"]):
         if not isinstance(point, dict):
             raise _Unusable(f"point {i} is no point")
@@ -75,6 +82,9 @@ def _read_trajectory(path):
         _check(point, dict.fromkeys(WATCHED, _NUMBER), required=False, where=f" in point {i}")
         if "accuracy" not in point:
             raise _Unusable(f"lacks the key accuracy in point {i}")
+        if point["epoch"] <= before:
+            raise _Unusable(f"has epoch {point['epoch']} after epoch {before} in point {i}")
+        before = point["epoch"]
     if not run["trajectory"] and run.get("status", FINISHED) == FINISHED:
         raise _Unusable("has no points")
     return run
@@ -89,6 +99,14 @@ def _check(values, kinds, *, required, where=""):
         value = values.get(name)
         if value is None and required:
             raise _Unusable(f"lacks the key {name}{where}")
-        wrong = isinstance(value, bool) or not isinstance(value, kind) or (kind is not _TEXT and value - value)
-        if value is not None and wrong:
-            raise _Unusable(f"holds {value!r} for {name}{where}")
+        if value is None:
+            continue
+        wrong = isinstance(value, bool) or not isinstance(value, kind)
+        if kind is _TEXT:
+            wrong = wrong or not is_text(value)
+        elif kind is _WHOLE:
+            wrong = wrong or not 0 <= value < MOST_WHOLE
+        elif kind is _NUMBER:
+            wrong = wrong or contents.wrong(POINT_COLUMNS.get(name, name), value)
+        if wrong:
+            raise _Unusable(f"holds {value!r:.40} for {name}{where}")

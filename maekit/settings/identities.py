@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 from ..errors import InputError
+from ..files import is_text
 from .flags import DEFAULTS, FLAGS
-from .methods import OPTIONS, default_of
+from .methods import NONE, OPTIONS, default_of
 from .probes import CLS
-from .tasks import PRETRAIN
+from .tasks import PRETRAIN, TASKS
 
+MOST, MOST_WHOLE = 1e300, 2**63  # no setting is larger
+ALWAYS = ("task", "norm", "model", "input_size", "seed")  # what every run has a value of
 # what settings were before there was a flag for them
 SINCE = {"crop": "resized", "pos_embed": "sincos"}  # of those that an evaluation takes over from the run it evaluates
 EARLIER_ALL = ("joint frozen knn",)  # what --probes all was
@@ -64,6 +67,27 @@ def check(stored, identity, where):
             f"{where} a run with {spell(name, theirs)}, this one has {spell(name, value)}. {way} another --output_dir "
             "(or --checkpoint_dir), or --overwrite to delete that run."
         )
+
+
+def wrong(name, value):
+    """What is wrong with the value of a setting that a run has stored, None if nothing is: its type, not what it says."""
+    kind = (
+        int
+        if name == "processes"
+        else OPTIONS[name].kind
+        if name in OPTIONS
+        else getattr(FLAGS.get(name), "kind", None)
+    )
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
+    whole = number and isinstance(value, int) and abs(value) < MOST_WHOLE
+    text, flag = is_text(value) if name in ALWAYS else isinstance(value, str), isinstance(value, bool)
+    fits = {int: whole, float: number, bool: flag, str: text}
+    fitting = fits.get(kind, number or text or flag) or (value is None and name not in (*ALWAYS, *OPTIONS))
+    if name in OPTIONS and not number:
+        fitting = value == NONE and OPTIONS[name].optional
+    if name == "task":
+        fitting = value in TASKS
+    return None if fitting else f"holds {value!r:.40} for {name}"
 
 
 def unsettled(stored, found):

@@ -51,7 +51,7 @@ def weights_in(folder, typed):
     a network that this kit has not.
     """
     found, config = [folder / name for name in WEIGHTS if (folder / name).is_file()], folder / "config.json"
-    told = files.read_json(config) if config.is_file() else {}
+    told = files.read_json(config, way="Get it again, or name a file of weights.") if config.is_file() else {}
     if not isinstance(told, dict):
         raise InputError(f"{config}: is no description of a network or a run. Name a file of weights.")
     if not found:
@@ -71,8 +71,8 @@ def weights_in(folder, typed):
 def _of_transformers(told):
     """The network of a config.json of ViT or ViTMAE. Raises ValueError for another one."""
     if told["model_type"] not in ("vit", "vit_mae"):
-        raise ValueError(f"is of model_type {told['model_type']}, where vit and vit_mae are read")
-    width = told.get("hidden_size", 768)
+        raise ValueError(f"is of model_type {told['model_type']!s:.60}, where vit and vit_mae are read")
+    width = _size(told, "hidden_size", 768)
     side, patch = (_side(told, *what) for what in (("image_size", 224), ("patch_size", 16)))
     for key, wanted in {
         "hidden_act": "gelu",
@@ -81,14 +81,14 @@ def _of_transformers(told):
         "qkv_bias": True,
     }.items():
         if told.get(key, wanted) != wanted:
-            raise ValueError(f"its {key} is {told[key]}, here it is {wanted}")
-    encoder = Transformer(width, told.get("num_hidden_layers", 12), told.get("num_attention_heads", 12))
+            raise ValueError(f"its {key} is {told[key]!s:.60}, here it is {wanted}")
+    encoder = Transformer(width, _size(told, "num_hidden_layers", 12), _size(told, "num_attention_heads", 12))
     decoder = UPSTREAM_DECODER
     if told["model_type"] == "vit_mae":
         decoder = Transformer(
-            told.get("decoder_hidden_size", 512),
-            told.get("decoder_num_hidden_layers", 8),
-            told.get("decoder_num_attention_heads", 16),
+            _size(told, "decoder_hidden_size", 512),
+            _size(told, "decoder_num_hidden_layers", 8),
+            _size(told, "decoder_num_attention_heads", 16),
         )
     network = _named(Architecture(patch, encoder, decoder))
     if told["model_type"] == "vit_mae":
@@ -100,9 +100,21 @@ def _side(told, key, default):
     """A side in pixels, which may be told twice. Raises ValueError where these differ."""
     value = told.get(key, default)
     sides = value if isinstance(value, list) else [value]
-    if not all(isinstance(side, int) and side == sides[0] for side in sides):
-        raise ValueError(f"its {key} is {value}, here they are square")
+    if not sides or not all(_is_size(side) and side == sides[0] for side in sides):
+        raise ValueError(f"its {key} is {value!r:.60}, here they are square")
     return sides[0]
+
+
+def _is_size(value):
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**20
+
+
+def _size(told, key, default):
+    """A number of a config.json that says how large the network is. Raises ValueError for what cannot be one."""
+    value = told.get(key, default)
+    if not _is_size(value):
+        raise ValueError(f"its {key} is {value!r:.60}, no size of a network")
+    return value
 
 
 def _of_timm(told):

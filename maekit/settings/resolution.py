@@ -164,7 +164,7 @@ def _check_source(typed):
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)}: choose one of them.")
     if typed.hf_config and not typed.hf_dataset:
-        raise InputError(f"--hf_config {typed.hf_config}: is nothing without --hf_dataset.")
+        raise InputError(f"--hf_config {typed.hf_config}: is nothing without --hf_dataset. Add that, or leave it out.")
 
 
 def _check_legal(name, value):

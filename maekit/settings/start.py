@@ -10,6 +10,7 @@ from .flags import UNTRAINED
 from .tasks import PRETRAIN
 
 CHECKPOINT = "checkpoint.pth"
+_FOLDERS = ("checkpoint_dir", "output_dir")
 
 
 def opened(typed, task, names):
@@ -61,8 +62,9 @@ def checkpoints_of(run, config):
     config.json has both folders as they were typed, perhaps in another working directory or on another machine. Moved with
     the run, the checkpoint is where it was as seen from there.
     """
-    settings = config.get("settings") or {}
-    kept, folder = settings.get("checkpoint_dir"), settings.get("output_dir")
+    settings = config.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    kept, folder = (value if isinstance(value := settings.get(name), str) else None for name in _FOLDERS)
     places = [Path(run, CHECKPOINT)]
     if kept:
         places.append(Path(kept, CHECKPOINT))
@@ -97,16 +99,21 @@ def resumed(typed):
 
 def _config(run):
     """What config.json of a run's folder has. Raises InputError if it is none of a run."""
-    config = files.read_json(run / "config.json")
+    way = "Name another run's folder, or a checkpoint."
+    config = files.read_json(run / "config.json", way=way)
     if not isinstance(config, dict) or not isinstance(config.get("identity"), dict):
-        raise InputError(f"{run / 'config.json'}: is not of a run. Name a run's folder, or a checkpoint.")
+        raise InputError(f"{run / 'config.json'}: is not of a run. {way}")
+    for name, value in config["identity"].items():
+        if wrong := identities.wrong(name, value):
+            raise files.damaged(run / "config.json", wrong, way)
     return config
 
 
 def _missing(typed, run, places):
     """The error, or what there is to say, where a run's checkpoint is in none of the places."""
     summary = run / "summary.json"
-    status = files.read_json(summary).get("status") if summary.is_file() else None
+    told = files.read_json(summary) if summary.is_file() else {}
+    status = told.get("status") if isinstance(told, dict) else None
     if status == "diverged":
         return NothingToDo(f"{run}: has diverged in its first epoch, there is nothing to evaluate.")
     if status is None and len(places) == 1:

@@ -3,14 +3,9 @@
 Tensors and plain values only, so that torch.load(weights_only=True) reads them, upstream's scripts included.
 """
 
-import argparse
 import copy
 import os
-import pathlib
-import pickle
-import re
 import zipfile
-import zlib
 
 import torch
 
@@ -21,9 +16,8 @@ from ..model import others
 from ..model.formats import encoder_weights
 from ..model.patches import interpolate_positions
 from ..settings import identities, methods
-
-# What torch.load raises for bytes that are no checkpoint, or none any more.
-UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError)
+from . import optimizer_state, stored
+from .stored import Unreadable, read, verified
 
 
 def state_of(*, model, optimizer, scaler, epoch, args, **extra):
@@ -61,30 +55,13 @@ def write(folder, state):
             raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
-# What upstream's scripts put into a checkpoint beside tensors and plain values: their arguments, in which may be paths,
-# of any system and by the names that any Python has for them.
-_UPSTREAMS = [argparse.Namespace] + [
-    (pathlib.PurePath, f"{module}.{name}")
-    for module in ("pathlib", "pathlib._local")
-    for name in ("PosixPath", "WindowsPath")
-]
-
-
-def read(path):
-    """A checkpoint's dict, on the CPU; at least `model` is in it. Raises InputError if the file is none."""
-    state = _loaded(path)
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise InputError(f"{path}: no checkpoint; expected a dict with the weights under 'model'.")
-    return state
-
-
 def read_weights(path, say=distributed.say):
     """{"model": weights under this kit's names, "args": what the file says of its training, if it does} of any file of weights.
 
     What it is, if no checkpoint of this kit or of upstream, is said. Raises InputError if it holds no weights that can be used.
     """
     try:
-        state = _of_safetensors(path) if str(path).endswith(".safetensors") else _loaded(path)
+        state = stored.of_safetensors(path) if str(path).endswith(".safetensors") else stored.loaded(path)
         weights, how = others.named_as_here(state)
     except ValueError as error:
         raise InputError(f"{path}: {error}.") from error
@@ -94,40 +71,19 @@ def read_weights(path, say=distributed.say):
     return {"model": weights, **({"args": args} if isinstance(args, dict) else {})}
 
 
-def _of_safetensors(path):
-    """What a .safetensors file holds: its tensors, and as `args` what its metadata say."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            names = file.keys()  # of which it is no iterable
-            return {"model": {name: file.get_tensor(name) for name in names}, "args": file.metadata() or {}}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file. Give the path of a checkpoint.") from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated, damaged or no safetensors file ({error}).") from error
-
-
-def _loaded(path):
-    """What torch.save wrote. Nothing in the file is executed: besides tensors and plain values, only upstream's
-    argparse.Namespace is let in."""
-    try:
-        with torch.serialization.safe_globals(_UPSTREAMS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file. Give the path of a checkpoint.") from error
-    except UNREADABLE as error:
-        wanted = _python_object(error)
-        if wanted:
-            raise InputError(
-                f"{path}: needs the Python object {wanted}, and unpickling objects can run any code, so it is refused. If "
-                "you trust the file, keep its weights: python -c \"import torch; torch.save({'model': torch.load("
-                f"'{path}', weights_only=False)['model']}}, 'weights.pth')\"."
-            ) from error
-        raise InputError(
-            f"{path}: truncated, damaged or no checkpoint; torch.load(weights_only=True) cannot read it "
-            f"({type(error).__name__})."
-        ) from error
+def read_named(path):
+    """What `read` returns, of a file that was named for --resume: whole, as far as its checksums tell, and finite."""
+    state = verified(path) if zipfile.is_zipfile(path) else read(path)
+    for part in ("model", "ema", "optimizer"):
+        for name, value in stored.tensors(state.get(part)):
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(
+                    f"{path}: {part} {name} is not finite (NaN or infinite). Name a checkpoint from before that."
+                )
+    epoch = state.get("epoch", 0)
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < -1:
+        raise InputError(f"{path}: its epoch is {epoch!r:.40}, no whole number. Start from its weights: --init {path}.")
+    return state
 
 
 def read_newest(folder, identity, overwrite=False):
@@ -145,9 +101,11 @@ def read_newest(folder, identity, overwrite=False):
             if path is not None:
                 _check_own(path, found["state"], identity)
         except InputError as error:
+            what = getattr(error, "what", str(error))
             if not overwrite:
-                raise
-            distributed.say(f"{error} Deleted, as --overwrite asks.")
+                way = " --overwrite trains the run anew." if isinstance(error, Unreadable) else ""
+                raise InputError(what + way) from error
+            distributed.say(f"{what} Deleted, as --overwrite asks.")
             folder.clear()
             return None
         return path
@@ -167,7 +125,9 @@ def _newest(folder):
             raise
         state = verified(previous)
         aside = folder.damaged_checkpoint
-        distributed.say(f"{error} It is {aside.name} now, and the checkpoint before it is taken.")
+        distributed.say(
+            f"{getattr(error, 'what', error)} It is {aside.name} now, and the checkpoint before it is taken."
+        )
         os.replace(path, aside)
         return previous, state
 
@@ -178,26 +138,6 @@ def _check_own(path, state, identity):
             f"{path}: is no checkpoint of a run. Move it away; --init {path.name} starts from its weights."
         )
     identities.check(state["args"], identity, f"{path}: is of")
-
-
-def verified(path):
-    """What `read` returns, of a file whose checksums hold; torch.load does not look at them. Raises InputError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, ValueError) as error:
-        if isinstance(error, OSError) and not path.exists():
-            raise
-        raise InputError(f"{path}: truncated, damaged or no checkpoint ({error}).") from error
-    if broken is not None:
-        raise InputError(f"{path}: damaged, the checksum of {broken} in it is wrong.")
-    return read(path)
-
-
-def _python_object(error):
-    """Name of the object that torch.load(weights_only=True) refused to make, or None if that was not the reason."""
-    found = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", str(error))
-    return found.group(1) if found else None
 
 
 def load_model(path, state, model, norm=None):
@@ -327,11 +267,15 @@ def _named(norm):
 def load_probes(path, state, probes, seed):
     """Load the states of those {name: Probe} that both the checkpoint and the run of this seed have."""
     for name, probe in probes.items():
-        if stored := state.get("probes", {}).get(name):
+        known = state.get("probes")
+        if stored := known.get(name) if isinstance(known, dict) else None:
             try:
                 probe.load_state_dict(stored, same_seed=_seed(state) == seed)
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise InputError(f"{path}: its {name} probe is of another encoder or other classes.") from error
+            except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{path}: its {name} probe is of another encoder or other classes. "
+                    f"--init {path} starts from its weights alone."
+                ) from error
 
 
 def load_average(path, state, averaged, model):
@@ -352,12 +296,12 @@ def load_training(path, state, optimizer, scaler):
     if "optimizer" not in state or "epoch" not in state:
         return 0
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer_state.load(optimizer, state["optimizer"])
         if state.get("scaler") and scaler.is_enabled():
             scaler.load_state_dict(state["scaler"])
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: its optimizer has other parameters ({error}). Was it trained with another --alpha, where the "
-            "classifier is one more? A file with nothing but its 'model' starts a run from these weights."
+            f"{path}: its optimizer has other parameters ({' '.join(str(error).split())}). Was it trained with another --alpha, where the "
+            f"classifier is one more? --init {path} starts a run from its weights alone."
         ) from error
     return state["epoch"] + 1

@@ -42,10 +42,13 @@ def _check_labels(run, source):
         if source.train.labels is not None and not any(
             known[label] >= 0 for label in set(source.train.labels.tolist())
         ):
-            raise InputError(f"--label_map {run.probes.label_map.typed}: no training image has a label by it.")
+            raise InputError(
+                f"--label_map {run.probes.label_map.typed}: no training image has a label by it. "
+                "Give labels to classes that have images."
+            )
         if source.val.labels is not None and not any(known[label] >= 0 for label in set(source.val.labels.tolist())):
-            more = " Add --max_val_images all." if source.val_images else ""
-            raise InputError(f"--label_map {run.probes.label_map.typed}: no validation image has a label by it.{more}")
+            way = "Add --max_val_images all." if source.val_images else "Give labels to classes that have images there."
+            raise InputError(f"--label_map {run.probes.label_map.typed}: no validation image has a label by it. {way}")
     wanted = _needs_labels(run)
     if wanted is None:
         return

@@ -117,5 +117,6 @@ def choose(name):
             "or --device cpu."
         )
     if number and int(number) >= gpus:
-        raise InputError(f"--device {name}: there are {gpus} CUDA devices, counted from 0.")
+        there = f"there are {gpus} CUDA devices" if gpus > 1 else "there is 1 CUDA device"
+        raise InputError(f"--device {name}: {there}, counted from 0. Use --device cuda:{gpus - 1}, or cuda.")
     return torch.device("cuda", int(number) if number else distributed.local_rank())

@@ -5,7 +5,7 @@ import re
 from .. import distributed, files
 from ..data.workers import MORE_SHARED, SHARED, tell_of_no_dead_worker
 from ..errors import Busy, InputError, NothingToDo, Stopped
-from ..runs.status import FAILED
+from ..runs.status import FAILED, read_status
 
 
 def note(folder, error):
@@ -14,9 +14,10 @@ def note(folder, error):
     if isinstance(error, (Stopped, Busy, NothingToDo)) or not distributed.is_main():
         return
     try:
-        known = files.read_json(folder.status) if folder.status.exists() else {}
-        files.write_json(folder.status, {**known, "status": FAILED, "error": f"{type(error).__name__}: {error}"[:500]})
-    except (OSError, InputError):
+        files.write_json(
+            folder.status, {**read_status(folder), "status": FAILED, "error": f"{type(error).__name__}: {error}"[:500]}
+        )
+    except OSError:
         pass  # the disk, perhaps, is what went wrong
 
 

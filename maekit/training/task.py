@@ -135,7 +135,7 @@ class Task:
         if not own:
             if named is None:
                 return Start()
-            path, state = named, checkpoint.read(named)
+            path, state = named, checkpoint.read_named(named)
         if not others.has_decoder(state["model"]) and hasattr(self.network, "decoder_pred"):
             raise InputError(
                 f"{path}: an encoder without decoder, no state of a training. Start from its weights: --init {path}."
@@ -145,28 +145,33 @@ class Task:
         self.load_more(path, state)
         first_epoch = checkpoint.load_training(path, state, self.optimizer, self.device.scaler)
         if path == named and first_epoch >= self.epochs:
-            raise InputError(f"--resume {path}: has {first_epoch} epochs already; {self.run.optim.length} adds none.")
+            raise InputError(
+                f"--resume {path}: has {first_epoch} epochs already; {self.run.optim.length} adds none. Raise it."
+            )
         position = state.get("position")
-        if position and not (own or self._has_place(position, state["args"], identity)):
+        if position is not None and not (own or self._has_place(position, state.get("args"), identity)):
             distributed.say(
                 f"{path}: is of the middle of an epoch with other batches, which is trained again from its start."
             )
             position = None
-        within = "" if not position else f", batch {position['batch']}"
+        within = "" if position is None else f", batch {position['batch']}"
         distributed.say(f"{path}: goes on with epoch {first_epoch}{within} of {self.epochs}.")
         start = Start(first_epoch, position)
         if own:
-            start.history = folder.history(first_epoch)  # of a kit whose checkpoints did not have it
             for name in ("elapsed_s", "baselines", "history"):
                 setattr(start, name, state.get(name, getattr(start, name)))
+            if "history" not in state:  # of a kit whose checkpoints did not have it
+                start.history = folder.history(first_epoch)
         return start
 
     def _has_place(self, position, theirs, identity):
         """Whether a place in an epoch of a run with identity `theirs` is the same place in this run's."""
         order = ("data", "max_images", "val_share", "seed", "batch_size", "accum_iter", "processes")
-        return all(theirs.get(name) == identity.get(name) for name in order) and (
-            len(position["sums"]) == len(self.loss_names)
-        )
+        if not (isinstance(position, dict) and isinstance(theirs, dict)):
+            return False
+        batch, sums = position.get("batch"), position.get("sums")
+        whole = isinstance(batch, int) and isinstance(sums, list) and len(sums) == len(self.loss_names)
+        return whole and all(theirs.get(name) == identity.get(name) for name in order)
 
     def load_more(self, path, state):
         """Load what else `state` has put into a checkpoint."""

@@ -262,9 +262,10 @@ def test_one_run_alone_can_be_analysed(comparison, tmp_path):
 
 def test_a_run_with_a_damaged_file_is_left_out_of_a_comparison_and_named(tmp_path):
     identity = {"norm": "LayerNorm", "seed": 0, "task": "pretrain"}
+    ended = {"status": "finished", "seed": 0, "total_epochs": 0}
     for name, config, summary in (
-        ("whole", {"identity": identity}, {}),
-        ("config", "{", {}),
+        ("whole", {"identity": identity}, ended),
+        ("config", "{", ended),
         ("summary", {"identity": identity}, "["),
     ):
         (tmp_path / name).mkdir()

@@ -113,7 +113,7 @@ def write_trajectory(root, alpha, *, lr=1.5e-4, norm="LayerNorm", seed=0, epochs
         }
         if probes:
             point["accuracy"] = round(50 + 40 * math.tanh(alpha) + 5 * rng.random(), 1)
-            point["frozen_accuracy"] = round(60 + 3 * epoch + 5 * rng.random(), 1)
+            point["frozen_accuracy"] = round(60 + 3 * min(epoch, 10) + 5 * rng.random(), 1)
             point["untrained_frozen_accuracy"] = 40.0 + epoch
             if epoch % 2:
                 point |= {"knn_accuracy": round(65 + 5 * rng.random(), 1), "untrained_knn_accuracy": 45.0}
