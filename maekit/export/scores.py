@@ -10,6 +10,7 @@ from ..runs.status import FINISHED
 from ..settings import identities, start
 
 OF_AVERAGE = "ema_val_mse"
+QUALITY = ("psnr", "ssim")  # measured on some images
 
 
 class Score(NamedTuple):
@@ -36,11 +37,12 @@ def own(folder, averaged):
 
 
 def _of_summary(summary, identity, images, averaged):
-    columns = [OF_AVERAGE] if averaged else [*measures.columns(measures.LAST), "psnr", "ssim"]
+    columns = [OF_AVERAGE] if averaged else [*measures.columns(measures.LAST), *QUALITY]
     found = {}
     for column in columns:
         if _is_number(summary.get(column)) and (averaged or column != OF_AVERAGE):
             counted = None if column == "accuracy" and identity.get("label_map") else images
+            counted = summary.get("quality_images", images) if column in QUALITY else counted
             found[column] = Score(summary[column], counted, identity)
     return found
 

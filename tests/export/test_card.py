@@ -92,6 +92,12 @@ def test_a_labelled_share_of_the_images_bounds_nothing():
     assert found["accuracy"].images is None and found["knn_accuracy"].images == 32
 
 
+def test_pictures_are_judged_on_fewer_images(root, tmp_path):
+    change(root / "seed0", "summary.json", quality_images=24)
+    known, text = summary(root / "seed0"), text_of(root / "seed0", tmp_path)
+    assert f"| PSNR (dB), 24 images | {known['psnr']:.4g} |" in text and "| validation loss |" in text
+
+
 def test_seeds_are_pooled_where_nothing_else_differs(root, tmp_path):
     assert "mean of 2 seeds" in text_of(root / "seed0", tmp_path)
     change(root / "seed0", identity=True, max_val_images=None)  # as a run of before: it was validated on all
