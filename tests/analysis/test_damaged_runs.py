@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -233,9 +234,9 @@ def test_the_command_itself_names_what_it_leaves_out(sound, tmp_path):
     for seed in range(3):
         folder = of_seed(sound, tmp_path, seed)
     (folder / "log.csv").write_bytes(b"epoch\n\xff\n")
-    result = run(KIT / "analysis.py", "comparison", "--output_dir", tmp_path, check=0)
+    result = run(sys.executable, KIT / "analysis.py", "comparison", "--output_dir", tmp_path, check=0)
     assert [line for line in result.stdout.splitlines() if f"note: {folder / 'log.csv'}: is damaged" in line]
     for seed in range(2):
         (tmp_path / "adyt" / f"seed{seed}" / "config.json").write_text("{")
-    result = run(KIT / "analysis.py", "comparison", "--output_dir", tmp_path, check=2)
+    result = run(sys.executable, KIT / "analysis.py", "comparison", "--output_dir", tmp_path, check=2)
     assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stdout
