@@ -4,9 +4,9 @@ import math
 import os
 import struct
 import sys
+import threading
 import warnings
 import zlib
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def decode(image):
     says how the camera was held (EXIF) turns no image, as in upstream.
     """
     check_size(image)
-    with _silent():
+    with _silent:
         return _decoded(image)
 
 
@@ -101,21 +101,34 @@ def check_size(image):
         raise ValueError(f"{image.width} x {image.height} pixels, where up to 1 : {MOST_ELONGATED} are read")
 
 
-@contextmanager
-def _silent():
-    """What libjpeg and libtiff print of a damaged file goes nowhere: they write to the process's stderr, each time."""
-    if sys.__stderr__ is None:  # the process was started without, and 2 may be any file
-        yield
-        return
-    stderr = os.dup(2)
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+class _Silence:
+    """What libjpeg and libtiff print of a damaged file goes nowhere: they write to the process's stderr, each time.
+
+    The first of several threads in it takes stderr away, the last one gives it back.
+    """
+
+    def __init__(self):
+        self.lock, self.inside, self.stderr = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self.lock:
+            if not self.inside and sys.__stderr__ is not None:  # else 2 may be any file
+                self.stderr = os.dup(2)
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
+            self.inside += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.inside -= 1
+            if not self.inside and self.stderr is not None:
+                os.dup2(self.stderr, 2)
+                os.close(self.stderr)
+                self.stderr = None
+
+
+_silent = _Silence()
 
 
 def _decoded(image):

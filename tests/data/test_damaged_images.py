@@ -192,3 +192,16 @@ def test_more_broken_images_than_one_in_a_hundred_end_a_run_with_one_line(sound,
         (tmp_path / "train" / "ant" / f"z{i}.jpg").write_bytes(damaged_bytes(sound["plain.jpg"][:300], rng))
     with pytest.raises(InputError, match="images cannot be read, more than 1%"):
         collect(training(open_folder(tmp_path).train)[0], 0)
+
+
+def test_stderr_is_there_again_when_the_last_of_several_threads_has_decoded():
+    def place():
+        return os.fstat(2).st_dev, os.fstat(2).st_ino
+
+    before = place()
+    decoding._silent.__enter__()
+    with decoding._silent:
+        assert place() != before
+    assert place() != before
+    decoding._silent.__exit__()
+    assert place() == before
