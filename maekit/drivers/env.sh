@@ -113,7 +113,7 @@ make_venv() (
     "$base" -m venv --clear "$venv" ||
         fail "$base -m venv failed. On Debian and Ubuntu: apt install python3-venv. Or set PYTHON."
     "$venv/bin/python" -m pip install --disable-pip-version-check -r "$list" >&2 ||
-        fail "installing ${list##*/} failed (see above); the same command tries again."
+        fail "installing ${list#"$KIT"/} failed (see above); the same command tries again."
     "$venv/bin/python" "$KIT/maekit/drivers/check_environment.py" --import || fail "$venv is not usable (see above)."
     cksum <"$list" >"$venv/made-from"
 )

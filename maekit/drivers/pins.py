@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from maekit import machine
 
 CUDA13 = (".venv", "requirements-frozen.txt")
-CUDA12 = (".venv-cuda12", "requirements-frozen-cuda12.txt")
+CUDA12 = (".venv-cuda12", "maekit/drivers/requirements-frozen-cuda12.txt")
 FOR_13, FOR_12, FOR_12_ON_WINDOWS = 580, 525, 528  # the oldest drivers
 INDEX = "https://download.pytorch.org/whl/"
 OWN = "PYTHON to a Python with torch from {} (docs/troubleshooting.md)"

@@ -25,5 +25,5 @@ def kit(tmp_path, wheels, monkeypatch):
     shutil.copytree(KIT / "maekit", kit / "maekit", ignore=shutil.ignore_patterns("__pycache__"))
     (kit / "requirements.txt").write_text("toolz >= 0.12\nsomething-else  # optional\n")
     (kit / "requirements-frozen.txt").write_text("toolz==1.0.0\n")
-    (kit / "requirements-frozen-cuda12.txt").write_text("toolz==0.12.1\n")
+    (kit / "maekit/drivers/requirements-frozen-cuda12.txt").write_text("toolz==0.12.1\n")
     return kit

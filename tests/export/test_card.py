@@ -7,23 +7,9 @@ import pytest
 
 from maekit.export import card, scores
 from tests.support import export_here, train_here
+from tests.support.exporting import RUN as EXPORTED
 
-MODEL = ("--model", "enc32d1h2p8", "--decoder_type", "dec16d1h2", "--input_size", 32)
-RUN = (
-    "--demo",
-    *MODEL,
-    "--max_images",
-    32,
-    "--batch_size",
-    16,
-    "--num_workers",
-    0,
-    "--device",
-    "cpu",
-    "--cache",
-    "off",
-)
-RUN += ("--epochs", 1, "--ema", 0.9)
+RUN = (*EXPORTED, "--ema", 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +138,7 @@ def test_whose_code_the_network_was_is_said_with_its_licence(root, tmp_path):
 def test_runs_of_earlier_kits_are_exported(root, tmp_path):
     change(root / "seed0", architecture=None, model_source=None)
     change(root / "seed0", "summary.json", status=None)
-    assert "encoder 32 wide, 1 block, 2 heads" in text_of(root / "seed0", tmp_path)
+    assert "encoder 32 wide, 2 blocks, 2 heads" in text_of(root / "seed0", tmp_path)
 
 
 def test_a_classifiers_card_has_its_recipe_and_no_decoder(root, tmp_path):

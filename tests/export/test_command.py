@@ -11,23 +11,7 @@ import torch
 
 from maekit.export import trained
 from tests.support import KIT, analyse_here, export_here, train_here
-
-MODEL = ("--model", "enc32d1h2p8", "--decoder_type", "dec16d1h2", "--input_size", 32)
-RUN = (
-    "--demo",
-    *MODEL,
-    "--max_images",
-    32,
-    "--batch_size",
-    16,
-    "--num_workers",
-    0,
-    "--device",
-    "cpu",
-    "--cache",
-    "off",
-)
-RUN += ("--epochs", 1)
+from tests.support.exporting import RUN
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +146,7 @@ def test_the_card_has_the_data_the_recipe_and_the_numbers_of_all_seeds(root, tmp
         f"| --lr | {config['identity']['lr']} |",
         "| --seed | 1 |",
         config["hardware"],
-        "encoder 32 wide, 1 block, 2 heads",
+        "encoder 32 wide, 2 blocks, 2 heads",
         "The weights: cc-by-4.0.",
     ):
         assert said in text, said

@@ -16,22 +16,8 @@ from maekit.export import hugging_face, trained
 from maekit.model import build_mae, to_timm
 from maekit.probes.readouts import read
 from tests.support import KIT, export_here, train_here
+from tests.support.exporting import MODEL, RUN
 
-MODEL = "enc32d2h2p8"
-RUN = (
-    "--demo",
-    "--model",
-    MODEL,
-    "--decoder_type",
-    "dec16d1h2",
-    "--input_size",
-    32,
-    "--max_images",
-    32,
-    "--batch_size",
-    16,
-)
-RUN += ("--num_workers", 0, "--device", "cpu", "--cache", "off", "--epochs", 1)
 METHODS = {
     "LayerNorm": (),
     "RMSNorm": (),

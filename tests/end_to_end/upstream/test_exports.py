@@ -13,22 +13,10 @@ import norms
 from maekit.export import trained
 from maekit.model import build_mae, to_timm
 from tests.support import export_here, train_here
+from tests.support.exporting import MODEL
+from tests.support.exporting import RUN as EXPORTED
 
-RUN = ("--demo", "--model", "enc32d2h2p8", "--decoder_type", "dec16d1h2", "--input_size", 32, "--max_images", 32)
-RUN += (
-    "--batch_size",
-    16,
-    "--num_workers",
-    0,
-    "--device",
-    "cpu",
-    "--cache",
-    "off",
-    "--epochs",
-    1,
-    "--mae_dir",
-    "builtin",
-)
+RUN = (*EXPORTED, "--mae_dir", "builtin")
 COMPUTE = """
 torch.manual_seed(0)
 images = torch.randn(3, 3, 32, 32)
@@ -63,9 +51,7 @@ def test_upstreams_autoencoder_computes_what_the_run_does(clone, tmp_path, norm)
     export_here(run, tmp_path / "out", "--to", "upstream", check=0)
     loss, pred, mask = computed(tmp_path / "out", clone)
     known = trained.read(run)
-    mae = norms.convert_norms(
-        build_mae("enc32d2h2p8", img_size=32, decoder_type="dec16d1h2"), norm, **known.norm_arguments
-    )
+    mae = norms.convert_norms(build_mae(MODEL, img_size=32, decoder_type="dec16d1h2"), norm, **known.norm_arguments)
     mae.load_state_dict(known.weights)
     images, noise = images_and_noise()
     with torch.no_grad():
@@ -81,7 +67,7 @@ def test_upstreams_classifier_computes_what_a_fine_tuning_does(clone, tmp_path, 
     export_here(run, tmp_path / "out", "--to", "upstream", check=0)
     found = computed(tmp_path / "out", clone)
     pool = "avg" if json.loads((run / "config.json").read_text())["identity"]["readout"] == "mean" else "token"
-    vit = to_timm(build_mae("enc32d2h2p8", img_size=32), num_classes=10, global_pool=pool).eval()
+    vit = to_timm(build_mae(MODEL, img_size=32), num_classes=10, global_pool=pool).eval()
     vit.load_state_dict(trained.read(run).weights)
     with torch.no_grad():
         torch.testing.assert_close(found, vit(images_and_noise()[0]), rtol=1e-5, atol=1e-6)
