@@ -73,23 +73,17 @@ def machine_of(device):
     """Hardware and versions that a number belongs to."""
     import torch
 
+    from maekit import machine
+
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "machine": gpu or f"{_processor()}, {torch.get_num_threads()} threads",
-        "processor": _processor(),
+        "machine": gpu or f"{machine.processor()}, {torch.get_num_threads()} threads",
+        "processor": machine.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-
-
-def _processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def in_turn(functions, device, seconds=2.0, least=5):

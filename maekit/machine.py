@@ -4,6 +4,7 @@ torch."""
 import ctypes
 import multiprocessing
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -48,6 +49,15 @@ def _call(number):
 def available_cores():
     """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor():
+    """Name of this machine's processor, of its kind alone where the system does not tell the name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def visible_gpus():

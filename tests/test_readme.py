@@ -1,20 +1,16 @@
 """The README and the pages of docs/ say what the code does."""
 
-import importlib.util
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
 import pytest
 
 import analysis
-from maekit.analysis import matched
 from maekit.drivers.windows import banner
 from maekit.export.__main__ import build_parser as export_parser
-from maekit.files import write_csv, write_json
 from maekit.runs.folder import RunFolder
 from maekit.settings import recipes
 from maekit.settings.flags import DEFAULTS
@@ -30,6 +26,7 @@ DRIVERS = ("run_comparison.sh", "run_alpha_sweep.sh", "quick_sweep_test.sh", "lr
 OTHERS = {"gpus", "cpus-per-task", "time", "array", "nodes", "nnodes", "nproc_per_node", "rdzv_backend"}
 OTHERS |= {"rdzv_endpoint", "max-restarts", "logdir", "finetune", "quick", "oldest", "index-url"}
 OTHERS |= {"no-deps", "target"}
+OTHERS |= {"list", "check", "data"}  # of docs/reproduce.sh
 
 
 def parser_flags():
@@ -120,138 +117,8 @@ def test_the_reference_of_flags_is_what_the_parsers_say(tmp_path):
     assert all(f"`--{flag}" in written for flag in parser_flags())
 
 
-RESULTS = KIT / "docs/results.py"
-
-
-def test_tables_of_results_are_those_of_the_runs(tmp_path):
-    """After a change of docs/results/: python docs/results.py"""
-    run(sys.executable, RESULTS, "--check", check=0)
-    assert not re.search(r"^\|.*\n(?!\||\n)", EVERYTHING, flags=re.MULTILINE)  # no text that would be a table's row
-    files = sorted((KIT / "docs/results").iterdir())
-    assert files and all(f"<!-- {file.stem} -->" in PAGES["results.md"] for file in files)
-    assert not [file for file in files if re.search(r",/|[A-Z]:\\|/(tmp|home|root)/", file.read_text(encoding="utf-8"))]
-
-
-def test_a_number_that_is_not_the_runs_is_noticed(tmp_path):
-    for name in ("README.md", "docs", "maekit", "norms.py"):
-        copy = shutil.copytree if (KIT / name).is_dir() else shutil.copy
-        copy(KIT / name, tmp_path / name)
-    page = tmp_path / "docs/results.md"
-    right = page.read_text(encoding="utf-8")
-    page.write_text(right.replace("| LayerNorm | 0.328 ± 0.005", "| LayerNorm | 0.327 ± 0.005"), encoding="utf-8")
-    check = (sys.executable, tmp_path / "docs/results.py", "--check")
-    assert "docs/results.md: a table is not what" in run(*check, check=1).stderr
-    run(*check[:-1], check=0)
-    assert page.read_text(encoding="utf-8") == right
-
-
-def results_in(tmp_path, monkeypatch):
-    """docs/results.py as a module that reads the files of tmp_path."""
-    spec = importlib.util.spec_from_file_location("results_of_the_pages", RESULTS)
-    results = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec.loader.exec_module(results)
-    monkeypatch.setattr(results, "KIT", tmp_path)
-    (tmp_path / "docs/results").mkdir(parents=True)
-    return results
-
-
-def test_tables_of_rates_and_sizes_say_what_their_files_do(tmp_path, monkeypatch):
-    """Bold: the rate that was chosen; a dash: no run at that rate."""
-    results = results_in(tmp_path, monkeypatch)
-
-    def difference(mean, low, high, **diverged):
-        return {"mean": mean, "low": low, "high": high, "n": 3, "diverged": diverged}
-
-    at = {rate: {"mean": mean, "diverged": 0} for rate, mean in (("0.002", 0.5), ("0.004", 0.41))}
-    known = {
-        "reference": "LayerNorm",
-        "common": 0.004,
-        "methods": {
-            "LayerNorm": {"chosen": 0.004, "flat": None, "curve": at},
-            "DynamicTanh-alpha2.0": {"chosen": 0.002, "flat": 0.254, "curve": {"0.002": at["0.002"]}},
-            "NoNorm": {
-                "chosen": None,
-                "flat": None,
-                "curve": {"0.002": {"mean": None, "diverged": 4}, "0.004": {"mean": 0.75, "diverged": 1}},
-            },
-        },
-        "at_best": {"DynamicTanh-alpha2.0": difference(0.09, 0.05, 0.13), "NoNorm": difference(None, None, None)},
-        "at_common": {
-            "DynamicTanh-alpha2.0": difference(None, None, None, LayerNorm=3),
-            "NoNorm": difference(0.3, None, None, NoNorm=1),
-        },
-    }
-    write_json(tmp_path / "docs/results/a_rates.json", known)
-    assert results.rates_table("a_rates").splitlines() == [
-        "| method | `val_mse` at 0.002 | `val_mse` at 0.004 | to LayerNorm, each at its best | all at 0.004 | flat (%) |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| LayerNorm | 0.500 | **0.410** | | | |",
-        "| DynamicTanh from α = 2.0 | **0.500** | – | +0.090 (+0.050 to +0.130) | 3 of LayerNorm diverged | 25 |",
-        "| NoNorm | diverged | 0.750, 1 diverged | – | +0.300, 1 of NoNorm diverged | |",
-    ]
-    write_json(tmp_path / "docs/results/b_rates.json", known | {"common": None, "at_common": {}})
-    assert "| all at the reference's | flat (%) |" in results.rates_table("b_rates").splitlines()[0]
-    by_size = {"500": difference(-0.01, -0.03, 0.01), "all": difference(0.02, 0.01, 0.03)}
-    known = {"images": {"500": 500, "all": 9469}, "differences": {"DynamicTanh": by_size}}
-    write_json(tmp_path / "docs/results/a_sizes.json", known)
-    assert results.sizes_table("a_sizes").splitlines() == [
-        "| method | 500 images | 9,469 images |",
-        "| --- | --- | --- |",
-        "| DynamicTanh | -0.010 (-0.030 to +0.010) | +0.020 (+0.010 to +0.030) |",
-    ]
-
-
-def test_tables_of_a_sweep_say_what_its_files_do(tmp_path, monkeypatch):
-    """Bold: established; a dash: not compared; of diverged seeds there is no number."""
-    results = results_in(tmp_path, monkeypatch)
-    told = dict.fromkeys(matched.TABLE)
-    rows = [
-        {
-            "accuracy": "frozen_accuracy",
-            "alpha": -0.5,
-            "mean": -6.04,
-            "low": -8.0,
-            "high": -4.0,
-            "established": 1,
-            "left_out": 0,
-        },
-        {"accuracy": "frozen_accuracy", "alpha": 0.5, "mean": 1.0, "low": None, "established": 0, "left_out": 0},
-        {
-            "accuracy": "knn_accuracy",
-            "alpha": -0.5,
-            "mean": -1.0,
-            "low": -3.0,
-            "high": 1.0,
-            "established": 0,
-            "left_out": 1,
-        },
-    ]
-    file = tmp_path / "docs/results/a_matched.csv"
-    write_csv(file, matched.TABLE, [{**told, "group": "LayerNorm", **row} for row in rows])
-    assert results.matched_table("a_matched").splitlines() == [
-        "| norm | α | frozen probe (points) | k-NN (points) |",
-        "| --- | --- | --- | --- |",
-        "| LayerNorm | -0.5 | **-6.0** (-8.0 to -4.0) | – |",
-        "| LayerNorm | 0.5 | +1.0 | – |",
-    ]
-    columns = ("norm", "alpha", "n_seeds", "mse_mean", "mse_std", "rank_cls_mean", "rank_cls_std")
-    columns += ("untrained_rank_cls_mean", "untrained_rank_cls_std")
-    rows = [
-        ("LayerNorm", -10.0, 0, None, None, None, None, None, None),
-        ("LayerNorm", -0.5, 3, 0.5, 0.01, 8.0, 0.25, 20.0, 0.5),
-        ("DynamicTanh", -0.5, 2, 0.6, 0.02, 7.0, 0.15, 10.0, 0.5),
-    ]
-    write_csv(tmp_path / "docs/results/a_gap.csv", columns, [dict(zip(columns, row)) for row in rows])
-    assert results.gap_table("a_gap").splitlines() == [
-        "| norm | α | n | `val_mse` | effective rank, CLS |",
-        "| --- | --- | --- | --- | --- |",
-        "| LayerNorm | -10 | 0 | diverged | diverged |",
-        "| LayerNorm | -0.5 | 3 | 0.500 ± 0.010 | 8.0 ± 0.2 |",
-        "| LayerNorm | *untrained* | 3 | | 20.0 ± 0.5 |",
-        "| DynamicTanh | -0.5 | 2 | 0.600 ± 0.020 | 7.0 ± 0.1 |",
-        "| DynamicTanh | *untrained* | 2 | | 10.0 ± 0.5 |",
-    ]
+def test_no_line_of_text_would_be_a_row_of_a_table():
+    assert not re.search(r"^\|.*\n(?!\||\n)", EVERYTHING, flags=re.MULTILINE)
 
 
 def test_every_flag_that_a_page_names_is_one():

@@ -138,13 +138,16 @@ def _sizes(known):
         return ""
 
 
+def versions(config):
+    """Of Python and the packages that decide numbers, as a config.json has them: "python 3.11.7, torch 2.10.0, ..."."""
+    return ", ".join(f"{name} {version}" for name, version in (config.get("versions") or {}).items())
+
+
 _FACTS = {
     "data": _data,
     "model": _model,
     "hardware": lambda config: f"{config.get('device')}: {config.get('hardware')}",
-    "versions": lambda config: ", ".join(
-        f"{name} {version}" for name, version in (config.get("versions") or {}).items()
-    ),
+    "versions": versions,
     "commit of the kit": lambda config: str(config.get("git_commit") or "unknown"),
 }
 

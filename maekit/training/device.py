@@ -1,6 +1,5 @@
 """Where a run computes and in which precision."""
 
-import platform
 import sys
 from contextlib import contextmanager, nullcontext
 
@@ -8,7 +7,7 @@ import torch
 
 from .. import distributed
 from ..errors import InputError
-from ..machine import gpu_here, matrix_products
+from ..machine import gpu_here, matrix_products, processor
 
 
 class Device:
@@ -62,7 +61,8 @@ class Device:
         """Name of the hardware, for config.json."""
         if self.torch.type == "cuda":
             return torch.cuda.get_device_name(self.torch)
-        return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{processor()}, {threads} thread{'s' * (threads != 1)}"
 
     def peak_memory_mb(self):
         """Largest memory so far in MB: allocated on the GPU; elsewhere of the process, None where unknown."""
