@@ -1,5 +1,6 @@
 """Running the commands of a record, and comparing what came out with its committed numbers."""
 
+import math
 import re
 import shlex
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from maekit.errors import InputError
 from maekit.runs import measures
+from maekit.runs.status import DIVERGED
 
 from . import collect, numbers, record
 
@@ -71,17 +73,25 @@ def _called(line):
 
 @dataclass(frozen=True)
 class Compared:
-    """A measure of one setting: committed and new mean over its seeds."""
+    """A measure of one setting: committed and new mean over its seeds, None where no run of it has one."""
 
     setting: str
     measure: str
-    committed: float
-    new: float
+    committed: float | None
+    new: float | None
     tolerance: float
 
     @property
+    def apart(self):
+        """Distance of the two, infinite where only one of them is there."""
+        if self.committed is None or self.new is None:
+            return 0.0 if self.committed is self.new else math.inf
+        return abs(self.new - self.committed)
+
+    @property
     def held(self):
-        return abs(self.new - self.committed) <= self.tolerance
+        """Whether they are within the tolerance."""
+        return self.apart <= self.tolerance
 
 
 def check(of, kit=record.KIT):
@@ -95,25 +105,27 @@ def check(of, kit=record.KIT):
         )
     rows = collect.read(of, kit)[0]
     new, committed = _by_setting(rows), _by_setting(of.rows)
-    missing = [f"{_spell(key)}: not run" for key in committed if len(new.get(key, ())) < len(committed[key])]
-    compared = [
-        Compared(_spell(key), name, _mean(committed[key], name), _mean(new[key], name), tolerance)
-        for key in committed
-        if key in new and key[0][1] not in of.by_chance
-        for name, tolerance in {**dict.fromkeys(OF_DATA, DATA_TOLERANCE), **of.tolerance}.items()
-        if _mean(committed[key], name) is not None and _mean(new[key], name) is not None
-    ]
-    lines = [*_table(compared), *missing]
-    for method, why in of.by_chance.items():
-        lines.append(f"{method}: not compared, {why}")
+    missing = [_spell(key) for key in committed if len(new.get(key, ())) < len(committed[key])]
+    compared = [c for key in committed if key in new for c in _compare(of, key, committed[key], new[key])]
     wrong = [c for c in compared if not c.held]
+    held = not wrong and not missing and any(c.measure in of.tolerance for c in compared)
+    lines = [*_table(compared), *(f"{setting}: not run" for setting in missing)]
+    lines += [f"{method}: not compared, {why}" for method, why in of.by_chance.items()]
     if any(c.measure in OF_DATA for c in wrong):
         lines.append(f"Other images than the committed ones: their baselines differ. {of.measured_on['get']}.")
-    equal = sum(row in of.rows for row in rows)
+    equal = len(_without_time(rows) & _without_time(of.rows))
     lines.append(f"{equal} of {len(of.rows)} runs are equal in seven digits; tolerated: {tolerated(of)}.")
-    lines += [f"OFF {c.setting}, {c.measure}: {c.new:.6g}, committed {c.committed:.6g}" for c in wrong]
-    held = not wrong and not missing and bool(compared)
+    lines += [f"OFF {c.setting}, {c.measure}: {_digits(c.new)}, committed {_digits(c.committed)}" for c in wrong]
     return [*lines, f"{of.name}: {'holds' if held else 'DOES NOT HOLD'}"], held
+
+
+def _compare(of, key, committed, new):
+    """Compared of all measures of one setting, of one that is not compared those of the data alone."""
+    tolerances = dict.fromkeys(OF_DATA, DATA_TOLERANCE)
+    if key[0][1] not in of.by_chance:
+        tolerances |= {"diverged": 0, **of.tolerance}
+    for name, tolerance in tolerances.items():
+        yield Compared(_spell(key), name, _mean(committed, name), _mean(new, name), tolerance)
 
 
 def tolerated(of):
@@ -142,16 +154,31 @@ def _spell(key):
 
 
 def _mean(rows, name):
+    """Mean of a measure over rows that have it, None without one; of "diverged" the number of runs that did."""
+    if name == "diverged":
+        return sum(row.get("status") == DIVERGED for row in rows)
     values = [row[name] for row in rows if row.get(name) is not None]
     return statistics.mean(values) if values else None
+
+
+def _without_time(rows):
+    """Rows as a set of what they say but for how long they took; what a run has no value of does not count."""
+    return {tuple(sorted((k, v) for k, v in row.items() if k != "total_time" and v is not None)) for row in rows}
+
+
+def _digits(value):
+    return "none" if value is None else f"{value:.6g}"
 
 
 def _table(compared):
     """A line a measure: in how many settings it was compared, the largest distance, what is tolerated."""
     for name in dict.fromkeys(c.measure for c in compared):
         of = [c for c in compared if c.measure == name]
-        far = max(of, key=lambda c: abs(c.new - c.committed))
+        far, called = (
+            max(of, key=lambda c: c.apart),
+            "runs that diverged" if name == "diverged" else measures.MEASURES[name].label,
+        )
         yield (
-            f"{measures.MEASURES[name].label}: {len(of)} settings, at most {abs(far.new - far.committed):.2g} apart "
-            f"({far.setting}), {far.tolerance:g} tolerated: {'ok' if all(c.held for c in of) else 'OFF'}"
+            f"{called}: {len(of)} settings, at most {far.apart:.2g} apart ({far.setting}), {far.tolerance:g} tolerated: "
+            f"{'ok' if all(c.held for c in of) else 'OFF'}"
         )

@@ -1,6 +1,9 @@
 """docs/reproduce.sh: what it lists, runs and compares."""
 
+import os
 import shutil
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -28,7 +31,7 @@ def test_a_check_compares_means_over_seeds(tmp_path, monkeypatch):
     for row in rows:
         row["val_mse"] += {0: 0.02, 1: -0.02, 2: 0.02}[row["seed"]]  # the mean is 0.0067 off, of 0.01 tolerated
     text, held = checked(of, monkeypatch, rows)
-    assert held and "val_mse" in text or "validation" in text and "0 of 6 runs are equal" in text
+    assert held and "0.0067 apart" in text and "0 of 6 runs are equal" in text
     rows[0]["val_mse"] += 0.02
     text, held = checked(of, monkeypatch, rows)
     assert not held and "OFF LayerNorm, val_mse: 0.42" in text and text.endswith("made: DOES NOT HOLD")
@@ -39,6 +42,22 @@ def test_what_hangs_on_chance_is_not_compared_and_said(tmp_path, monkeypatch):
     rows = [{**row, "val_mse": 9.0} if row["method"] == "AdaptiveDynamicTanh" else row for row in of.rows]
     text, held = checked(of, monkeypatch, rows)
     assert held and "AdaptiveDynamicTanh: not compared, it collapses" in text
+
+
+def test_a_run_that_diverges_where_none_did_does_not_hold(tmp_path, monkeypatch):
+    of = a_record(tmp_path, LOSSES)
+    spoilt = {"status": "diverged", "val_mse": None}
+    one = [row if row["method"] == "LayerNorm" or row["seed"] else {**row, **spoilt} for row in of.rows]
+    text, held = checked(of, monkeypatch, one)
+    assert not held and "OFF AdaptiveDynamicTanh, diverged: 1, committed 0" in text
+    text, held = checked(of, monkeypatch, [{**row, **spoilt} for row in of.rows])
+    assert not held and "OFF LayerNorm, val_mse: none, committed 0.41" in text
+
+
+def test_how_long_runs_took_is_not_compared(tmp_path, monkeypatch):
+    of = a_record(tmp_path, LOSSES)
+    text, held = checked(of, monkeypatch, [{**row, "total_time": 3.5} for row in of.rows])
+    assert held and "6 of 6 runs are equal" in text
 
 
 def test_what_was_not_run_does_not_hold(tmp_path, monkeypatch):
@@ -141,3 +160,18 @@ def test_a_record_is_run_taken_printed_and_checked(tmp_path):
     assert "OFF LayerNorm, val_mse" in called("two", "--check", kit=tmp_path, check=1).stdout
     shutil.rmtree(tmp_path / "output_two")
     assert "Run docs/reproduce.sh two first" in called("two", "--check", kit=tmp_path, check=2).stderr
+
+
+def test_an_interrupt_is_the_commands_own_to_answer(tmp_path):
+    """Ctrl-C goes to every process of the terminal: the driver counts what is done and stops, and nothing of ours is in its way."""
+    line = "trap 'echo stopped in order; exit 130' INT; echo ready; sleep 60 & wait"
+    code = (
+        f"import sys; sys.path[:0] = {[str(KIT), str(KIT / 'docs')]}\nfrom records import reproduce\n"
+        f"sys.exit(reproduce._called({line!r}))"
+    )
+    words = [sys.executable, "-c", code]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "stopped in order\n", "")
