@@ -25,10 +25,10 @@ def main(argv):
     try:
         if args.take:
             collect.write(record.read(args.take), KIT)
+        return write(page.printed(), check=args.check)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return write(page.printed(), check=args.check)
 
 
 def write(pages, *, check):

@@ -118,12 +118,15 @@ def _each(configs, read_one):
 
 
 def write(record, kit):
-    """Write a record's data files from its runs, and copy the analysis' tables and figures that it names."""
+    """Write a record's data files from its runs, and copy the analysis' tables and figures that it names. Raises InputError."""
     rows, epochs, known = read(record, kit)
+    analysis = kit / (record.analysis or record.runs)
+    for name in (*record.copied, *record.figures.values()):
+        if not (analysis / name).is_file():
+            raise InputError(f"{record.name}: no {name} in {analysis}. Run docs/reproduce.sh {record.name} first.")
     for name, of in {"runs.csv": rows, **({"epochs.csv": epochs} if record.by_epoch else {})}.items():
         files.write_csv(record.folder / name, list(of[0]), of)
     files.write_json(record.folder / "about.json", known)
-    analysis = kit / (record.analysis or record.runs)
     for name in record.copied:
         shutil.copyfile(analysis / name, record.folder / name)
     for name, source in record.figures.items():

@@ -8,16 +8,17 @@ import statistics
 from dataclasses import dataclass
 
 from maekit import stats
+from maekit.errors import InputError
 
 
-class NotBorneOut(ValueError):
+class NotBorneOut(InputError):
     """A sentence is stronger than the numbers below it."""
 
 
-def given(held, what="a sentence"):
+def given(held):
     """Nothing to print, where it holds. Raises NotBorneOut where it does not: the numbers have changed and the sentence has not."""
     if not held:
-        raise NotBorneOut(f"{what} is not borne out by the committed numbers")
+        raise NotBorneOut("the committed numbers do not bear this sentence. Write what they do.")
     return ""
 
 
@@ -126,8 +127,7 @@ class Difference:
         return f"{mean}{unit} (95 % interval {low} to {high}, n = {self.n})"
 
     def _spelled(self, decimals):
-        sign = "" if self.low >= 0 else "+"
-        return tuple(f"{value:{sign}.{decimals}f}" for value in (self.mean, self.low, self.high))
+        return tuple(fixed(value, decimals, sign=self.low < 0) for value in (self.mean, self.low, self.high))
 
 
 def minus(one, other):
@@ -138,8 +138,8 @@ def minus(one, other):
 
 
 def fixed(value, decimals=3, sign=False):
-    """A number with so many decimals."""
-    return f"{value:{'+' if sign else ''}.{decimals}f}"
+    """A number with so many decimals, and none that is 0 with a minus."""
+    return f"{value:{'+' if sign else ''}z.{decimals}f}"
 
 
 def thousands(number):

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+import traceback
 
 from . import numbers, record, reproduce, tables
 
@@ -22,8 +23,8 @@ def printed(kit=record.KIT):
 
 def results(folder=record.RESULTS):
     """The text of docs/results.md."""
-    records = [written(record.read(name, folder)) for name in record.names(folder)]
-    return _template(folder, "page.md").render(records=records).rstrip() + "\n"
+    known = [record.read(name, folder) for name in record.names(folder)]
+    return _rendered(folder, "page.md", records=[written(of) for of in known if of.taken]).rstrip() + "\n"
 
 
 def in_readme(text, folder=record.RESULTS):
@@ -31,15 +32,14 @@ def in_readme(text, folder=record.RESULTS):
     names."""
 
     def anew(found):
-        return f"{found[1]}{reflowed(_template(folder, f'{found[2]}.md').render())}\n\n{found[4]}"
+        return f"{found[1]}{reflowed(_rendered(folder, f'{found[2]}.md'))}\n\n{found[4]}"
 
     return PRINTED.sub(anew, text)
 
 
 def written(of):
     """A record as the page has it: {"record", "anchor", "claim": its first paragraph, "text": the rest, "made": how, as rows}."""
-    known = {**_of_record(of), "record": of}
-    text = reflowed(_template(of.results, f"{of.name}/text.md").render(known))
+    text = reflowed(_rendered(of.results, f"{of.name}/text.md", **_of_record(of)))
     claim, _, rest = text.partition("\n\n")
     if CANNOT not in rest:
         raise ValueError(f"{of.name}/text.md does not say what it does not show: {CANNOT}")
@@ -105,6 +105,15 @@ def _of_record(of):
         "matched_table": lambda: tables.matched(of),
         "last_epochs_table": lambda: tables.last_epochs(of),
     }
+
+
+def _rendered(folder, name, **known):
+    """The text of a template. Raises NotBorneOut, with the line, where a sentence is stronger than the numbers."""
+    try:
+        return _template(folder, name).render(known)
+    except numbers.NotBorneOut as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(name)]
+        raise numbers.NotBorneOut(f"docs/results/{name}, line {lines[-1]}: {error}") from None
 
 
 def _template(folder, name):

@@ -20,7 +20,8 @@ class Record:
     runs: the folder that the commands put the runs in. analysis: where their tables and figures are, `runs` if None. copied:
     files of the analysis that are committed beside the runs. by_epoch: columns of log.csv that are kept of every epoch.
     stated: numbers in its text that are settings or published, and in no command. figures: {file of docs/: file of the
-    analysis}. tolerance: {measure: how far the mean over seeds of any one setting may be off when the record is run again}.
+    analysis}. tolerance: {measure: how far the mean over seeds of any one setting may be off when the record is run again}; tolerance_below_0: at a negative
+    alpha, where ends hang on roundings more, `tolerance` if None.
     by_chance: {method: why its numbers are not compared}.
     """
 
@@ -30,6 +31,7 @@ class Record:
     data: str
     runs: str
     tolerance: dict
+    tolerance_below_0: dict | None = None
     analysis: str | None = None
     copied: tuple = ()
     by_epoch: tuple = ()

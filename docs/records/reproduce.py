@@ -123,16 +123,22 @@ def _compare(of, key, committed, new):
     """Compared of all measures of one setting, of one that is not compared those of the data alone."""
     tolerances = dict.fromkeys(OF_DATA, DATA_TOLERANCE)
     if key[0][1] not in of.by_chance:
-        tolerances |= {"diverged": 0, **of.tolerance}
+        below = dict(key).get("alpha", 0) < 0
+        tolerances |= {"diverged": 0, **((of.tolerance_below_0 if below else None) or of.tolerance)}
     for name, tolerance in tolerances.items():
         yield Compared(_spell(key), name, _mean(committed, name), _mean(new, name), tolerance)
 
 
 def tolerated(of):
     """What a check tolerates, in words."""
-    each = [f"{_named(name)} within {value:g}" for name, value in of.tolerance.items()]
-    left = [f"{method} is not compared ({why})" for method, why in of.by_chance.items()]
-    return "; ".join([f"means over seeds of {numbers.listed(each)}", *left])
+    said = [f"means over seeds of {_each(of.tolerance)}"]
+    if of.tolerance_below_0:
+        said.append(f"at α < 0 of {_each(of.tolerance_below_0)}")
+    return "; ".join([*said, *(f"{method} is not compared ({why})" for method, why in of.by_chance.items())])
+
+
+def _each(tolerances):
+    return numbers.listed(f"{_named(name)} within {value:g}" for name, value in tolerances.items())
 
 
 def _named(measure):
@@ -172,13 +178,13 @@ def _digits(value):
 
 def _table(compared):
     """A line a measure: in how many settings it was compared, the largest distance, what is tolerated."""
-    for name in dict.fromkeys(c.measure for c in compared):
-        of = [c for c in compared if c.measure == name]
+    for name, tolerance in dict.fromkeys((c.measure, c.tolerance) for c in compared):
+        of = [c for c in compared if (c.measure, c.tolerance) == (name, tolerance)]
         far, called = (
             max(of, key=lambda c: c.apart),
             "runs that diverged" if name == "diverged" else measures.MEASURES[name].label,
         )
         yield (
-            f"{called}: {len(of)} settings, at most {far.apart:.2g} apart ({far.setting}), {far.tolerance:g} tolerated: "
+            f"{called}: {len(of)} settings, at most {far.apart:.2g} apart ({far.setting}), {tolerance:g} tolerated: "
             f"{'ok' if all(c.held for c in of) else 'OFF'}"
         )

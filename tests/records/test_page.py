@@ -115,7 +115,9 @@ def test_a_sentence_that_the_numbers_do_not_bear_is_not_printed(tmp_path):
     known = page.written(a_record(tmp_path / "a", losses, TEXT))
     assert known["claim"] == "It is 0.100 (95 % interval 0.075 to 0.125, n = 3)."
     assert known["text"].startswith("More.")
-    with pytest.raises(numbers.NotBorneOut):
+    with pytest.raises(
+        numbers.NotBorneOut, match="docs/results/made/text.md, line 4: the committed numbers do not bear"
+    ):
         page.written(a_record(tmp_path / "b", losses | {"DynamicTanh": (0.5, 0.4, 0.51)}, TEXT))
     with pytest.raises(ValueError, match="does not say what it does not show"):
         page.written(a_record(tmp_path / "c", losses, TEXT.replace("*What", "What")))

@@ -37,6 +37,14 @@ def test_a_check_compares_means_over_seeds(tmp_path, monkeypatch):
     assert not held and "OFF LayerNorm, val_mse: 0.42" in text and text.endswith("made: DOES NOT HOLD")
 
 
+def test_a_negative_alpha_has_tolerances_of_its_own(tmp_path, monkeypatch):
+    of = a_record(tmp_path, LOSSES, tolerance_below_0={"val_mse": 0.1})
+    committed = [{**row, "alpha": alpha} for row in of.rows for alpha in (-0.5, 0.5)]
+    of.__dict__["rows"] = committed
+    off = lambda alpha: [{**row, "val_mse": row["val_mse"] + 0.05 * (row["alpha"] == alpha)} for row in committed]
+    assert checked(of, monkeypatch, off(-0.5))[1] and not checked(of, monkeypatch, off(0.5))[1]
+
+
 def test_what_hangs_on_chance_is_not_compared_and_said(tmp_path, monkeypatch):
     of = a_record(tmp_path, LOSSES, by_chance={"AdaptiveDynamicTanh": "it collapses"})
     rows = [{**row, "val_mse": 9.0} if row["method"] == "AdaptiveDynamicTanh" else row for row in of.rows]
