@@ -137,6 +137,14 @@ def minus(one, other):
     return Difference.of(dict(enumerate(one.pairs)), dict(enumerate(other.pairs)))
 
 
+def share(k, n):
+    """2 of 12 (95 % interval 2 to 48 %, n = 12): a share with its exact interval (Clopper and Pearson)."""
+    from scipy import stats as scipy_stats
+
+    ends = scipy_stats.binomtest(k, n).proportion_ci(method="exact")
+    return f"{k} of {n} (95 % interval {100 * ends.low:.0f} to {100 * ends.high:.0f} %, n = {n})"
+
+
 def fixed(value, decimals=3, sign=False):
     """A number with so many decimals, and none that is 0 with a minus."""
     return f"{value:{'+' if sign else ''}z.{decimals}f}"

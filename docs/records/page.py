@@ -126,6 +126,7 @@ def _template(folder, name):
     made_by.globals |= {
         "given": numbers.given,
         "minus": numbers.minus,
+        "share": numbers.share,
         "known": numbers.Difference.known,
         "of": lambda name: _of_record(record.read(name, folder)),
         "PIXELS": tables.PIXELS,

@@ -60,3 +60,9 @@ def test_times_in_words(seconds, words):
 
 def test_lists_in_words():
     assert numbers.listed([1]) == "1" and numbers.listed("ab") == "a and b" and numbers.listed("abc") == "a, b and c"
+
+
+def test_a_share_has_its_exact_interval():
+    """Clopper and Pearson's for 2 of 12 is 0.0209 to 0.4841; of none of 12 it ends at 1 - 0.025 ** (1 / 12)."""
+    assert numbers.share(2, 12) == "2 of 12 (95 % interval 2 to 48 %, n = 12)"
+    assert numbers.share(0, 12) == "0 of 12 (95 % interval 0 to 26 %, n = 12)" and 100 * (1 - 0.025 ** (1 / 12)) < 26.5
