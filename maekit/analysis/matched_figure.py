@@ -72,7 +72,7 @@ def matched_differences(matched, narrow=False):
     handles = []
     for i, (column, of) in enumerate(lines.items()):
         look = {"color": colours[of.probe], "linestyle": "--" if of.readout == MEAN else "-", "markersize": 4}
-        look["marker"] = "s" if of.readout == MEAN else "o"
+        look["marker"] = "o^sDvP"[i % 6]  # in grey the hues of probes are alike
         for ax, group in zip(axes, groups):
             known = matched[column].get(group)
             if known:

@@ -155,10 +155,11 @@ def test_what_alpha_moves_is_filled_by_the_readout_that_it_moves(tmp_path):
     assert left.get_title("left") == "LayerNorm\nn = 3"
     assert right.get_title("left") == "DynamicTanh\nnothing in common"
     assert left.get_ylabel().endswith("minus that of α = 0 (points)")
-    filled = [line.get_ydata() for line in left.lines if line.get_linestyle() == "None" and line.get_marker() in "os"]
+    filled = [line.get_ydata() for line in left.lines if line.get_linestyle() == "None" and line.get_marker() in "o^"]
     assert [len(of) for of in filled] == [1, 0] and filled[0] == pytest.approx([-6], abs=0.3)
     said = [text.get_text() for text in figure.legends[0].get_texts()]
     assert said == ["frozen probe, CLS", "frozen probe, mean of patches"]
+    assert len({key.get_marker() for key in figure.legends[0].get_lines()}) == 2  # told apart without colour
 
 
 def between(root):
