@@ -6,6 +6,7 @@ import traceback
 
 from . import numbers, record, reproduce, tables
 
+FILTERS = (numbers.fixed, numbers.listed, numbers.span, numbers.thousands, tables.signed)
 CANNOT = "*What it does not show:*"
 PRINTED = re.compile(
     r"(<!-- (\w+): printed by docs/results.py -->\n\n)((?:(?!<!-- end -->).)*)(<!-- end -->)", re.DOTALL
@@ -122,7 +123,7 @@ def _template(folder, name):
     made_by = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made_by.filters |= {of.__name__: of for of in (numbers.fixed, numbers.listed, numbers.span, numbers.thousands)}
+    made_by.filters |= {of.__name__: of for of in FILTERS}
     made_by.globals |= {
         "given": numbers.given,
         "minus": numbers.minus,
