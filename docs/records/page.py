@@ -56,7 +56,8 @@ def reflowed(text, width=120):
 def _paragraphs(text, width):
     if text.startswith("```"):
         return text
-    broken = [block if block[0] in "|<!" else _items(block, width) for block in re.split(r"\n\s*\n", text.strip())]
+    blocks = re.split(r"\n\s*\n", text.strip())
+    broken = [re.sub(" +$", "", b, flags=re.MULTILINE) if b[0] in "|<!" else _items(b, width) for b in blocks]
     return "\n\n".join(broken)
 
 
