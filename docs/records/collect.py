@@ -18,38 +18,46 @@ LEFT_OUT = (*OF_THE_MACHINE, "epoch", "lr", "task", "train_loss", "min_loss", "m
 SETTINGS = ("lr", "min_lr", "epochs", "max_images", "alpha")  # columns where runs differ in them
 
 
-def read(record, kit):
-    """(rows of runs.csv, rows of epochs.csv, about) of the runs of a record. Raises InputError if there are none."""
+def read(record, kit, settings=None):
+    """(rows of runs.csv, rows of epochs.csv, about) of the runs of a record that have ended. Raises InputError if there are none.
+
+    settings: those of SETTINGS that are columns, by default those in which any two of the runs differ.
+    """
     root = kit / record.runs
     everything, problems = comparison.load(root) if root.is_dir() else ([], [])
     if problems:
         raise InputError(f"{record.name}: {problems[0]}")
-    found = [run for run in everything if not is_evaluation(run)]
-    evaluations = [run for run in everything if is_evaluation(run)]
+    found = [run for run in everything if run["summary"] and not is_evaluation(run)]
+    evaluations = [run for run in everything if run["summary"] and is_evaluation(run)]
     if not found:
         raise InputError(f"{record.name}: no runs in {record.runs}. Run docs/reproduce.sh {record.name} first.")
-    return rows_of(found, evaluations), epochs_of(found, record.by_epoch), about(found, evaluations)
+    named = settings_of(found, differing(found) if settings is None else settings)
+    return rows_of(named, found, evaluations), epochs_of(named, found, record.by_epoch), about(found, evaluations)
 
 
-def settings_of(found):
-    """[{"method", then each of SETTINGS in which any two of the runs differ, "seed"}]."""
+def differing(found):
+    """Those of SETTINGS in which any two runs differ."""
+    return [name for name in SETTINGS if len({run["config"]["identity"].get(name) for run in found}) > 1]
+
+
+def settings_of(found, names):
+    """[{"method", settings of these names, "seed"}] of runs."""
     every = [run["config"]["identity"] for run in found]
-    differing = [name for name in SETTINGS if len({identity.get(name) for identity in every}) > 1]
     return [
-        {"method": run["method"], **{name: identity.get(name) for name in differing}, "seed": identity["seed"]}
+        {"method": run["method"], **{name: identity.get(name) for name in names}, "seed": identity["seed"]}
         for run, identity in zip(found, every)
     ]
 
 
-def rows_of(found, evaluations):
-    """Rows of runs.csv, in the order of methods, settings and seeds."""
+def rows_of(named, found, evaluations):
+    """Rows of runs.csv, in the order of methods, settings and seeds. named: of settings_of."""
     import pandas as pd
 
     table = comparison.tabulate(found, evaluations).drop(columns=["model", "seed", "alpha"], errors="ignore")
     table.insert(0, "train_images", [run["config"]["data"]["train_images"] for run in found])
     last = pd.DataFrame([_last(run) for run in found])
     table = table.join(last[[name for name in last if name not in table]]).drop(columns=list(LEFT_OUT), errors="ignore")
-    rows = [{**of, **_plain(row)} for of, row in zip(settings_of(found), table.to_dict("records"))]
+    rows = [{**of, **_plain(row)} for of, row in zip(named, table.to_dict("records"))]
     return _filled(rows)
 
 
@@ -61,11 +69,11 @@ def _last(run):
     return known
 
 
-def epochs_of(found, columns):
+def epochs_of(named, found, columns):
     """Rows of epochs.csv, with these columns of log.csv."""
     rows = [
         {**of, "epoch": row["epoch"], **_plain({name: row.get(name) for name in columns})}
-        for of, run in zip(settings_of(found), found)
+        for of, run in zip(named, found)
         for row in run["log"]
     ]
     return _filled(rows)
@@ -89,8 +97,8 @@ def _filled(rows):
 
 
 def about(found, evaluations):
-    """How the runs were made: {"runs", "evaluations", "diverged", "seeds", "commits", "machines", "versions", "data", "at_a_time",
-    "seconds": of all runs one after the other, divided by how many ran at a time, "steps", "parameters"}."""
+    """How the runs were made: numbers of runs, evaluations and diverged ones, seeds, commits, machines, versions, fingerprints of
+    data, how many ran at a time, the seconds of all of them divided by that, and values of what they are of."""
     configs = [run["config"] for run in (*found, *evaluations)]
     summaries = [run["summary"] or {} for run in (*found, *evaluations)]
     together = max(config.get("runs_at_a_time", 1) for config in configs)
@@ -120,6 +128,9 @@ def _each(configs, read_one):
 def write(record, kit):
     """Write a record's data files from its runs, and copy the analysis' tables and figures that it names. Raises InputError."""
     rows, epochs, known = read(record, kit)
+    open_ = [run for run in comparison.load(kit / record.runs)[0] if not run["summary"]]
+    if open_:
+        raise InputError(f"{record.name}: {open_[0]['path']} has not ended. Run docs/reproduce.sh {record.name} again.")
     analysis = kit / (record.analysis or record.runs)
     for name in (*record.copied, *record.figures.values()):
         if not (analysis / name).is_file():

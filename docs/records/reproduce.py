@@ -103,7 +103,7 @@ def check(of, kit=record.KIT):
         raise InputError(
             f"{of.name}: no numbers are committed yet. python docs/results.py --take {of.name} takes them."
         )
-    rows = collect.read(of, kit)[0]
+    rows = collect.read(of, kit, [name for name in collect.SETTINGS if name in of.rows[0]])[0]
     new, committed = _by_setting(rows), _by_setting(of.rows)
     missing = [_spell(key) for key in committed if len(new.get(key, ())) < len(committed[key])]
     compared = [c for key in committed if key in new for c in _compare(of, key, committed[key], new[key])]

@@ -18,7 +18,7 @@ LOSSES = {"LayerNorm": (0.4, 0.41, 0.42), "AdaptiveDynamicTanh": (0.5, 0.52, 0.5
 
 def checked(of, monkeypatch, rows):
     """(lines, held) of a check of a record against rows that came out."""
-    monkeypatch.setattr(collect, "read", lambda record, kit: (rows, [], {}))
+    monkeypatch.setattr(collect, "read", lambda record, kit, settings: (rows, [], {}))
     lines, held = reproduce.check(of)
     return "\n".join(lines), held
 
@@ -160,6 +160,12 @@ def test_a_record_is_run_taken_printed_and_checked(tmp_path):
     assert "## Two runs" in page and "| LayerNorm | " in page and "two cores" not in page
     checked = called("two", "--check", kit=tmp_path, check=0).stdout
     assert "2 of 2 runs are equal in seven digits" in checked and "two: holds" in checked
+    summary = tmp_path / "output_two/DynamicTanh/seed0/summary.json"
+    summary.rename(tmp_path / "summary.json")
+    assert "DynamicTanh: not run" in called("two", "--check", kit=tmp_path, check=1).stdout
+    taken = run(sys.executable, tmp_path / "docs/results.py", "--take", "two", check=2).stderr
+    assert "seed0 has not ended. Run docs/reproduce.sh two again" in taken
+    (tmp_path / "summary.json").rename(summary)
     again = called("two", kit=tmp_path, check=0).stdout
     assert "Time it took: " in again and "epoch 1/1" not in again
     rows = read_csv(results / "two/runs.csv")
