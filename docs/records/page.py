@@ -130,6 +130,7 @@ def _template(folder, name):
         "minus": numbers.minus,
         "share": numbers.share,
         "known": numbers.Difference.known,
+        "by_seed": numbers.Difference.of,
         "of": lambda name: _of_record(record.read(name, folder)),
         "PIXELS": tables.PIXELS,
     }

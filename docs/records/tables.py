@@ -103,16 +103,23 @@ def accuracies(record, *evaluations):
 
 def matched(record):
     """A row a norm and alpha, a column an accuracy: its difference to alpha 0 at equal MSE, bold where it is established."""
-    cells, columns = {}, {}
+    cells, columns, reach = {}, {}, {}
     for row in record.file("matched_table.csv"):
         columns[row["accuracy"]] = f"{measures.MEASURES[row['accuracy']].label} (points)"
         bold = "**" * row["established"]
         ends = "" if row["low"] is None else f" ({row['low']:+z.1f} to {row['high']:+z.1f})"
         text = "–" if row["left_out"] or row["mean"] is None else f"{bold}{row['mean']:+z.1f}{bold}{ends}"
         cells.setdefault((row["group"], row["alpha"]), {})[row["accuracy"]] = text
-    lines = [["norm", "α", *columns.values()]]
-    lines += [[norm, f"{alpha:g}", *(of.get(column, "–") for column in columns)] for (norm, alpha), of in cells.items()]
+        reach[row["group"], row["alpha"]] = _range(row)
+    lines = [["norm", "α", "MSE", *columns.values()]]
+    for (norm, alpha), of in cells.items():
+        lines.append([norm, f"{alpha:g}", reach[norm, alpha], *(of.get(column, "–") for column in columns)])
     return markdown(lines)
+
+
+def _range(row):
+    """The MSE that runs of an alpha and of 0 both pass."""
+    return "–" if row.get("mse_low") is None else f"{row['mse_low']:.2f} to {row['mse_high']:.2f}"
 
 
 OF_FEATURES = ("frozen_accuracy", "knn_accuracy", "frozen_mean_accuracy", "knn_mean_accuracy", "rank_cls", "rank_mean")

@@ -74,6 +74,8 @@ def test_tables_of_a_sweep_say_what_its_files_do(tmp_path):
         {
             "accuracy": "frozen_accuracy",
             "alpha": -0.5,
+            "mse_low": 0.412,
+            "mse_high": 0.523,
             "mean": -6.04,
             "low": -8.0,
             "high": -4.0,
@@ -84,6 +86,8 @@ def test_tables_of_a_sweep_say_what_its_files_do(tmp_path):
         {
             "accuracy": "knn_accuracy",
             "alpha": -0.5,
+            "mse_low": 0.412,
+            "mse_high": 0.523,
             "mean": -1.0,
             "low": -3.0,
             "high": 1.0,
@@ -93,10 +97,10 @@ def test_tables_of_a_sweep_say_what_its_files_do(tmp_path):
     ]
     write_csv(of.folder / "matched_table.csv", matched.TABLE, [{**told, "group": "LayerNorm", **row} for row in rows])
     assert tables.matched(of).splitlines() == [
-        "| norm | α | frozen probe (points) | k-NN (points) |",
-        "| --- | --- | --- | --- |",
-        "| LayerNorm | -0.5 | **-6.0** (-8.0 to -4.0) | – |",
-        "| LayerNorm | 0.5 | +1.0 | – |",
+        "| norm | α | MSE | frozen probe (points) | k-NN (points) |",
+        "| --- | --- | --- | --- | --- |",
+        "| LayerNorm | -0.5 | 0.41 to 0.52 | **-6.0** (-8.0 to -4.0) | – |",
+        "| LayerNorm | 0.5 | – | +1.0 | – |",
     ]
     columns = ("norm", "alpha", "n_seeds", "mse_mean", "mse_std", "rank_cls_mean", "rank_cls_std")
     columns += ("untrained_rank_cls_mean", "untrained_rank_cls_std")
