@@ -23,16 +23,21 @@ def read(record, kit, settings=None):
 
     settings: those of SETTINGS that are columns, by default those in which any two of the runs differ.
     """
-    root = kit / record.runs
-    everything, problems = comparison.load(root) if root.is_dir() else ([], [])
-    if problems:
-        raise InputError(f"{record.name}: {problems[0]}")
+    everything = _load(record, kit)
     found = [run for run in everything if run["summary"] and not is_evaluation(run)]
     evaluations = [run for run in everything if run["summary"] and is_evaluation(run)]
     if not found:
         raise InputError(f"{record.name}: no runs in {record.runs}. Run docs/reproduce.sh {record.name} first.")
     named = settings_of(found, differing(found) if settings is None else settings)
     return rows_of(named, found, evaluations), epochs_of(named, found, record.by_epoch), about(found, evaluations)
+
+
+def _load(record, kit):
+    root = kit / record.runs
+    everything, problems = comparison.load(root) if root.is_dir() else ([], [])
+    if problems:
+        raise InputError(f"{record.name}: {problems[0]}")
+    return everything
 
 
 def differing(found):
@@ -127,10 +132,10 @@ def _each(configs, read_one):
 
 def write(record, kit):
     """Write a record's data files from its runs, and copy the analysis' tables and figures that it names. Raises InputError."""
+    for run in _load(record, kit):
+        if not run["summary"]:
+            raise InputError(f"{record.name}: {run['path']} has not ended. Run docs/reproduce.sh {record.name} again.")
     rows, epochs, known = read(record, kit)
-    open_ = [run for run in comparison.load(kit / record.runs)[0] if not run["summary"]]
-    if open_:
-        raise InputError(f"{record.name}: {open_[0]['path']} has not ended. Run docs/reproduce.sh {record.name} again.")
     analysis = kit / (record.analysis or record.runs)
     for name in (*record.copied, *record.figures.values()):
         if not (analysis / name).is_file():

@@ -30,9 +30,14 @@ class Rows:
 
     def __call__(self, **where):
         """The rows with these values. Raises KeyError if there is none: a template asks for what was not run."""
+        kept = self.having(**where)
+        if not len(kept):
+            raise KeyError(f"no row with {kept.where}")
+        return kept
+
+    def having(self, **where):
+        """The rows with these values, none perhaps."""
         kept = [row for row in self.rows if all(row.get(column) == value for column, value in where.items())]
-        if not kept:
-            raise KeyError(f"no row with {self.where | where}")
         return Rows(kept, self.where | where)
 
     def without(self, **where):

@@ -1,6 +1,7 @@
 """The tables of the records, in Markdown, from their committed files."""
 
 import re
+import statistics
 from dataclasses import dataclass
 
 from maekit.analysis import rates as of_rates
@@ -33,24 +34,27 @@ class Column:
         """Its text for a method. rows: numbers.Rows of all methods."""
         if self.published is not None:
             return fixed(self.published[method], self.decimals) if method in self.published else ""
-        mine = rows(method=method, status="finished")
+        mine = rows.having(method=method, status="finished")
+        if not len(mine):
+            return "diverged"
         if not mine.values(self.measure) or method == self.against:
             return ""
         if self.against or self.minus:
-            of = rows(method=self.against, status="finished") if self.against else mine
+            of = rows.having(method=self.against, status="finished") if self.against else mine
             return signed(mine.minus(of, self.measure, self.minus or None, self.scale), self.decimals)
         return spread([value * self.scale for value in mine.values(self.measure)], self.decimals)
 
 
 def spread(values, decimals):
     """Mean ± standard deviation."""
-    rows = Rows([{"value": value} for value in values])
-    mean = fixed(rows.mean("value"), decimals)
-    return mean if len(values) < 2 else f"{mean} ± {fixed(rows.std('value'), decimals)}"
+    mean = fixed(statistics.mean(values), decimals)
+    return mean if len(values) < 2 else f"{mean} ± {fixed(statistics.stdev(values), decimals)}"
 
 
 def signed(known, decimals=3):
-    """A Difference with signs, +0.043 (+0.018 to +0.068), and without an interval where there is none."""
+    """A Difference with signs, +0.043 (+0.018 to +0.068), without an interval where there is none, a dash where nothing is paired."""
+    if known.mean is None:
+        return "–"
     mean = fixed(known.mean, decimals, sign=True)
     if known.low is None:
         return mean
@@ -63,7 +67,6 @@ QUALITY = (Column("PSNR (dB)", "psnr", 2), Column("SSIM", "ssim"))
 ADYT = {"LayerNorm": 0.0435, "DynamicTanh": 0.0606, "AdaptiveDynamicTanh-lambda1.96": 0.0450}  # github.com/alim98/adyt
 LOSSES = {  # name in a template: columns of its table of methods
     "losses": (Column("training loss", "final_loss"), VALIDATION, TO_LAYER_NORM, *QUALITY),
-    "in short": (VALIDATION, TO_LAYER_NORM),
     "quality": (VALIDATION, TO_LAYER_NORM, QUALITY[0]),
     "test error": (
         Column("test error", "val_mse", 4, PIXELS),
@@ -76,7 +79,7 @@ LOSSES = {  # name in a template: columns of its table of methods
 
 def of_methods(record, columns, *, baselines=True):
     """A row a method, then the baselines of the validation loss. columns: a name of LOSSES, or Columns."""
-    columns = LOSSES.get(columns, columns)
+    columns = LOSSES[columns] if isinstance(columns, str) else columns
     rows = Rows(record.rows)
     lines = [["method", *(column.title for column in columns)]]
     for method in methods.in_order(rows.distinct("method")):

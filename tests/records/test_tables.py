@@ -10,7 +10,7 @@ STATISTICS = "comparison_statistics.json"
 def test_a_table_of_methods_has_means_and_paired_differences(tmp_path):
     """Of 0.4, 0.41, 0.42 and 0.5, 0.52, 0.51: differences of 0.1, 0.11 and 0.09, t(2) = 4.303, 0.01 / sqrt(3)."""
     of = a_record(tmp_path, {"DynamicTanh-alpha2.0": (0.5, 0.52, 0.51), "LayerNorm": (0.4, 0.41, 0.42)})
-    assert tables.of_methods(of, "in short").splitlines() == [
+    assert tables.of_methods(of, (tables.VALIDATION, tables.TO_LAYER_NORM)).splitlines() == [
         "| method | `val_mse` | difference to LayerNorm |",
         "| --- | --- | --- |",
         "| LayerNorm | 0.410 ± 0.010 | |",
@@ -18,6 +18,14 @@ def test_a_table_of_methods_has_means_and_paired_differences(tmp_path):
         "| *flat colour* | 1.000 | |",
         "| *smoothed colour* | 0.900 | |",
     ]
+
+
+def test_a_method_of_which_all_runs_diverged_has_no_numbers(tmp_path):
+    of = a_record(tmp_path, {"LayerNorm": (0.4, 0.41), "NoNorm": (9.0, 9.0)})
+    of.__dict__["rows"] = [{**row, "status": "diverged"} if row["method"] == "NoNorm" else row for row in of.rows]
+    assert "| NoNorm | diverged | diverged |" in tables.of_methods(of, (tables.VALIDATION, tables.TO_LAYER_NORM))
+    table = tables.of_methods(a_record(tmp_path / "b", {"RMSNorm": (0.4, 0.41)}), (tables.TO_LAYER_NORM,))
+    assert "| RMSNorm | – |" in table
 
 
 def test_tables_of_rates_and_sizes_say_what_their_files_do(tmp_path):
